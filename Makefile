@@ -1,0 +1,38 @@
+# vambrace: 'make demo' shows the whole flow, 'make test' proves it; both set up everything they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES ?= yes
+
+.PHONY: demo test unit lint bench packages clean
+
+demo: $(VENV)/ready
+	$(BIN)/python -m examples.patients.demo
+
+test: lint
+	$(BIN)/pytest
+
+unit: $(VENV)/ready
+	$(BIN)/pytest -m "not server"
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/ready
+	$(BIN)/python -m bench --json build/bench.json
+
+packages:
+ifeq ($(PACKAGES),yes)
+	scripts/packages
+endif
+
+$(VENV)/ready: pyproject.toml setup.py $(wildcard core/*.[ch]) | packages
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -e .[dev]
+	touch $@
+
+clean:
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find vambrace -name '*.so' -delete

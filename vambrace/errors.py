@@ -1,0 +1,178 @@
+"""Every error that vambrace raises, as one tree.
+
+    VambraceError
+    ├── UsageError                  a command or call that makes no sense as given
+    ├── ConfigError                 a manifest, configuration or setting is wrong
+    ├── ImageError                  a bundle or one of its parts is broken
+    ├── BuildError                  a build step failed (ToolMissing: a program is not installed)
+    ├── ServerError                 the emulated server cannot be started, reached or stopped
+    ├── HostError                   the host refused or failed
+    │   ├── HostUnreachable         no connection, or not the host that was expected
+    │   ├── NotFound                no such Realm or image
+    │   ├── Conflict                not possible in the present state
+    │   └── CapacityError           the exclusive share cannot be given
+    ├── RealmError                  a Realm failed or its agent refused
+    ├── VerificationError           evidence is not to be trusted
+    │   ├── MalformedEvidence       not a well-formed token
+    │   ├── SignatureInvalid        a signature does not verify
+    │   ├── ChallengeMismatch       another nonce, a replay, another Realm's channel
+    │   ├── UnknownRoot             the endorsement does not lead to the given root
+    │   ├── CertificateExpired      an endorsement is out of its validity
+    │   ├── InsecurePlatform        the platform states that it is insecure, in debug or not provisioned
+    │   ├── ComponentChanged        firmware or host component differs from the reference values
+    │   ├── MeasurementMismatch     another image or configuration
+    │   └── OwnerMismatch           another owner's key, or another instance
+    ├── MessageRefused              an owner's message is forged, replayed, late or for another instance
+    ├── PagerError                  the encrypted window failed
+    │   └── PageAuthenticationError a page's ciphertext was changed
+    ├── KvmError                    a KVM call failed
+    └── TrustZoneError              TrustZone is absent, or refused
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VambraceError(Exception):
+    """Root of the tree. ``message`` is one line; ``hint`` says what to do."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(VambraceError):
+    exit_code = 2
+
+
+class ConfigError(VambraceError):
+    """``line`` is the line of the manifest, counted from 1, where it is known."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, hint: str | None = None, line: int | None = None) -> None:
+        super().__init__(f"line {line}: {message}" if line else message, hint=hint)
+        self.line = line
+
+
+class ImageError(VambraceError):
+    exit_code = 3
+
+
+class BuildError(VambraceError):
+    exit_code = 6
+
+
+class ToolMissing(BuildError):
+    """``tool`` is the program that was looked for."""
+
+    def __init__(self, tool: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{tool} is not installed", hint=hint or "run 'make packages'")
+        self.tool = tool
+
+
+class ServerError(VambraceError):
+    exit_code = 7
+
+
+class HostError(VambraceError):
+    """``status`` is the HTTP status, 0 where there was no answer."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class HostUnreachable(HostError):
+    pass
+
+
+class NotFound(HostError):
+    pass
+
+
+class Conflict(HostError):
+    pass
+
+
+class CapacityError(HostError):
+    pass
+
+
+class RealmError(VambraceError):
+    exit_code = 8
+
+
+class VerificationError(VambraceError):
+    exit_code = 4
+
+
+class MalformedEvidence(VerificationError):
+    pass
+
+
+class SignatureInvalid(VerificationError):
+    pass
+
+
+class ChallengeMismatch(VerificationError):
+    pass
+
+
+class UnknownRoot(VerificationError):
+    pass
+
+
+class CertificateExpired(VerificationError):
+    pass
+
+
+class InsecurePlatform(VerificationError):
+    pass
+
+
+class ComponentChanged(VerificationError):
+    """``component`` names what differs."""
+
+    def __init__(self, message: str, *, component: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.component = component
+
+
+class MeasurementMismatch(VerificationError):
+    pass
+
+
+class OwnerMismatch(VerificationError):
+    pass
+
+
+class MessageRefused(VambraceError):
+    exit_code = 4
+
+
+class PagerError(VambraceError):
+    exit_code = 9
+
+
+class PageAuthenticationError(PagerError):
+    """``zone`` and ``page`` (index within the zone) of the page that failed."""
+
+    def __init__(self, zone: int, page: int) -> None:
+        super().__init__(f"page {page} of zone {zone} failed authentication")
+        self.zone = zone
+        self.page = page
+
+
+class KvmError(VambraceError):
+    exit_code = 9
+
+
+class TrustZoneError(VambraceError):
+    exit_code = 9
