@@ -1,0 +1,82 @@
+"""Valid configurations, kernels and certificates for tests."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import struct
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from vambrace.realm import Application, Disk, RealmConfig, Zone
+
+MIB = 1 << 20
+
+
+def make_certificate(curve: ec.EllipticCurve | None = None) -> tuple[str, str]:
+    """A self-signed certificate and its private key, both PEM."""
+    key = ec.generate_private_key(curve or ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "owner")])
+    begin = datetime.datetime(2026, 1, 1)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin + datetime.timedelta(days=3650))
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode()
+
+
+@functools.cache
+def owner() -> tuple[str, str]:
+    return make_certificate()
+
+
+def make_disk(name: str = "base", **changes: Any) -> Disk:
+    fields = {
+        "sha256": "ab" * 32,
+        "size": 8192,
+        "data_size": 4096,
+        "verity_root": "cd" * 32,
+        "verity_salt": "",
+    }
+    return Disk(name=name, **{**fields, **changes})
+
+
+def make_application(name: str = "analysis", **changes: Any) -> Application:
+    fields: dict[str, Any] = {
+        "command": ("python3", "analyse.py"),
+        "environment": {"A": "b"},
+        "directory": f"/app/{name}",
+        "results": (f"/results/{name}/out.txt",),
+    }
+    return Application(name=name, **{**fields, **changes})
+
+
+def make_realm(names: tuple[str, ...] = ("analysis",), **changes: Any) -> RealmConfig:
+    fields: dict[str, Any] = {
+        "name": "patients",
+        "cmdline": "quiet",
+        "owner": owner()[0],
+        "zones": (Zone("system", 128 * MIB, 80, True), *(Zone(name, 16 * MIB, 80) for name in names)),
+        "applications": tuple(make_application(name) for name in names),
+        "disks": (make_disk("base"), make_disk("apps")),
+    }
+    return RealmConfig(**{**fields, **changes})
+
+
+def make_kernel(size: int = 1 << 20) -> bytes:
+    """Bytes that begin with an arm64 Image header (Linux, Documentation/arch/arm64/booting.rst)."""
+    header = struct.pack("<IIQQQQQQ4sI", 0x14000010, 0, 0, size, 0b1010, 0, 0, 0, b"ARM\x64", 0)
+    return header.ljust(size, b"\x5a")

@@ -1,0 +1,215 @@
+"""The measured configuration: canonical, strict, and the same for everybody."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from realm_factory import MIB, make_application, make_certificate, make_disk, make_realm, owner
+
+from vambrace.errors import ConfigError
+from vambrace.realm import RealmConfig, Zone, canonical, certificate_der, certificate_pem, owner_public_key
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+
+
+def test_round_trip_is_exact() -> None:
+    config = make_realm(("analysis", "report"))
+    encoded = config.encode()
+    assert RealmConfig.parse(encoded) == config
+    assert RealmConfig.parse(encoded).encode() == encoded
+    assert b" " not in encoded.replace(config.owner.encode(), b"").split(b'"owner"')[0].split(b'"cmdline"')[1]
+
+
+@given(
+    command=st.lists(TEXT.filter(bool), min_size=1, max_size=4),
+    environment=st.dictionaries(st.from_regex(r"[A-Z_]{1,8}", fullmatch=True), TEXT, max_size=4),
+    percents=st.lists(st.integers(0, 100), min_size=1, max_size=3),
+    vcpus=st.integers(1, 8),
+)
+@settings(max_examples=50, deadline=None)
+def test_any_valid_configuration_round_trips(
+    command: list[str], environment: dict[str, str], percents: list[int], vcpus: int
+) -> None:
+    names = [f"app{i}" for i in range(len(percents))]
+    config = make_realm(
+        zones=(
+            Zone("system", 96 * MIB, max(percents), True),
+            *(Zone(name, 16 * MIB, percent) for name, percent in zip(names, percents, strict=True)),
+        ),
+        applications=tuple(make_application(name, command=tuple(command), environment=environment) for name in names),
+        vcpus=vcpus,
+    )
+    assert RealmConfig.parse(config.encode()) == config
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_changed_byte_is_refused_or_another_configuration(data: st.DataObject) -> None:
+    encoded = make_realm().encode()
+    place = data.draw(st.integers(0, len(encoded) - 1))
+    changed = bytearray(encoded)
+    changed[place] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        parsed = RealmConfig.parse(bytes(changed))
+    except ConfigError:
+        return
+    assert parsed.encode() == bytes(changed) != encoded
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(ConfigError):
+        RealmConfig.parse(data)
+
+
+def changed(path: list[Any], value: Any) -> bytes:
+    top = make_realm().as_object()
+    target: Any = top
+    for step in path[:-1]:
+        target = target[step]
+    if value is ...:
+        del target[path[-1]]
+    else:
+        target[path[-1]] = value
+    return canonical(top)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["schema"], "vambrace.realm/2", "schema"),
+        (["surprise"], 1, "unknown key surprise"),
+        (["zones", 1, "follow"], True, "unknown key"),
+        (["applications", 0, "user"], "root", "unknown key"),
+        (["vcpus"], True, "vcpus"),
+        (["vcpus"], "1", "vcpus"),
+        (["vcpus"], 0, "vcpus"),
+        (["debug"], 1, "debug"),
+        (["hash"], "md5", "hash"),
+        (["cipher"], "none", "cipher"),
+        (["form"], "container", "form"),
+        (["name"], "Upper", "valid name"),
+        (["name"], "a" * 33, "valid name"),
+        (["name"], "-a", "valid name"),
+        (["cmdline"], "a\nb", "cmdline"),
+        (["cmdline"], "a" * 2048, "cmdline"),
+        (["owner"], ..., "owner"),
+        (["owner"], "x", "owner"),
+        (["verdict_seconds"], 0, "verdict_seconds"),
+        (["zones", 0, "percent"], 101, "percent"),
+        (["zones", 1, "percent"], -1, "percent"),
+        (["zones", 1, "percent"], 81, "highest"),
+        (["zones", 1, "memory"], 16 * MIB + 1, "multiple of 2 MiB"),
+        (["zones", 1, "memory"], 14 * MIB, "memory"),
+        (["zones", 0, "memory"], 94 * MIB, "memory"),
+        (["zones", 1, "memory"], 1 << 41, "memory"),
+        (["zones", 1, "name"], "other", "zones"),
+        (["zones"], [], "zones"),
+        (["applications"], [], "none"),
+        (["applications", 0, "command"], [], "command"),
+        (["applications", 0, "command"], ["a\0"], "NUL"),
+        (["applications", 0, "environment"], {"A=": "x"}, "environment"),
+        (["applications", 0, "directory"], "/app/analysis/../other", "outside"),
+        (["applications", 0, "directory"], "app/analysis", "outside"),
+        (["applications", 0, "results"], ["/etc/passwd"], "outside"),
+        (["applications", 0, "results"], ["/results/analysis"], "outside"),
+        (["applications", 0, "results"], ["/results/analysis/a", "/results/analysis/a"], "twice"),
+        (["disks", 0, "sha256"], "AB" * 32, "hexadecimal"),
+        (["disks", 0, "data_size"], 4097, "multiples"),
+        (["disks", 1, "name"], "base", "twice"),
+    ],
+)
+def test_each_mistake_has_its_message(path: list[Any], value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RealmConfig.parse(changed(path, value))
+
+
+def test_other_spellings_of_the_same_are_refused() -> None:
+    encoded = make_realm().encode()
+    value = json.loads(encoded)
+    for data in (
+        json.dumps(value).encode(),
+        encoded + b"\n",
+        encoded.replace(b'"vcpus":1', b'"vcpus":1.0'),
+        encoded.replace(b'"vcpus":1', b'"vcpus":1,"vcpus":1'),
+        encoded.replace(b'"vcpus":1', b'"vcpus":NaN'),
+        encoded.replace(b'"quiet"', b'"\\u0071uiet"'),
+        b"[" * 100_000,
+        b" " * (300 << 10),
+    ):
+        with pytest.raises(ConfigError):
+            RealmConfig.parse(data)
+
+
+def test_sixteen_applications_are_too_many() -> None:
+    assert len(make_realm(tuple(f"a{i}" for i in range(15))).zones) == 16
+    with pytest.raises(ConfigError, match="at most 15") as caught:
+        make_realm(tuple(f"a{i}" for i in range(16)))
+    assert caught.value.hint
+
+
+def test_names_are_unique_and_not_the_systems() -> None:
+    with pytest.raises(ConfigError, match="twice"):
+        make_realm(("a", "a"))
+    with pytest.raises(ConfigError, match="system"):
+        make_application("system")
+    with pytest.raises(ConfigError, match="system"):
+        make_realm(zones=(Zone("analysis", 128 * MIB, 80), Zone("analysis", 16 * MIB, 80)))
+
+
+def test_personalization_is_of_the_owners_key() -> None:
+    config = make_realm()
+    key = x509.load_pem_x509_certificate(config.owner.encode()).public_key()
+    spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    assert config.owner_spki == spki
+    assert config.personalization() == hashlib.sha512(b"vambrace-rpv-1" + spki).digest()
+    other = replace(config, owner=make_certificate()[0])
+    assert other.personalization() != config.personalization()
+    assert other.encode() != config.encode()
+
+
+def test_only_p256_owners() -> None:
+    with pytest.raises(ConfigError, match="P-256"):
+        owner_public_key(make_certificate(ec.SECP384R1())[0])
+    with pytest.raises(ConfigError, match="P-256"):
+        owner_public_key(make_certificate(ec.SECP256K1())[0])
+
+
+@given(st.integers(0, 2000), st.integers(1, 255))
+@settings(max_examples=100, deadline=None)
+def test_a_damaged_certificate_raises_nothing_else(place: int, flip: int) -> None:
+    der = bytearray(certificate_der(owner()[0]))
+    der[place % len(der)] ^= flip
+    for data in (bytes(der), bytes(der[: place % len(der)])):
+        with contextlib.suppress(ConfigError):
+            assert len(owner_public_key(certificate_pem(data))) == 91
+
+
+def test_certificate_has_one_spelling() -> None:
+    pem = owner()[0]
+    for other in (pem + "\n", pem.replace("\n", "\r\n"), "x" + pem, pem.rstrip(), pem + pem):
+        with pytest.raises(ConfigError):
+            certificate_der(other)
+
+
+def test_zone_lookup() -> None:
+    config = make_realm(("a", "b"))
+    assert [config.zone_of(name) for name in ("system", "a", "b")] == [0, 1, 2]
+    with pytest.raises(ConfigError, match="no such"):
+        config.zone_of("c")
+    assert config.memory == 160 * MIB
+
+
+def test_disk_without_a_tree_of_its_own_size() -> None:
+    with pytest.raises(ConfigError):
+        make_disk(size=4096, data_size=8192)
