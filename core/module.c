@@ -1,0 +1,471 @@
+/*
+ * vambrace.pager._core: the window for Python, in the limited API of 3.11. Its contract is _core.pyi.
+ * Whatever may wait for the window's lock or a page runs without the GIL.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include <openssl/crypto.h>
+
+#include "status.h"
+#include "window.h"
+
+#define GRACE_MS 5000
+
+struct state {
+	PyObject *error;
+	PyObject *window_type;
+};
+
+typedef struct {
+	PyObject_HEAD
+	struct vb_window *window; /* NULL once it is freed */
+	Py_ssize_t exports;       /* memoryviews of guest memory */
+	Py_ssize_t calls;         /* under way without the GIL */
+	bool closed;
+} Window;
+
+/* Raises _core.Error(status, message). */
+static PyObject *fail(PyObject *module, int status)
+{
+	struct state *state = PyModule_GetState(module);
+	PyObject *arguments = Py_BuildValue("(is)", status, vb_status_message(status));
+
+	if (arguments) {
+		PyErr_SetObject(state->error, arguments);
+		Py_DECREF(arguments);
+	}
+	return NULL;
+}
+
+static PyObject *fail_of(Window *self, int status)
+{
+	PyObject *module = PyType_GetModule(Py_TYPE((PyObject *)self));
+
+	return module ? fail(module, status) : NULL;
+}
+
+/* Frees what is left of a closed window when nothing refers to it any more. */
+static void settle(Window *self)
+{
+	if (self->closed && !self->exports && !self->calls && self->window) {
+		vb_window_free(self->window);
+		self->window = NULL;
+	}
+}
+
+static struct vb_window *begin(Window *self)
+{
+	if (!self->window || self->closed) {
+		fail_of(self, VB_CLOSED);
+		return NULL;
+	}
+	self->calls++;
+	return self->window;
+}
+
+static void end(Window *self)
+{
+	self->calls--;
+	settle(self);
+}
+
+static int parse_zones(PyObject *sequence, struct vb_zone_config *zones, size_t *count)
+{
+	Py_ssize_t length = PySequence_Size(sequence);
+
+	if (length < 0)
+		return -1;
+	if (length > VB_MAXIMUM_ZONES) {
+		PyErr_SetString(PyExc_ValueError, "too many zones");
+		return -1;
+	}
+	for (Py_ssize_t i = 0; i < length; i++) {
+		PyObject *item = PySequence_GetItem(sequence, i);
+		unsigned long long pages;
+		int percent, ok;
+
+		if (!item)
+			return -1;
+		if (!PyTuple_Check(item)) {
+			PyErr_SetString(PyExc_TypeError, "a zone is a tuple (pages, percent)");
+			Py_DECREF(item);
+			return -1;
+		}
+		ok = PyArg_ParseTuple(item, "Ki", &pages, &percent);
+		Py_DECREF(item);
+		if (!ok)
+			return -1;
+		zones[i] = (struct vb_zone_config){
+			.pages = pages,
+			.percent = percent < 0 ? 101 : (unsigned)percent, /* refused by the window */
+		};
+	}
+	*count = (size_t)length;
+	return 0;
+}
+
+static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
+{
+	static char *names[] = {"zones", "key", "instance", "cipher", "handler_cpu", NULL};
+	struct vb_zone_config zones[VB_MAXIMUM_ZONES];
+	struct vb_config config = {.zones = zones, .userfaultfd = -1, .grace_ms = GRACE_MS};
+	PyObject *sequence;
+	Py_buffer key, instance;
+	const char *cipher;
+	allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+	Window *self = NULL;
+	struct vb_window *window = NULL;
+	int status = VB_OK;
+
+	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "Oy*y*si", names, &sequence, &key, &instance, &cipher,
+					 &config.handler_cpu))
+		return NULL;
+	if (parse_zones(sequence, zones, &config.zone_count))
+		goto out;
+	if (!strcmp(cipher, "aes-256-gcm"))
+		config.cipher = VB_AES_256_GCM;
+	else if (!strcmp(cipher, "sm4-gcm"))
+		config.cipher = VB_SM4_GCM;
+	else
+		status = VB_NO_CIPHER;
+	if (key.len != VB_REALM_KEY_BYTES || instance.len != VB_INSTANCE_BYTES)
+		status = VB_INVALID;
+	config.key = key.buf;
+	config.instance = instance.buf;
+	if (!status) {
+		Py_BEGIN_ALLOW_THREADS
+		status = vb_window_create(&config, &window);
+		Py_END_ALLOW_THREADS
+	}
+	if (status) {
+		PyObject *module = PyType_GetModule(type);
+
+		if (module)
+			fail(module, status);
+		goto out;
+	}
+	self = (Window *)allocate(type, 0);
+	if (self)
+		self->window = window;
+	else
+		vb_window_free(window);
+out:
+	PyBuffer_Release(&key);
+	PyBuffer_Release(&instance);
+	return (PyObject *)self;
+}
+
+static PyObject *window_close(Window *self, PyObject *unused)
+{
+	(void)unused;
+	if (self->window && !self->closed) {
+		self->closed = true;
+		self->calls++;
+		Py_BEGIN_ALLOW_THREADS
+		vb_window_close(self->window);
+		Py_END_ALLOW_THREADS
+		end(self);
+	}
+	Py_RETURN_NONE;
+}
+
+static void window_dealloc(Window *self)
+{
+	PyTypeObject *type = Py_TYPE((PyObject *)self);
+	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+
+	vb_window_free(self->window); /* no view and no call is left: each holds a reference */
+	release(self);
+	Py_DECREF((PyObject *)type);
+}
+
+static PyObject *window_write(Window *self, PyObject *arguments)
+{
+	Py_ssize_t offset;
+	Py_buffer data;
+	struct vb_window *window;
+	int status = VB_INVALID;
+
+	if (!PyArg_ParseTuple(arguments, "ny*", &offset, &data))
+		return NULL;
+	window = begin(self);
+	if (window) {
+		if (offset >= 0) {
+			Py_BEGIN_ALLOW_THREADS
+			status = vb_window_write(window, (size_t)offset, data.buf, (size_t)data.len);
+			Py_END_ALLOW_THREADS
+		}
+		end(self);
+	}
+	PyBuffer_Release(&data);
+	if (!window)
+		return NULL;
+	if (status)
+		return fail_of(self, status);
+	Py_RETURN_NONE;
+}
+
+static PyObject *window_read(Window *self, PyObject *arguments)
+{
+	Py_ssize_t offset, length;
+	PyObject *data;
+	struct vb_window *window;
+	int status = VB_INVALID;
+
+	if (!PyArg_ParseTuple(arguments, "nn", &offset, &length))
+		return NULL;
+	window = begin(self);
+	if (!window)
+		return NULL;
+	if (offset < 0 || length < 0 || (size_t)length > vb_window_bytes(window)) {
+		end(self);
+		return fail_of(self, VB_INVALID);
+	}
+	data = PyBytes_FromStringAndSize(NULL, length);
+	if (data) {
+		char *to = PyBytes_AsString(data);
+
+		Py_BEGIN_ALLOW_THREADS
+		status = vb_window_read(window, (size_t)offset, to, (size_t)length);
+		Py_END_ALLOW_THREADS
+		if (status) {
+			OPENSSL_cleanse(to, (size_t)length);
+			Py_DECREF(data);
+			fail_of(self, status);
+			data = NULL;
+		}
+	}
+	end(self);
+	return data;
+}
+
+static PyObject *window_set_percent(Window *self, PyObject *arguments)
+{
+	Py_ssize_t zone;
+	int percent, status = VB_INVALID;
+	struct vb_window *window;
+
+	if (!PyArg_ParseTuple(arguments, "ni", &zone, &percent))
+		return NULL;
+	window = begin(self);
+	if (!window)
+		return NULL;
+	if (zone >= 0 && percent >= 0) {
+		Py_BEGIN_ALLOW_THREADS
+		status = vb_window_set_percent(window, (size_t)zone, (unsigned)percent);
+		Py_END_ALLOW_THREADS
+	}
+	end(self);
+	if (status)
+		return fail_of(self, status);
+	Py_RETURN_NONE;
+}
+
+static PyObject *window_stats(Window *self, PyObject *arguments)
+{
+	Py_ssize_t zone;
+	int status = VB_INVALID;
+	struct vb_window *window;
+	struct vb_stats stats;
+
+	if (!PyArg_ParseTuple(arguments, "n", &zone))
+		return NULL;
+	window = begin(self);
+	if (!window)
+		return NULL;
+	if (zone >= 0) {
+		Py_BEGIN_ALLOW_THREADS
+		status = vb_window_stats(window, (size_t)zone, &stats);
+		Py_END_ALLOW_THREADS
+	}
+	end(self);
+	if (status)
+		return fail_of(self, status);
+	return Py_BuildValue("(KIKKKKKKKK)", (unsigned long long)stats.pages, stats.percent,
+			     (unsigned long long)stats.window, (unsigned long long)stats.plaintext,
+			     (unsigned long long)stats.plaintext_max, (unsigned long long)stats.faults,
+			     (unsigned long long)stats.zero_faults, (unsigned long long)stats.evictions,
+			     (unsigned long long)stats.bytes_encrypted, (unsigned long long)stats.bytes_decrypted);
+}
+
+static PyObject *window_failure(Window *self, PyObject *unused)
+{
+	struct vb_failure failure;
+	struct vb_window *window = begin(self);
+
+	(void)unused;
+	if (!window)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	failure = vb_window_failure(window);
+	Py_END_ALLOW_THREADS
+	end(self);
+	if (!failure.status)
+		Py_RETURN_NONE;
+	return Py_BuildValue("(IKis)", failure.zone, (unsigned long long)failure.page, failure.status,
+			     vb_status_message(failure.status));
+}
+
+static PyObject *window_address(Window *self, void *unused)
+{
+	(void)unused;
+	if (!self->window)
+		return fail_of(self, VB_CLOSED);
+	return PyLong_FromVoidPtr(vb_window_address(self->window));
+}
+
+static PyObject *window_size(Window *self, void *unused)
+{
+	(void)unused;
+	if (!self->window)
+		return fail_of(self, VB_CLOSED);
+	return PyLong_FromSize_t(vb_window_bytes(self->window));
+}
+
+static PyObject *window_failure_fd(Window *self, void *unused)
+{
+	(void)unused;
+	if (!self->window)
+		return fail_of(self, VB_CLOSED);
+	return PyLong_FromLong(vb_window_failure_fd(self->window));
+}
+
+static int window_getbuffer(Window *self, Py_buffer *view, int flags)
+{
+	int result;
+
+	if (!self->window || self->closed) {
+		view->obj = NULL;
+		PyErr_SetString(PyExc_BufferError, vb_status_message(VB_CLOSED));
+		return -1;
+	}
+	result = PyBuffer_FillInfo(view, (PyObject *)self, vb_window_address(self->window),
+				   (Py_ssize_t)vb_window_bytes(self->window), 0, flags);
+	if (result == 0)
+		self->exports++;
+	return result;
+}
+
+static void window_releasebuffer(Window *self, Py_buffer *view)
+{
+	(void)view;
+	self->exports--;
+	settle(self);
+}
+
+static PyMethodDef window_methods[] = {
+	{"close", (PyCFunction)window_close, METH_NOARGS, NULL},
+	{"write", (PyCFunction)window_write, METH_VARARGS, NULL},
+	{"read", (PyCFunction)window_read, METH_VARARGS, NULL},
+	{"set_percent", (PyCFunction)window_set_percent, METH_VARARGS, NULL},
+	{"stats", (PyCFunction)window_stats, METH_VARARGS, NULL},
+	{"failure", (PyCFunction)window_failure, METH_NOARGS, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef window_properties[] = {
+	{"address", (getter)window_address, NULL, NULL, NULL},
+	{"size", (getter)window_size, NULL, NULL, NULL},
+	{"failure_fd", (getter)window_failure_fd, NULL, NULL, NULL},
+	{NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot window_slots[] = {
+	{Py_tp_new, (void *)window_new},
+	{Py_tp_dealloc, (void *)window_dealloc},
+	{Py_tp_methods, window_methods},
+	{Py_tp_getset, window_properties},
+	{Py_bf_getbuffer, (void *)window_getbuffer},
+	{Py_bf_releasebuffer, (void *)window_releasebuffer},
+	{0, NULL},
+};
+
+static PyType_Spec window_spec = {
+	.name = "vambrace.pager._core.Window",
+	.basicsize = sizeof(Window),
+	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+	.slots = window_slots,
+};
+
+static PyObject *lock_process(PyObject *module, PyObject *unused)
+{
+	(void)unused;
+	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0)
+		return fail(module, -errno);
+	Py_RETURN_NONE;
+}
+
+static PyMethodDef module_methods[] = {
+	{"lock_process", lock_process, METH_NOARGS, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static int module_exec(PyObject *module)
+{
+	static const struct {
+		const char *name;
+		long value;
+	} constants[] = {
+		{"MINIMUM_WINDOW", VB_MINIMUM_WINDOW}, {"MAXIMUM_ZONES", VB_MAXIMUM_ZONES},
+		{"EXIT_FAILED", VB_EXIT_FAILED}, {"INVALID", VB_INVALID}, {"CLOSED", VB_CLOSED},
+		{"FAILED", VB_FAILED}, {"AUTHENTICATION", VB_AUTHENTICATION}, {"PINNED", VB_PINNED},
+		{"NO_CIPHER", VB_NO_CIPHER}, {"NO_USERFAULTFD", VB_NO_USERFAULTFD}, {"NO_MOVE", VB_NO_MOVE},
+		{"SWAP", VB_SWAP},
+	};
+	struct state *state = PyModule_GetState(module);
+
+	state->error = PyErr_NewException("vambrace.pager._core.Error", NULL, NULL);
+	if (!state->error || PyModule_AddObjectRef(module, "Error", state->error))
+		return -1;
+	state->window_type = PyType_FromModuleAndSpec(module, &window_spec, NULL);
+	if (!state->window_type || PyModule_AddObjectRef(module, "Window", state->window_type))
+		return -1;
+	for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
+		if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value))
+			return -1;
+	return 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+	struct state *state = PyModule_GetState(module);
+
+	Py_VISIT(state->error);
+	Py_VISIT(state->window_type);
+	return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+	struct state *state = PyModule_GetState(module);
+
+	Py_CLEAR(state->error);
+	Py_CLEAR(state->window_type);
+	return 0;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+	{Py_mod_exec, (void *)module_exec},
+	{0, NULL},
+};
+
+static struct PyModuleDef definition = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "vambrace.pager._core",
+	.m_size = sizeof(struct state),
+	.m_methods = module_methods,
+	.m_slots = module_slots,
+	.m_traverse = module_traverse,
+	.m_clear = module_clear,
+};
+
+PyMODINIT_FUNC PyInit__core(void)
+{
+	return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,34 @@
+/* userfaultfd: the five operations that the window needs. All return 0 or -errno unless said. */
+#ifndef VAMBRACE_UFFD_H
+#define VAMBRACE_UFFD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * A non-blocking userfaultfd for faults of the kernel too (KVM, vhost), by the system call or, where it is
+ * not permitted, by /dev/userfaultfd. VB_NO_USERFAULTFD, VB_NO_MOVE (no UFFDIO_MOVE: before Linux 6.8).
+ */
+int vb_uffd_open(int *out);
+/* The same handshake for a descriptor that this process has opened before and not used yet. */
+int vb_uffd_handshake(int fd);
+
+int vb_uffd_register(int fd, void *start, size_t bytes);
+
+/*
+ * These go on until all is done or an error stands in the way, and say in *done how many bytes were done,
+ * errors included. EAGAIN is retried here. Threads that wait for these pages are woken.
+ */
+int vb_uffd_move(int fd, void *to, void *from, size_t bytes, size_t *done);
+int vb_uffd_zero(int fd, void *start, size_t bytes, size_t *done);
+int vb_uffd_copy(int fd, void *to, const void *from, size_t bytes, size_t *done);
+
+void vb_uffd_wake(int fd, void *start, size_t bytes);
+
+/*
+ * Page faults that wait, at most `limit`, without blocking: their addresses, rounded down to a page.
+ * Gives their number, 0 if there are none, or -errno.
+ */
+int vb_uffd_read(int fd, uintptr_t *addresses, int limit);
+
+#endif

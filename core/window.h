@@ -1,0 +1,104 @@
+/*
+ * The encrypted window: guest memory of which, per zone, only a bounded number of pages is plaintext.
+ *
+ *   guest   ┌────┬────┬────┬────┬────┐   what KVM, vhost and the VMM see; an absent page faults
+ *           │ P0 │    │ P2 │    │    │
+ *           └─▲──┴────┴─┬──┴────┴────┘
+ *        move │         │ move (UFFDIO_MOVE: the same physical page, no second copy)
+ *           ┌─┴──┬────┬─▼──┬────┬────┐
+ *   side    │    │ E1 │    │ E3 │    │   ciphertext, at the same offset; touched by this library only
+ *           └────┴────┴────┴────┴────┘
+ *
+ * A page is absent (never touched; page 4 above), plaintext (in guest), encrypted (in side), or on its way
+ * under the window's lock. On its way it counts as plaintext. At every instant, for every zone:
+ * plaintext pages ≤ window(zone). Room is made before a page is mapped, never after.
+ *
+ * All functions may be called from any thread; those that take a window end with VB_CLOSED once it is
+ * closed, and with VB_FAILED once it has failed. They return 0, a status (status.h) or -errno.
+ */
+#ifndef VAMBRACE_WINDOW_H
+#define VAMBRACE_WINDOW_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cipher.h"
+#include "zone.h"
+
+#define VB_MAXIMUM_ZONES 16
+/* The exit status of a process that left a failed window open: see vb_config.grace_ms. */
+#define VB_EXIT_FAILED 70
+
+struct vb_zone_config {
+	uint64_t pages;
+	unsigned percent;
+};
+
+struct vb_config {
+	const struct vb_zone_config *zones;
+	size_t zone_count;
+	const uint8_t *key;      /* VB_REALM_KEY_BYTES; not needed after the call */
+	const uint8_t *instance; /* VB_INSTANCE_BYTES */
+	enum vb_cipher_kind cipher;
+	int handler_cpu;         /* -1: any */
+	int userfaultfd;         /* opened by this process and given away to the window; -1: the window opens one */
+	/*
+	 * After a failure, threads that touch an absent page stay blocked until the window is closed. Among
+	 * them may be the one that would have closed it. So, if it is not closed within this time, the
+	 * handler wipes keys and memory itself and ends the process with VB_EXIT_FAILED. -1: never.
+	 */
+	int grace_ms;
+};
+
+struct vb_failure {
+	int status;    /* 0: none */
+	uint32_t zone;
+	uint64_t page; /* within the zone */
+};
+
+struct vb_stats {
+	uint64_t pages;
+	unsigned percent;
+	uint64_t window; /* while a rise is under way: what is allowed at this instant */
+	uint64_t plaintext;
+	uint64_t plaintext_max; /* since the percentage was last changed */
+	uint64_t faults;
+	uint64_t zero_faults;
+	uint64_t evictions;
+	uint64_t bytes_encrypted;
+	uint64_t bytes_decrypted;
+	uint64_t busy;
+};
+
+struct vb_window;
+
+int vb_window_create(const struct vb_config *config, struct vb_window **out);
+
+/*
+ * Stops the handler, waits for calls under way, wipes keys and memory. The guest's addresses stay reserved
+ * and inaccessible until vb_window_free: a thread or a kernel worker that waits for a page, or comes
+ * later, gets SIGSEGV or EFAULT. Stop the vCPUs first. A second call does nothing.
+ */
+void vb_window_close(struct vb_window *window);
+/* Closes, and gives everything back. NULL is allowed. No other call may be under way. */
+void vb_window_free(struct vb_window *window);
+
+void *vb_window_address(const struct vb_window *window);
+size_t vb_window_bytes(const struct vb_window *window);
+/* An eventfd of the window, readable once it failed. */
+int vb_window_failure_fd(const struct vb_window *window);
+struct vb_failure vb_window_failure(struct vb_window *window);
+
+/* Through the window, without a page fault. The buffers must not lie in it. VB_INVALID: out of range. */
+int vb_window_write(struct vb_window *window, size_t offset, const void *data, size_t bytes);
+int vb_window_read(struct vb_window *window, size_t offset, void *data, size_t bytes);
+
+/*
+ * Returns when the invariant holds at the new value. VB_PINNED: nothing has changed, except that more
+ * pages may be encrypted than before.
+ */
+int vb_window_set_percent(struct vb_window *window, size_t zone, unsigned percent);
+int vb_window_stats(struct vb_window *window, size_t zone, struct vb_stats *out);
+
+#endif

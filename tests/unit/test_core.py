@@ -1,0 +1,75 @@
+"""The C core under the sanitizers: every program in core/tests, with ASan and UBSan, and with TSan."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vambrace.errors import PagerError
+from vambrace.pager import Window
+
+CORE = Path(__file__).parents[2] / "core"
+SOURCES = sorted(path for path in CORE.glob("*.c") if path.name != "module.c")
+FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer", "-pthread"]
+
+
+@pytest.fixture(scope="session")
+def kernel() -> None:
+    """Skips where this machine's kernel cannot move pages (before Linux 6.8) or gives no userfaultfd."""
+    try:
+        Window([(1, 0)], bytes(32), bytes(16)).close()
+    except PagerError as error:
+        pytest.skip(f"{error}; {error.hint}")
+
+
+@pytest.fixture(scope="session", params=["address,undefined", "thread"])
+def objects(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, list[str]]:
+    """The core's object files, built with one set of sanitizers."""
+    compiler = shutil.which("cc")
+    assert compiler, "cc is missing: run 'make packages'"
+    directory = tmp_path_factory.mktemp("core")
+    command = [compiler, *FLAGS, f"-fsanitize={request.param}", "-c", *map(str, SOURCES)]
+    subprocess.run(command, cwd=directory, check=True)
+    return request.param, [str(path) for path in sorted(directory.glob("*.o"))]
+
+
+def run(name: str, objects: tuple[str, list[str]], directory: Path) -> None:
+    sanitizer, files = objects
+    program = directory / name
+    source = CORE / "tests" / f"{name}.c"
+    command = ["cc", *FLAGS, f"-fsanitize={sanitizer}", "-o", program, source, *files, "-lcrypto"]
+    subprocess.run(command, check=True)
+    # Older ThreadSanitizers cannot cope with much address space randomization.
+    result = subprocess.run(
+        ["setarch", platform.machine(), "-R", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_cipher(objects: tuple[str, list[str]], tmp_path: Path) -> None:
+    run("test_cipher", objects, tmp_path)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("name", ["test_window", "test_tamper", "test_threads"])
+def test_window(name: str, objects: tuple[str, list[str]], tmp_path: Path) -> None:
+    run(name, objects, tmp_path)
+
+
+def test_every_program_is_run() -> None:
+    assert {path.stem for path in (CORE / "tests").glob("*.c")} == {
+        "test_cipher",
+        "test_window",
+        "test_tamper",
+        "test_threads",
+    }

@@ -1,0 +1,12 @@
+"""The encrypted window: guest memory of which only a bounded part is plaintext (design section 4)."""
+
+from vambrace.pager.window import (
+    MINIMUM_WINDOW,
+    Failure,
+    Window,
+    ZoneStats,
+    lock_process,
+    window_pages,
+)
+
+__all__ = ["MINIMUM_WINDOW", "Failure", "Window", "ZoneStats", "lock_process", "window_pages"]

@@ -1,0 +1,52 @@
+"""The contract of the C core (core/module.c). Use vambrace.pager instead."""
+
+from collections.abc import Sequence
+
+from typing_extensions import Buffer
+
+MINIMUM_WINDOW: int  # pages: no zone's window is smaller, unless the zone is
+MAXIMUM_ZONES: int
+EXIT_FAILED: int  # exit status of a process that left a failed window open for 5 s
+
+# Statuses, as in Error.args[0]; negative ones are −errno.
+INVALID: int
+CLOSED: int
+FAILED: int
+AUTHENTICATION: int
+PINNED: int
+NO_CIPHER: int
+NO_USERFAULTFD: int
+NO_MOVE: int
+SWAP: int
+
+class Error(Exception):
+    """args = (status, message)."""
+
+    args: tuple[int, str]
+
+class Window(Buffer):
+    """All methods raise Error. Its buffer is guest memory, writable."""
+
+    def __new__(
+        cls,
+        zones: Sequence[tuple[int, int]],
+        key: Buffer,
+        instance: Buffer,
+        cipher: str,
+        handler_cpu: int,  # −1: any
+    ) -> Window: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def failure_fd(self) -> int: ...
+    def failure(self) -> tuple[int, int, int, str] | None: ...  # zone, page, status, message
+    def write(self, offset: int, data: Buffer) -> None: ...
+    def read(self, offset: int, length: int) -> bytes: ...
+    def set_percent(self, zone: int, percent: int) -> None: ...
+    def stats(self, zone: int) -> tuple[int, int, int, int, int, int, int, int, int, int]: ...
+    def close(self) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def lock_process() -> None: ...
