@@ -1,0 +1,333 @@
+"""Devices through their registers and queues, with friendly and hostile drivers."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from virtio_driver import RAM, Driver, DriverQueue
+
+from vambrace.errors import ConfigError, KvmError
+from vambrace.virtio.block import Block
+from vambrace.virtio.console import (
+    AGENT_PORT,
+    PENDING_LIMIT,
+    RX_AGENT,
+    RX_CONTROL,
+    TX_AGENT,
+    TX_CONSOLE,
+    TX_CONTROL,
+    Console,
+)
+from vambrace.virtio.device import VERSION_1
+from vambrace.virtio.entropy import Entropy
+from vambrace.virtio.vsock import Vsock
+
+WRITE = 2
+NEEDS_RESET = 64
+READY, OPEN = 3, 6
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[tuple[Driver, bytes]]:
+    contents = os.urandom(64 << 10)
+    path = tmp_path / "disk"
+    path.write_bytes(contents)
+    driver = Driver(Block(path, "base"))
+    driver.start()
+    yield driver, contents
+    driver.close()
+
+
+def request(kind: int, sector: int) -> tuple[bytes, int]:
+    return struct.pack("<IIQ", kind, 0, sector), 0
+
+
+# --- transport --------------------------------------------------------------------------------------------
+
+
+def test_identifies_itself(disk: tuple[Driver, bytes]) -> None:
+    driver, contents = disk
+    assert [driver.get(0), driver.get(4), driver.get(8)] == [0x74726976, 2, 2]
+    assert driver.get(0x100) == len(contents) // 512
+    assert driver.get(0xB0) == 0xFFFF_FFFF  # no shared memory
+    assert driver.transport.read(0x1000 - 4, 8) == bytes(8)
+    assert driver.transport.read(1, 4) == bytes(4)
+    assert driver.transport.read(0, 8) == bytes(8)
+
+
+def test_refuses_features_that_were_not_offered() -> None:
+    driver = Driver(Entropy())
+    driver.features(VERSION_1 | 1 << 28)
+    assert not driver.get(0x70) & 8
+    driver.set(0x70, 0)
+    driver.features(0)  # a legacy driver
+    assert not driver.get(0x70) & 8
+    driver.close()
+
+
+def test_a_wrong_queue_needs_a_reset_and_recovers_by_it() -> None:
+    driver = Driver(Entropy())
+    driver.features(VERSION_1)
+    wrong = DriverQueue(driver.memory, 8)
+    wrong.used_ring = RAM + driver.memory.size
+    driver.set_queue(0, wrong)
+    assert driver.get(0x70) & NEEDS_RESET
+    assert driver.get(0x60) & 2  # a change of configuration is told
+    driver.set(0x64, 2)
+    assert not driver.get(0x60) & 2
+    driver.transport.process(0)
+    driver.set(0x70, 0)
+    assert driver.get(0x70) == 0
+    driver.queues = [DriverQueue(driver.memory, 8)]
+    driver.start()
+    head = driver.ask(0, [(bytes(8), WRITE)])
+    assert driver.queues[0].used() == [(head, 8)]
+    driver.close()
+
+
+def test_driver_without_features_needs_a_reset() -> None:
+    driver = Driver(Entropy())
+    driver.set(0x70, 7)
+    assert driver.get(0x70) & NEEDS_RESET
+    driver.close()
+
+
+def test_queue_cannot_be_moved_while_it_is_used(disk: tuple[Driver, bytes]) -> None:
+    driver, contents = disk
+    driver.set(0x30, 0)
+    driver.set(0x44, 0)
+    driver.set(0x80, 0)
+    head = driver.ask(0, [request(0, 0), (bytes(512), WRITE), (b"\xff", WRITE)])
+    assert driver.answer(0, head, 1, 512) == contents[:512]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(
+    writes=st.lists(
+        st.tuples(
+            st.sampled_from([0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x94, 0xA0, 0x100, 3]),
+            st.one_of(st.integers(0, 16), st.sampled_from([RAM, 255, 0xFFFF_FFFF])),
+        ),
+        max_size=60,
+    )
+)
+def test_no_sequence_of_register_writes_raises(writes: list[tuple[int, int]]) -> None:
+    driver = Driver(Console(lambda data: None, None))
+    for offset, value in writes:
+        driver.set(offset, value)
+        driver.get(offset)
+        for index in range(6):
+            driver.transport.process(index)
+    driver.close()
+
+
+# --- entropy ----------------------------------------------------------------------------------------------
+
+
+def test_entropy_fills_what_it_is_given_up_to_its_limit() -> None:
+    driver = Driver(Entropy())
+    driver.start()
+    head = driver.ask(0, [(bytes(64), WRITE)])
+    assert driver.queues[0].used() == [(head, 64)]
+    assert driver.answer(0, head, 0, 64) != bytes(64)
+    big = driver.ask(0, [(bytes(20000), WRITE)])
+    assert driver.queues[0].used() == [(big, 4096)]
+    driver.close()
+
+
+# --- disk -------------------------------------------------------------------------------------------------
+
+
+def test_disk_reads_into_scattered_buffers(disk: tuple[Driver, bytes]) -> None:
+    driver, contents = disk
+    parts = [request(0, 3), (bytes(1024), WRITE), (bytes(512), WRITE), (b"\xff", WRITE)]
+    head = driver.ask(0, parts)
+    assert driver.queues[0].used() == [(head, 1537)]
+    data = driver.answer(0, head, 1, 1024) + driver.answer(0, head, 2, 512)
+    assert data == contents[1536:3072]
+    assert driver.answer(0, head, 3, 1) == b"\0"
+
+
+@pytest.mark.parametrize(
+    ("kind", "sector", "length", "status"),
+    [
+        (0, 128, 512, 1),
+        (0, 127, 1024, 1),
+        (0, (1 << 64) - 1, 512, 1),
+        (0, 0, 100, 1),
+        (4, 0, 512, 2),
+        (99, 0, 512, 2),
+    ],
+)
+def test_disk_refuses_what_it_cannot_do(
+    disk: tuple[Driver, bytes], kind: int, sector: int, length: int, status: int
+) -> None:
+    driver, _ = disk
+    head = driver.ask(0, [request(kind, sector), (bytes(length), WRITE), (b"\xff", WRITE)])
+    assert driver.answer(0, head, 2, 1) == bytes([status])
+    assert driver.answer(0, head, 1, length) == bytes(length)
+
+
+def test_disk_is_never_written(disk: tuple[Driver, bytes], tmp_path: Path) -> None:
+    driver, contents = disk
+    head = driver.ask(0, [request(1, 0), (bytes(512), 0), (b"\xff", WRITE)])
+    assert driver.answer(0, head, 2, 1) == b"\x01"
+    assert (tmp_path / "disk").read_bytes() == contents
+
+
+def test_disk_tells_its_name(disk: tuple[Driver, bytes]) -> None:
+    driver, _ = disk
+    head = driver.ask(0, [request(8, 0), (bytes(20), WRITE), (b"\xff", WRITE)])
+    assert driver.answer(0, head, 1, 20) == b"base".ljust(20, b"\0")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [request(0, 0)],
+        [request(0, 0), (bytes(512), WRITE)],
+        [(b"short", 0), (b"\xff", WRITE)],
+        [(b"\xff", WRITE)],
+    ],
+)
+def test_broken_disk_requests_need_a_reset(disk: tuple[Driver, bytes], parts: list[tuple[bytes, int]]) -> None:
+    driver, _ = disk
+    driver.ask(0, parts)
+    assert driver.get(0x70) & NEEDS_RESET
+    assert driver.transport.failure
+
+
+def test_disk_that_was_cut_short_is_an_error_of_that_request(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(4096))
+    driver = Driver(Block(path, "base"))
+    driver.start()
+    os.truncate(path, 512)
+    head = driver.ask(0, [request(0, 0), (bytes(4096), WRITE), (b"\xff", WRITE)])
+    assert driver.answer(0, head, 2, 1) == b"\x01"
+    driver.close()
+
+
+def test_disk_file_must_be_whole_sectors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        Block(tmp_path / "none", "base")
+    (tmp_path / "odd").write_bytes(bytes(513))
+    with pytest.raises(ConfigError, match="sectors"):
+        Block(tmp_path / "odd", "base")
+
+
+# --- console ----------------------------------------------------------------------------------------------
+
+
+class Ports:
+    """A console whose driver has brought both ports up."""
+
+    def __init__(self, *, debug: bool = False) -> None:
+        self.from_agent: list[bytes] = []
+        self.printed: list[bytes] = []
+        self.console = Console(self.from_agent.append, self.printed.append if debug else None)
+        self.driver = Driver(self.console, size=16)
+        self.driver.start(self.console.features)
+        self.heads = [self.driver.ask(RX_CONTROL, [(bytes(64), WRITE)]) for _ in range(8)]
+        self.control(0, 0, 1)
+        self.control(0, READY, 1)
+        self.control(1, READY, 1)
+
+    def control(self, port: int, event: int, value: int) -> None:
+        self.driver.ask(TX_CONTROL, [(struct.pack("<IHH", port, event, value), 0)])
+
+    def heard(self) -> list[tuple[int, int, int, bytes]]:
+        """Control messages that the device sent."""
+        messages = []
+        for head, length in self.driver.queues[RX_CONTROL].used():
+            data = self.driver.answer(RX_CONTROL, head, 0, length)
+            messages.append((*struct.unpack_from("<IHH", data), data[8:]))
+        return messages
+
+
+def test_console_introduces_its_ports() -> None:
+    ports = Ports()
+    assert ports.heard() == [
+        (0, 1, 1, b""),
+        (1, 1, 1, b""),
+        (0, 4, 1, b""),
+        (0, 6, 1, b""),
+        (1, 7, 1, AGENT_PORT.encode()),
+        (1, 6, 1, b""),
+    ]
+    ports.driver.close()
+
+
+def test_agent_bytes_go_both_ways_and_wait_for_an_open_port() -> None:
+    ports = Ports()
+    assert ports.console.send(b"early ")
+    head = ports.driver.ask(RX_AGENT, [(bytes(64), WRITE)])
+    assert ports.driver.queues[RX_AGENT].used() == []
+    ports.control(1, OPEN, 1)
+    assert ports.driver.queues[RX_AGENT].used() == [(head, 6)]
+    ports.driver.ask(TX_AGENT, [(b"from the ", 0), (b"agent", 0)])
+    assert b"".join(ports.from_agent) == b"from the agent"
+    ports.driver.close()
+
+
+def test_agent_bytes_that_nobody_reads_are_bounded_and_dropped_at_close() -> None:
+    ports = Ports()
+    ports.control(1, OPEN, 1)
+    assert ports.console.send(bytes(PENDING_LIMIT))
+    assert not ports.console.send(b"x")
+    ports.control(1, OPEN, 0)
+    assert ports.console.send(b"x")
+    ports.driver.close()
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_console_output_is_seen_in_debug_only(debug: bool) -> None:
+    ports = Ports(debug=debug)
+    ports.driver.ask(TX_CONSOLE, [(b"secret", 0)])
+    assert ports.printed == ([b"secret"] if debug else [])
+    assert len(ports.driver.queues[TX_CONSOLE].used()) == 1
+    ports.driver.close()
+
+
+@pytest.mark.parametrize(
+    ("queue", "parts"),
+    [(TX_CONTROL, [(b"short", 0)]), (TX_AGENT, [(bytes(30000), 0)] * 5)],
+)
+def test_hostile_console_requests(queue: int, parts: list[tuple[bytes, int]]) -> None:
+    ports = Ports()
+    rings = ports.driver.queues[queue]
+    if queue == TX_AGENT:  # five descriptors, each of them nearly all of memory
+        for index in range(5):
+            rings.descriptor(index, RAM, ports.driver.memory.size, 1 if index < 4 else 0, index + 1)
+        rings.offer(0)
+        ports.driver.transport.process(queue)
+    else:
+        ports.driver.ask(queue, parts)
+    assert ports.driver.get(0x70) & NEEDS_RESET
+    assert ports.from_agent == []
+    ports.driver.close()
+
+
+def test_control_messages_that_are_never_taken_are_bounded() -> None:
+    console = Console(lambda data: None, None)
+    driver = Driver(console, size=16)
+    driver.start(console.features)
+    for _ in range(100):
+        driver.ask(TX_CONTROL, [(struct.pack("<IHH", 0, 0, 1), 0)])
+    assert driver.get(0x70) & NEEDS_RESET
+    driver.close()
+
+
+# --- socket -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cid", [0, 1, 2, 0xFFFF_FFFF, -1])
+def test_vsock_refuses_addresses_that_are_no_guests(cid: int) -> None:
+    with pytest.raises(KvmError, match="not the address of a guest"):
+        Vsock(cid)

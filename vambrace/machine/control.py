@@ -1,0 +1,189 @@
+"""The control protocol: JSON packets over SOCK_SEQPACKET (docs/architecture.md, section 5)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import json
+import os
+import select
+import socket
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vambrace.errors import UsageError, VambraceError
+from vambrace.machine.keys import page_key
+from vambrace.machine.vmm import LoadRequest, Machine, Reason
+
+PACKET_LIMIT = 64 << 10
+
+
+class Control:
+    """Serves one machine to the daemon until it is destroyed, ends, or the daemon is gone."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._sending = threading.Lock()
+        self._machine = Machine(
+            agent=lambda data: self._event("agent", data=_encode(data)),
+            console=lambda data: self._event("console", data=_encode(data)),
+        )
+
+    def serve(self) -> None:
+        """Returns after memory and keys are wiped, whatever happens."""
+        try:
+            self._loop()
+        finally:
+            self._machine.close()
+
+    def _loop(self) -> None:
+        machine = self._machine
+        with select.epoll() as poll:
+            poll.register(self._connection, select.EPOLLIN)
+            poll.register(machine.ended_fd, select.EPOLLIN)
+            watched = False
+            while True:
+                for fd, _ in poll.poll():
+                    if fd == self._connection.fileno():
+                        if not self._receive():
+                            return
+                    else:
+                        self._announce_end()
+                        return
+                if not watched and machine.failure_fd >= 0:
+                    poll.register(machine.failure_fd, select.EPOLLIN)
+                    watched = True
+
+    def _announce_end(self) -> None:
+        reason, detail = self._machine.ended() or (Reason.CRASH, "for no known reason")
+        # The memory is gone when the daemon hears of it.
+        self._machine.close()
+        self._event("ended", reason=reason.value, detail=detail)
+
+    def _receive(self) -> bool:
+        """Serve one request; False when there will be no more."""
+        try:
+            packet = self._connection.recv(PACKET_LIMIT + 1)
+        except OSError:
+            return False
+        if not packet:
+            return False
+        number: Any = None
+        try:
+            message = _parse(packet)
+            number = message.get("id")
+            result = self._serve(message)
+        except VambraceError as error:
+            self._send({"id": number, "ok": False, "error": error.message, "hint": error.hint})
+            return True
+        self._send({"id": number, "ok": True, **(result or {})})
+        return result is not None
+
+    def _serve(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        """The reply's contents, or None when the machine was destroyed. Raises ``VambraceError``."""
+        machine = self._machine
+        match message.get("op"):
+            case "load":
+                return {"measurement": machine.load(_load_request(message)).hex()}
+            case "start":
+                machine.start()
+            case "encrypt":
+                machine.encrypt(_integer(message, "zone"), _integer(message, "percent"))
+            case "stats":
+                return {"zones": [asdict(stats) for stats in machine.stats()]}
+            case "agent":
+                machine.agent(_bytes64(message, "data"))
+            case "destroy":
+                machine.close()
+                return None
+            case other:
+                raise UsageError(f"{str(other)[:40]!r} is no operation")
+        return {}
+
+    def _event(self, name: str, **contents: str) -> None:
+        self._send({"event": name, **contents})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        packet = json.dumps(message).encode()
+        # An error means that the daemon is gone: the main loop sees that too.
+        with self._sending, contextlib.suppress(OSError):
+            self._connection.send(packet)
+
+
+def harden() -> None:
+    """No core file and no debugger: guest memory and keys are in this process."""
+    import ctypes
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pr_set_dumpable = 4
+    if ctypes.CDLL(None, use_errno=True).prctl(pr_set_dumpable, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _parse(packet: bytes) -> dict[str, Any]:
+    if len(packet) > PACKET_LIMIT:
+        raise UsageError("packet too long")
+    try:
+        message = json.loads(packet)
+    except (ValueError, RecursionError):
+        raise UsageError("packet is not JSON") from None
+    if not isinstance(message, dict):
+        raise UsageError("packet is not an object")
+    return message
+
+
+def _load_request(message: dict[str, Any]) -> LoadRequest:
+    disks = message.get("disks")
+    if not isinstance(disks, list) or not all(isinstance(path, str) for path in disks):
+        raise UsageError("disks: a list of paths is expected")
+    cpu = message.get("handler_cpu")
+    instance = _hex(message, "instance", 16)
+    return LoadRequest(
+        config=Path(_string(message, "config")),
+        kernel=Path(_string(message, "kernel")),
+        initrd=Path(_string(message, "initrd")),
+        disks=tuple(Path(path) for path in disks),
+        instance=instance,
+        key=page_key(_hex(message, "share", 32), instance),
+        cid=_integer(message, "cid"),
+        handler_cpu=None if cpu is None else _integer(message, "handler_cpu"),
+    )
+
+
+def _string(message: dict[str, Any], key: str) -> str:
+    value = message.get(key)
+    if not isinstance(value, str):
+        raise UsageError(f"{key}: a string is expected")
+    return value
+
+
+def _integer(message: dict[str, Any], key: str) -> int:
+    value = message.get(key)
+    if type(value) is not int:
+        raise UsageError(f"{key}: an integer is expected")
+    return value
+
+
+def _hex(message: dict[str, Any], key: str, length: int) -> bytes:
+    try:
+        value = bytes.fromhex(_string(message, key))
+    except ValueError:
+        value = b""
+    if len(value) != length:
+        raise UsageError(f"{key}: {length} bytes in hexadecimal are expected")
+    return value
+
+
+def _bytes64(message: dict[str, Any], key: str) -> bytes:
+    try:
+        return base64.b64decode(_string(message, key), validate=True)
+    except binascii.Error:
+        raise UsageError(f"{key}: not base64") from None
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode()

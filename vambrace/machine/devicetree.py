@@ -1,0 +1,131 @@
+"""The device tree that the guest's kernel gets. The same input always gives the same bytes.
+
+There is no seed in it: randomness is a device, and a measured value must not be random.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import fdt  # type: ignore[import-untyped, unused-ignore]
+
+from vambrace.machine import layout
+
+_GIC = 1  # phandle
+_SPI, _PPI = 0, 1
+_EDGE, _LEVEL_HIGH = 1, 4
+# Secure, non-secure, virtual and hypervisor timer (arm,armv8-timer).
+_TIMERS = (13, 14, 11, 10)
+_LOCAL, _REMOTE = 10, 20  # NUMA distances
+
+
+def build_tree(
+    *, cmdline: str, vcpus: int, zones: Sequence[tuple[int, int]], initrd: tuple[int, int], devices: int
+) -> bytes:
+    """The flattened tree. ``zones`` are (base, size) of the NUMA nodes; ``initrd`` (start, end)."""
+    root = _node(
+        "/",
+        ("#address-cells", 2),
+        ("#size-cells", 2),
+        ("interrupt-parent", _GIC),
+        ("compatible", "linux,dummy-virt"),
+        ("model", "vambrace realm"),
+    )
+    root.append(
+        _node(
+            "chosen",
+            ("bootargs", cmdline.encode("ascii") + b"\0"),  # bytes: fdt refuses an empty string
+            ("linux,initrd-start", _cells64(initrd[0])),
+            ("linux,initrd-end", _cells64(initrd[1])),
+        )
+    )
+    for node, (base, size) in enumerate(zones):
+        root.append(
+            _node(
+                f"memory@{base:x}",
+                ("device_type", "memory"),
+                ("reg", _cells64(base, size)),
+                ("numa-node-id", node),
+            )
+        )
+    root.append(_distances(len(zones)))
+    root.append(_cpus(vcpus))
+    root.append(_node("psci", ("compatible", ["arm,psci-1.0", "arm,psci-0.2"]), ("method", "hvc")))
+    root.append(_interrupt_controller(vcpus))
+    timers = [cell for timer in _TIMERS for cell in (_PPI, timer, _LEVEL_HIGH)]
+    root.append(
+        _node("timer", ("compatible", "arm,armv8-timer"), ("interrupts", timers), ("always-on", None))
+    )
+    for slot in range(devices):
+        address = layout.device_address(slot)
+        root.append(
+            _node(
+                f"virtio_mmio@{address:x}",
+                ("compatible", "virtio,mmio"),
+                ("reg", _cells64(address, layout.MMIO_SIZE)),
+                ("interrupts", [_SPI, slot, _EDGE]),
+                ("dma-coherent", None),
+            )
+        )
+    tree = fdt.FDT()
+    tree.root = root
+    return bytes(tree.to_dtb(version=17, last_comp_version=16))
+
+
+def _node(name: str, *properties: tuple[str, Any]) -> Any:
+    node = fdt.Node(name)
+    for key, value in properties:
+        node.set_property(key, value)
+    return node
+
+
+def _cells64(*values: int) -> bytes:
+    return struct.pack(f">{len(values)}Q", *values)
+
+
+def _cpus(count: int) -> Any:
+    cpus = _node("cpus", ("#address-cells", 1), ("#size-cells", 0))
+    for index in range(count):
+        cpus.append(
+            _node(
+                f"cpu@{index:x}",
+                ("device_type", "cpu"),
+                ("compatible", "arm,armv8"),
+                ("reg", index),
+                ("enable-method", "psci"),
+                ("numa-node-id", 0),
+            )
+        )
+    return cpus
+
+
+def _distances(nodes: int) -> Any:
+    """Every application's node is as far from the CPUs (node 0) and from the others."""
+    matrix = [
+        cell
+        for one in range(nodes)
+        for other in range(nodes)
+        for cell in (one, other, _LOCAL if one == other else _REMOTE)
+    ]
+    return _node("distance-map", ("compatible", "numa-distance-map-v1"), ("distance-matrix", matrix))
+
+
+def _interrupt_controller(vcpus: int) -> Any:
+    return _node(
+        f"interrupt-controller@{layout.GIC_DISTRIBUTOR:x}",
+        ("compatible", "arm,gic-v3"),
+        ("#interrupt-cells", 3),
+        ("interrupt-controller", None),
+        (
+            "reg",
+            _cells64(
+                layout.GIC_DISTRIBUTOR,
+                layout.GIC_DISTRIBUTOR_SIZE,
+                layout.GIC_REDISTRIBUTORS,
+                layout.GIC_REDISTRIBUTOR_SIZE * vcpus,
+            ),
+        ),
+        ("phandle", _GIC),
+    )

@@ -1,0 +1,351 @@
+"""One domain at run time: the boot plan made real with KVM, its devices and threads."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from vambrace.errors import ConfigError, UsageError
+from vambrace.kvm import Crashed, Interrupted, MmioRead, MmioWrite, SystemEvent, Vcpu, Vm, abi
+from vambrace.machine import layout
+from vambrace.machine.plan import BootPlan, plan_boot
+from vambrace.measure import LaunchMeasurement
+from vambrace.pager import Window, ZoneStats
+from vambrace.realm import MAX_CONFIG_BYTES, RealmConfig
+from vambrace.virtio.block import Block
+from vambrace.virtio.console import RX_AGENT, Console
+from vambrace.virtio.device import Device, KernelDevice
+from vambrace.virtio.device import signal as wake
+from vambrace.virtio.entropy import Entropy
+from vambrace.virtio.memory import GuestMemory
+from vambrace.virtio.mmio import NOTIFY, Transport
+from vambrace.virtio.vsock import Vsock
+
+_KICK = signal.SIGUSR1  # makes a vCPU thread leave the kernel
+_JOIN_SECONDS = 2.0
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class State(Enum):
+    EMPTY = auto()
+    LOADED = auto()  # 401, 402: memory and vCPUs are measured, nothing has run
+    RUNNING = auto()  # 404 on
+    CLOSED = auto()  # keys and memory are gone
+
+
+class Reason(Enum):
+    """Why a domain ended."""
+
+    POWEROFF = "poweroff"
+    RESET = "reset"
+    CRASH = "crash"
+    INTEGRITY = "integrity"
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """Files and identity of one domain. ``key`` has 32 bytes, ``instance`` 16, both for this run only."""
+
+    config: Path
+    kernel: Path
+    initrd: Path
+    disks: tuple[Path, ...]
+    instance: bytes
+    key: bytes
+    cid: int
+    handler_cpu: int | None = None
+
+    def __repr__(self) -> str:
+        return "LoadRequest(…)"  # never the key
+
+
+def require(
+    *states: State,
+) -> Callable[[Callable[Concatenate[Machine, P], R]], Callable[Concatenate[Machine, P], R]]:
+    """The method may be called in ``states`` only, else it raises ``UsageError``."""
+
+    def decorate(method: Callable[Concatenate[Machine, P], R]) -> Callable[Concatenate[Machine, P], R]:
+        def checked(self: Machine, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            if self.state not in states:
+                raise UsageError(f"{method.__name__}: not possible while {self.state.name.lower()}")
+            return method(self, *args, **kwargs)
+
+        checked.__doc__ = method.__doc__
+        return checked
+
+    return decorate
+
+
+class Machine:
+    """All methods belong to one thread. ``agent`` and ``console`` get the guest's bytes in the I/O thread;
+    ``console`` is used only where the measured configuration says debug."""
+
+    def __init__(self, agent: Callable[[bytes], None], console: Callable[[bytes], None]) -> None:
+        self.state = State.EMPTY
+        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # readable when the domain ended
+        self.failure_fd = -1  # readable when the pager failed; from ``load`` on
+        self._agent_sink = agent
+        self._console_sink = console
+        self._ended: tuple[Reason, str] | None = None
+        self._ending = threading.Lock()
+        self._stopping = False
+        self._stack = ExitStack()
+        self._window: Window | None = None
+        self._zones = 0
+        self._vcpus: list[tuple[Vcpu, threading.Thread]] = []
+        self._io: threading.Thread | None = None
+        self._io_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._transports: list[Transport] = []
+
+    # --- load: 401 and 402 -------------------------------------------------------------------------------
+
+    @require(State.EMPTY)
+    def load(self, request: LoadRequest) -> bytes:
+        """Make the domain and return its launch measurement. After an error only ``close`` is possible.
+
+        Raises ``ConfigError``, ``KvmError``, ``PagerError``.
+        """
+        config = RealmConfig.parse(_read(request.config, MAX_CONFIG_BYTES))
+        with _mapped(request.kernel, "kernel") as kernel, _mapped(request.initrd, "initrd") as initrd:
+            plan = plan_boot(config, kernel, initrd)
+            window = self._window = Window(
+                [(zone.size // layout.PAGE, zone.percent) for zone in plan.zones],
+                request.key,
+                request.instance,
+                cipher=config.cipher,
+                handler_cpu=request.handler_cpu,
+            )
+            self.failure_fd = window.failure_fd
+            vm = self._stack.enter_context(Vm((plan.end - 1).bit_length()))
+            vm.map(0, layout.RAM, window.address, window.size)
+            measurement = LaunchMeasurement(config.hash, config.encode())
+            _load_memory(window, plan, measurement)
+            vcpus = _make_vcpus(vm, plan, measurement)
+        for index, vcpu in enumerate(vcpus):
+            cpu = request.handler_cpu if index == 0 else None
+            thread = threading.Thread(target=self._run_vcpu, args=(vcpu, cpu), daemon=True)
+            self._vcpus.append((vcpu, thread))
+        self._zones = len(config.zones)
+        memory = GuestMemory(window.memory(), layout.RAM, window.address)
+        self._make_devices(vm, memory, config, request)
+        self.state = State.LOADED
+        return measurement.digest()
+
+    def _make_devices(self, vm: Vm, memory: GuestMemory, config: RealmConfig, request: LoadRequest) -> None:
+        if len(request.disks) != len(config.disks):
+            raise ConfigError(f"{len(config.disks)} disks are configured, {len(request.disks)} given")
+        self._console = Console(self._agent_sink, self._console_sink if config.debug else None)
+        self._add(vm, memory, self._console)
+        for disk, path in zip(config.disks, request.disks, strict=True):
+            block = Block(path, disk.name)
+            self._add(vm, memory, block)
+            if block.size != disk.size:
+                raise ConfigError(f"disk {disk.name}: {block.size} bytes instead of {disk.size}")
+        self._add(vm, memory, Vsock(request.cid))
+        self._add(vm, memory, Entropy())
+
+    def _add(self, vm: Vm, memory: GuestMemory, device: Device) -> None:
+        """Put ``device`` into the next slot."""
+        slot = len(self._transports)
+        transport = Transport(device, memory)
+        self._transports.append(transport)
+        vm.interrupt_on(transport.interrupt, slot)
+        for index, kick in enumerate(transport.kicks):
+            vm.notify_on(kick, layout.device_address(slot) + NOTIFY, index)
+
+    # --- run: 404 on -------------------------------------------------------------------------------------
+
+    @require(State.LOADED)
+    def start(self) -> None:
+        """Let the vCPUs run; returns when they do."""
+        signal.signal(_KICK, lambda number, frame: None)
+        self._io = threading.Thread(target=self._run_io, name="io", daemon=True)
+        self._io.start()
+        for _, thread in self._vcpus:
+            thread.start()
+        self.state = State.RUNNING
+
+    @require(State.LOADED, State.RUNNING)
+    def encrypt(self, zone: int, percent: int) -> None:
+        """Returns when the invariant holds at ``percent``. Raises ``PagerError``."""
+        assert self._window is not None
+        self._window.set_percent(zone, percent)
+
+    @require(State.LOADED, State.RUNNING)
+    def stats(self) -> list[ZoneStats]:
+        """Raises ``PagerError``."""
+        assert self._window is not None
+        return [self._window.stats(zone) for zone in range(self._zones)]
+
+    @require(State.RUNNING)
+    def agent(self, data: bytes) -> None:
+        """Send bytes to the agent. Raises ``UsageError`` when it does not take what it has asked for."""
+        transport = self._transports[0]
+        with transport.lock:
+            accepted = self._console.send(data)
+        if not accepted:
+            raise UsageError("the agent does not read: too many bytes wait for it")
+        wake(transport.kicks[RX_AGENT])
+
+    def ended(self) -> tuple[Reason, str] | None:
+        """Why the domain ended, with a line of detail; None while it did not."""
+        failure = self._window.failure() if self._window is not None else None
+        if failure is not None:
+            return Reason.INTEGRITY, f"page {failure.page} of zone {failure.zone}: {failure.reason}"
+        return self._ended
+
+    # --- threads -----------------------------------------------------------------------------------------
+
+    def _end(self, reason: Reason, detail: str) -> None:
+        """The first reason counts."""
+        with self._ending:
+            if self._ended is None and not self._stopping:
+                self._ended = reason, detail
+                wake(self.ended_fd)
+
+    def _run_vcpu(self, vcpu: Vcpu, cpu: int | None) -> None:
+        try:
+            if cpu is not None:
+                # A fault is answered fastest where it happened: by the handler on the vCPU's own CPU.
+                os.sched_setaffinity(0, {cpu})
+            while not self._stopping and self._ended is None:
+                self._step(vcpu)
+        except Exception as error:  # whatever it is, the domain must end in order
+            self._end(Reason.CRASH, f"the monitor failed: {type(error).__name__}")
+
+    def _step(self, vcpu: Vcpu) -> None:
+        match vcpu.run():
+            case MmioRead(address, length):
+                transport, offset = self._find(address)
+                vcpu.answer(transport.read(offset, length) if transport else bytes(length))
+            case MmioWrite(address, data):
+                transport, offset = self._find(address)
+                if transport:
+                    transport.write(offset, data)
+            case SystemEvent(abi.SYSTEM_EVENT_SHUTDOWN):
+                self._end(Reason.POWEROFF, "the guest switched itself off")
+            case SystemEvent(abi.SYSTEM_EVENT_RESET):
+                self._end(Reason.RESET, "the guest reset itself")
+            case SystemEvent(kind):
+                self._end(Reason.CRASH, f"system event {kind}")
+            case Crashed(detail):
+                self._end(Reason.CRASH, detail)
+            case Interrupted():
+                pass
+
+    def _find(self, address: int) -> tuple[Transport | None, int]:
+        slot, offset = divmod(address - layout.MMIO, layout.MMIO_SIZE)
+        return (self._transports[slot] if 0 <= slot < len(self._transports) else None), offset
+
+    def _run_io(self) -> None:
+        """Serve all queues that are not the kernel's."""
+        try:
+            served = {
+                kick: (transport, index)
+                for transport in self._transports
+                if not isinstance(transport.device, KernelDevice)
+                for index, kick in enumerate(transport.kicks)
+            }
+            with select.epoll() as poll:
+                poll.register(self._io_wake, select.EPOLLIN)
+                for kick in served:
+                    poll.register(kick, select.EPOLLIN)
+                while True:
+                    for fd, _ in poll.poll():
+                        if self._stopping:
+                            return
+                        with contextlib.suppress(BlockingIOError):
+                            os.eventfd_read(fd)
+                        transport, index = served[fd]
+                        transport.process(index)
+        except Exception as error:
+            self._end(Reason.CRASH, f"the monitor's devices failed: {type(error).__name__}")
+
+    # --- end ---------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop everything, wipe keys and memory. In every state, also after a failure; twice does no harm."""
+        if self.state is State.CLOSED:
+            return
+        self.state = State.CLOSED
+        self._stopping = True
+        wake(self._io_wake)
+        self._stop_threads()
+        window, self._window = self._window, None
+        if window is not None:
+            if window.failure() is None:
+                for transport in self._transports:
+                    transport.reset()
+            # Threads that wait for a page of a failed window are let go by this.
+            window.close()
+            self._stop_threads()
+        for transport in self._transports:
+            transport.close()
+        if not any(thread.is_alive() for _, thread in self._vcpus):
+            self._stack.close()
+        os.close(self._io_wake)
+
+    def _stop_threads(self) -> None:
+        for vcpu, thread in self._vcpus:
+            vcpu.stop()
+            if thread.is_alive() and thread.ident is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pthread_kill(thread.ident, _KICK)
+        threads: Sequence[threading.Thread] = [thread for _, thread in self._vcpus]
+        for thread in [*threads, *([self._io] if self._io else [])]:
+            if thread.ident is not None:
+                thread.join(_JOIN_SECONDS)
+
+
+def _load_memory(window: Window, plan: BootPlan, measurement: LaunchMeasurement) -> None:
+    """Load every segment and measure what is then in guest memory, not what was in the file."""
+    for segment in plan.segments:
+        offset = segment.gpa - layout.RAM
+        window.load(offset, segment.data)
+        with window.memory()[offset : offset + len(segment.data)] as loaded:
+            measurement.data(segment.gpa, loaded)
+
+
+def _make_vcpus(vm: Vm, plan: BootPlan, measurement: LaunchMeasurement) -> list[Vcpu]:
+    if len(plan.vcpus) > vm.max_vcpus:
+        raise ConfigError(f"{len(plan.vcpus)} vCPUs: this machine allows {vm.max_vcpus}")
+    vcpus = []
+    for state in plan.vcpus:
+        vcpu = vm.vcpu(state.index, powered_on=state.powered_on)
+        vcpu.set_registers(state.registers)
+        measurement.vcpu(state)
+        vcpus.append(vcpu)
+    vm.interrupt_controller(layout.GIC_DISTRIBUTOR, layout.GIC_REDISTRIBUTORS, layout.GIC_INTERRUPTS)
+    return vcpus
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise ConfigError(f"{path.name}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _mapped(path: Path, what: str) -> Iterator[memoryview]:
+    """A file's bytes without a copy."""
+    try:
+        with path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{what}: cannot be read ({error})") from error
+    with mapping, memoryview(mapping) as view:
+        yield view
