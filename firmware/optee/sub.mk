@@ -1,0 +1,4 @@
+incdirs-y += .
+srcs-y += entropy.c
+srcs-y += fuse.c
+srcs-y += pta.c

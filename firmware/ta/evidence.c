@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: Apache-2.0
+/* Evidence in the form of the Arm CCA attestation token, under our own profiles (docs/architecture.md, section 9). */
+#include "evidence.h"
+
+#include "cbor.h"
+#include "eventlog.h"
+#include "keys.h"
+
+#include <string.h>
+#include <vambrace_platform.h>
+
+#define PLATFORM_PROFILE "tag:vambrace.dev,2026:platform#1"
+#define REALM_PROFILE "tag:vambrace.dev,2026:realm#1"
+
+/* Which kind of platform this is; its SHA-256 is the implementation id. */
+#define IMPLEMENTATION "vambrace-platform-1/qemu-virt"
+
+#define TAG_COSE_SIGN1 18
+#define TAG_CMW_COLLECTION 907
+#define UEID_RANDOM 0x01
+
+#define CLAIM_CHALLENGE 10
+#define CLAIM_UEID 256
+#define CLAIM_PROFILE 265
+#define CLAIM_LIFECYCLE 2395
+#define CLAIM_IMPLEMENTATION_ID 2396
+#define CLAIM_COMPONENTS 2399
+#define CLAIM_CONFIG 2401
+#define CLAIM_HASH 2402
+#define COLLECTION_PLATFORM 44234
+#define CLAIM_PERSONALIZATION 44235
+#define CLAIM_RIM_HASH 44236
+#define CLAIM_RAK 44237
+#define CLAIM_RIM 44238
+#define CLAIM_REMS 44239
+#define CLAIM_RAK_HASH 44240
+#define COLLECTION_REALM 44241
+#define CLAIM_INSTANCE -70001
+#define CLAIM_KEY_STORAGE -70002
+#define CLAIM_DEBUG -70003
+#define CLAIM_INSECURE -70004
+#define CLAIM_CACHE_PARTITION -70005
+
+#define COMPONENT_TYPE 1
+#define COMPONENT_DIGEST 2
+#define COMPONENT_SIGNER 5
+#define COMPONENT_HASH 6
+
+#define PAYLOAD_MAX 4096
+#define SCRATCH_MAX (PAYLOAD_MAX + 64)
+
+/* COSE protected header {1: -7}: ES256. */
+static const uint8_t protected_header[] = { 0xa1, 0x01, 0x26 };
+/* SHA-256 of the public key that signed the firmware, or zeros where the build was not told. */
+static const uint8_t signer_id[HASH_BYTES] = { SIGNER_ID_BYTES };
+
+/* Too big for the stack, and used by one call at a time: an instance runs one command at once. */
+static uint8_t payload_buffer[PAYLOAD_MAX];
+static uint8_t scratch[SCRATCH_MAX];
+static uint8_t platform_token[SCRATCH_MAX + 128];
+static uint8_t realm_token[SCRATCH_MAX + 128];
+static struct boot_events boot_log;
+
+static TEE_Result call_platform(uint32_t command, uint32_t types, TEE_Param params[4])
+{
+	static const TEE_UUID pta = PTA_VAMBRACE_UUID;
+	TEE_TASessionHandle session = TEE_HANDLE_NULL;
+	TEE_Result res = TEE_OpenTASession(&pta, TEE_TIMEOUT_INFINITE, 0, NULL, &session, NULL);
+
+	if (res)
+		return res;
+	res = TEE_InvokeTACommand(session, TEE_TIMEOUT_INFINITE, command, types, params, NULL);
+	TEE_CloseTASession(session);
+	return res;
+}
+
+TEE_Result lifecycle(uint32_t *state)
+{
+	TEE_Param params[4] = { 0 };
+	TEE_Result res = call_platform(PTA_VAMBRACE_LIFECYCLE,
+				       TEE_PARAM_TYPES(TEE_PARAM_TYPE_VALUE_OUTPUT, TEE_PARAM_TYPE_NONE,
+						       TEE_PARAM_TYPE_NONE, TEE_PARAM_TYPE_NONE),
+				       params);
+
+	*state = params[0].value.a;
+	return res;
+}
+
+TEE_Result secure_lifecycle(void)
+{
+	TEE_Param params[4] = { 0 };
+
+	return call_platform(PTA_VAMBRACE_SECURE,
+			     TEE_PARAM_TYPES(TEE_PARAM_TYPE_NONE, TEE_PARAM_TYPE_NONE, TEE_PARAM_TYPE_NONE,
+					     TEE_PARAM_TYPE_NONE),
+			     params);
+}
+
+/* COSE_Sign1 over ``payload`` (RFC 9052 section 4.2), the unprotected header empty. */
+static TEE_Result cose_sign1(const struct signing_key *key, const struct cbor *payload, struct cbor *token)
+{
+	uint8_t signature[SIGNATURE_BYTES] = { 0 };
+	uint8_t digest[HASH_BYTES] = { 0 };
+	struct cbor tbs;
+	TEE_Result res = TEE_SUCCESS;
+
+	cbor_init(&tbs, scratch, sizeof(scratch));
+	cbor_array(&tbs, 4);
+	cbor_text(&tbs, "Signature1");
+	cbor_bytes(&tbs, protected_header, sizeof(protected_header));
+	cbor_bytes(&tbs, "", 0);
+	cbor_bytes(&tbs, payload->data, payload->length);
+	if (payload->overflow || tbs.overflow)
+		return TEE_ERROR_EXCESS_DATA;
+	res = sha256(tbs.data, tbs.length, digest);
+	if (!res)
+		res = sign(key, digest, signature);
+	if (res)
+		return res;
+	cbor_tag(token, TAG_COSE_SIGN1);
+	cbor_array(token, 4);
+	cbor_bytes(token, protected_header, sizeof(protected_header));
+	cbor_map(token, 0);
+	cbor_bytes(token, payload->data, payload->length);
+	cbor_bytes(token, signature, sizeof(signature));
+	return token->overflow ? TEE_ERROR_EXCESS_DATA : TEE_SUCCESS;
+}
+
+static TEE_Result compose_platform(const struct signing_key *pak, const struct signing_key *rak, struct cbor *token)
+{
+	uint8_t implementation[HASH_BYTES] = { 0 };
+	uint8_t ueid[1 + HASH_BYTES] = { UEID_RANDOM };
+	uint32_t state = 0;
+	struct cbor claims;
+	size_t i = 0;
+	TEE_Result res = lifecycle(&state);
+
+	if (!res)
+		res = read_boot_events(&boot_log);
+	if (!res)
+		res = sha256(IMPLEMENTATION, strlen(IMPLEMENTATION), implementation);
+	if (res)
+		return res;
+	memcpy(ueid + 1, pak->fingerprint, HASH_BYTES);
+
+	cbor_init(&claims, payload_buffer, sizeof(payload_buffer));
+	cbor_map(&claims, 8);
+	cbor_int(&claims, CLAIM_CHALLENGE);
+	cbor_bytes(&claims, rak->fingerprint, HASH_BYTES);
+	cbor_int(&claims, CLAIM_UEID);
+	cbor_bytes(&claims, ueid, sizeof(ueid));
+	cbor_int(&claims, CLAIM_PROFILE);
+	cbor_text(&claims, PLATFORM_PROFILE);
+	cbor_int(&claims, CLAIM_LIFECYCLE);
+	cbor_int(&claims, state);
+	cbor_int(&claims, CLAIM_IMPLEMENTATION_ID);
+	cbor_bytes(&claims, implementation, sizeof(implementation));
+	cbor_int(&claims, CLAIM_COMPONENTS);
+	cbor_array(&claims, boot_log.count);
+	for (i = 0; i < boot_log.count; i++) {
+		cbor_map(&claims, 4);
+		cbor_int(&claims, COMPONENT_TYPE);
+		cbor_text(&claims, boot_log.events[i].name);
+		cbor_int(&claims, COMPONENT_DIGEST);
+		cbor_bytes(&claims, boot_log.events[i].digest, HASH_BYTES);
+		cbor_int(&claims, COMPONENT_SIGNER);
+		cbor_bytes(&claims, signer_id, sizeof(signer_id));
+		cbor_int(&claims, COMPONENT_HASH);
+		cbor_text(&claims, "sha-256");
+	}
+	cbor_int(&claims, CLAIM_CONFIG);
+	cbor_bytes(&claims, "", 0);
+	cbor_int(&claims, CLAIM_HASH);
+	cbor_text(&claims, "sha-256");
+	return cose_sign1(pak, &claims, token);
+}
+
+static TEE_Result compose_realm(const struct signing_key *rak, const struct realm_request *request, struct cbor *token)
+{
+	struct cbor claims;
+	size_t i = 0;
+
+	cbor_init(&claims, payload_buffer, sizeof(payload_buffer));
+	cbor_map(&claims, 13);
+	cbor_int(&claims, CLAIM_CHALLENGE);
+	cbor_bytes(&claims, request->challenge, sizeof(request->challenge));
+	cbor_int(&claims, CLAIM_PROFILE);
+	cbor_text(&claims, REALM_PROFILE);
+	cbor_int(&claims, CLAIM_PERSONALIZATION);
+	cbor_bytes(&claims, request->personalization, sizeof(request->personalization));
+	cbor_int(&claims, CLAIM_RIM_HASH);
+	cbor_text(&claims, request->hash_algorithm == REQUEST_HASH_SM3 ? "sm3" : "sha-256");
+	cbor_int(&claims, CLAIM_RAK);
+	cbor_bytes(&claims, rak->cose_key, sizeof(rak->cose_key));
+	cbor_int(&claims, CLAIM_RIM);
+	cbor_bytes(&claims, request->rim, sizeof(request->rim));
+	cbor_int(&claims, CLAIM_REMS);
+	cbor_array(&claims, 4);
+	for (i = 0; i < 4; i++)
+		cbor_bytes(&claims, request->rems[i], sizeof(request->rems[i]));
+	cbor_int(&claims, CLAIM_RAK_HASH);
+	cbor_text(&claims, "sha-256");
+	cbor_int(&claims, CLAIM_INSTANCE);
+	cbor_bytes(&claims, request->instance, sizeof(request->instance));
+	cbor_int(&claims, CLAIM_KEY_STORAGE);
+	cbor_text(&claims, "dram");
+	cbor_int(&claims, CLAIM_DEBUG);
+	cbor_bool(&claims, request->flags & REQUEST_DEBUG);
+	/* Only the software stand-in, which has no TrustZone, says true here. */
+	cbor_int(&claims, CLAIM_INSECURE);
+	cbor_bool(&claims, false);
+	cbor_int(&claims, CLAIM_CACHE_PARTITION);
+	cbor_text(&claims, "none");
+	return cose_sign1(rak, &claims, token);
+}
+
+static bool valid(const struct realm_request *request)
+{
+	static const uint8_t zeros[sizeof(request->reserved)];
+
+	return request->version == REQUEST_VERSION && !(request->flags & ~REQUEST_DEBUG) &&
+	       (request->hash_algorithm == REQUEST_HASH_SHA256 || request->hash_algorithm == REQUEST_HASH_SM3) &&
+	       request->key_storage == REQUEST_KEY_IN_DRAM && request->cache_partition == REQUEST_PARTITION_NONE &&
+	       !memcmp(request->reserved, zeros, sizeof(zeros));
+}
+
+TEE_Result compose_evidence(const struct realm_request *request, void *out, size_t *size)
+{
+	const struct signing_key *pak = NULL;
+	const struct signing_key *rak = NULL;
+	struct cbor collection;
+	struct cbor platform;
+	struct cbor realm;
+	TEE_Result res = valid(request) ? TEE_SUCCESS : TEE_ERROR_BAD_PARAMETERS;
+
+	cbor_init(&platform, platform_token, sizeof(platform_token));
+	cbor_init(&realm, realm_token, sizeof(realm_token));
+	if (!res)
+		res = platform_attestation_key(&pak);
+	if (!res)
+		res = realm_attestation_key(&rak);
+	if (!res)
+		res = compose_platform(pak, rak, &platform);
+	if (!res)
+		res = compose_realm(rak, request, &realm);
+	if (res)
+		return res;
+
+	/* Tag 3 bytes, map 1, two keys of 3 and two heads of 3. */
+	if (*size < platform.length + realm.length + 16) {
+		*size = platform.length + realm.length + 16;
+		return TEE_ERROR_SHORT_BUFFER;
+	}
+	cbor_init(&collection, out, *size);
+	cbor_tag(&collection, TAG_CMW_COLLECTION);
+	cbor_map(&collection, 2);
+	cbor_int(&collection, COLLECTION_PLATFORM);
+	cbor_bytes(&collection, platform.data, platform.length);
+	cbor_int(&collection, COLLECTION_REALM);
+	cbor_bytes(&collection, realm.data, realm.length);
+	*size = collection.length;
+	return collection.overflow ? TEE_ERROR_GENERIC : TEE_SUCCESS;
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The trusted application's commands. vambrace/trustzone/claims.py and session.py mirror this file.
+ *
+ * Every command refuses parameters of another number, type or size with TEE_ERROR_BAD_PARAMETERS. An output buffer
+ * that is too small gives TEE_ERROR_SHORT_BUFFER and the size that is needed.
+ */
+#ifndef VAMBRACE_PROTOCOL_H
+#define VAMBRACE_PROTOCOL_H
+
+#include <stdint.h>
+
+/* [out] memref: COSE_Key of the platform attestation key */
+#define CMD_PLATFORM_KEY 0
+/* [out] value.a: life cycle state; value.b: 0 */
+#define CMD_LIFECYCLE 1
+/* No parameters. Not provisioned becomes secured, for ever. */
+#define CMD_LOCK 2
+/* [out] memref of 1 to RANDOM_MAX bytes, all of it filled */
+#define CMD_RANDOM 3
+/* [in] memref: struct realm_request; [out] memref: CMW collection */
+#define CMD_EVIDENCE 4
+
+#define RANDOM_MAX 4096
+
+#define REQUEST_VERSION 1
+#define REQUEST_DEBUG (1U << 0)
+#define REQUEST_HASH_SHA256 1
+#define REQUEST_HASH_SM3 2
+#define REQUEST_KEY_IN_DRAM 1
+#define REQUEST_PARTITION_NONE 0
+
+/* Little-endian, 320 bytes, no padding; reserved bytes are zero. */
+struct realm_request {
+	uint32_t version;        /* 0: REQUEST_VERSION */
+	uint32_t flags;          /* 4: REQUEST_DEBUG or 0 */
+	uint8_t hash_algorithm;  /* 8 */
+	uint8_t key_storage;     /* 9 */
+	uint8_t cache_partition; /* 10 */
+	uint8_t reserved[5];     /* 11 */
+	uint8_t instance[16];    /* 16 */
+	uint8_t personalization[64]; /* 32 */
+	uint8_t challenge[64];   /* 96 */
+	uint8_t rim[32];         /* 160 */
+	uint8_t rems[4][32];     /* 192 */
+};
+
+_Static_assert(sizeof(struct realm_request) == 320, "the request is a wire format");
+
+#endif

@@ -1,0 +1,141 @@
+"""The claims' wire format, the insecure stand-in and the session where there is no TrustZone."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+from vambrace.errors import TrustZoneError
+from vambrace.trustzone import RealmClaims, TrustZone, session
+from vambrace.trustzone.insecure import InsecurePlatform
+
+FIRMWARE = Path(__file__).parents[2] / "firmware"
+
+CLAIMS = RealmClaims(
+    instance=bytes(range(16)),
+    rim=b"M" * 32,
+    rems=(b"1" * 32, b"2" * 32, b"3" * 32, b"4" * 32),
+    personalization=b"P" * 64,
+    challenge=b"C" * 64,
+)
+
+
+def test_the_request_has_the_layout_of_protocol_h() -> None:
+    wire = replace(CLAIMS, debug=True, hash_algorithm="sm3").encode()
+    header = (FIRMWARE / "ta/protocol.h").read_text()
+    offsets = {name: int(at) for name, at in re.findall(r"(\w+)(?:\[\d+\])*;\s+/\* (\d+)", header)}
+    assert len(wire) == 320
+    assert wire[:8] == bytes.fromhex("0100000001000000")
+    assert wire[offsets["hash_algorithm"]] == 2
+    assert wire[offsets["key_storage"]] == 1
+    assert wire[offsets["cache_partition"]] == 0
+    assert not any(wire[offsets["reserved"] : offsets["instance"]])
+    for name in ("instance", "personalization", "challenge", "rim"):
+        value = getattr(CLAIMS, name)
+        assert wire[offsets[name] : offsets[name] + len(value)] == value
+    assert wire[offsets["rems"] :] == b"".join(CLAIMS.rems)
+
+
+def test_commands_are_those_of_protocol_h() -> None:
+    header = (FIRMWARE / "ta/protocol.h").read_text()
+    for name in ("PLATFORM_KEY", "LIFECYCLE", "LOCK", "RANDOM", "EVIDENCE"):
+        found = re.search(rf"^#define CMD_{name} (\d+)$", header, re.MULTILINE)
+        assert found and int(found[1]) == getattr(session, f"_{name}")
+    assert f"#define RANDOM_MAX {session.RANDOM_MAX}\n" in header
+    platform = (FIRMWARE / "common/vambrace_platform.h").read_text()
+    assert str(session.APPLICATION) in platform
+    assert str(session.APPLICATION) in (FIRMWARE / "ta/Makefile").read_text()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"instance": bytes(15)},
+        {"rim": bytes(48)},
+        {"rems": (bytes(32),) * 3},
+        {"rems": (bytes(32),) * 3 + (bytes(31),)},
+        {"personalization": bytes(63)},
+        {"challenge": b""},
+        {"hash_algorithm": "md5"},
+        {"key_storage": "trustzone"},
+        {"cache_partition": "ways"},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_claims_of_another_shape_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(TrustZoneError):
+        replace(CLAIMS, **change)
+
+
+def test_without_the_library_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_LIBRARY", "libteec-that-nobody-has.so.2")
+    with pytest.raises(TrustZoneError) as caught:
+        TrustZone()
+    assert caught.value.hint == "install libteec2"
+
+
+def test_the_package_imports_no_cryptography() -> None:
+    program = "import sys, vambrace.trustzone; assert not {'cryptography', 'cbor2'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def _verify(token: bytes, cose_key: bytes) -> dict[int, Any]:
+    message = cbor2.loads(token)
+    assert message.tag == 18
+    protected, unprotected, payload, signature = message.value
+    assert (protected, unprotected) == (bytes.fromhex("a10126"), {})
+    key = cbor2.loads(cose_key)
+    assert (key[1], key[-1]) == (2, 1)
+    numbers = ec.EllipticCurvePublicNumbers(
+        int.from_bytes(key[-2], "big"), int.from_bytes(key[-3], "big"), ec.SECP256R1()
+    )
+    der = encode_dss_signature(int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big"))
+    signed = cbor2.dumps(["Signature1", protected, b"", payload], canonical=True)
+    numbers.public_key().verify(der, signed, ec.ECDSA(hashes.SHA256()))
+    claims = cbor2.loads(payload)
+    assert cbor2.dumps(claims, canonical=True) == payload
+    assert isinstance(claims, dict)
+    return claims
+
+
+def test_the_insecure_platform_signs_and_says_that_it_is_insecure() -> None:
+    with InsecurePlatform() as platform:
+        collection = cbor2.loads(platform.evidence(CLAIMS))
+        assert collection.tag == 907
+        device = _verify(collection.value[44234], platform.platform_key())
+        rak = cbor2.loads(cbor2.loads(collection.value[44241]).value[2])[44237]
+        realm = _verify(collection.value[44241], rak)
+    assert device[10] == hashlib.sha256(rak).digest()
+    assert device[256] == b"\x01" + hashlib.sha256(platform.platform_key()).digest()
+    assert device[2395] == platform.lifecycle() == 0x1000
+    assert realm[-70004] is True
+    assert (realm[10], realm[44238], realm[44235], realm[-70001]) == (
+        CLAIMS.challenge,
+        CLAIMS.rim,
+        CLAIMS.personalization,
+        CLAIMS.instance,
+    )
+    with pytest.raises(InvalidSignature):
+        _verify(collection.value[44241], platform.platform_key())
+
+
+def test_the_insecure_platform_cannot_be_secured() -> None:
+    with pytest.raises(TrustZoneError):
+        InsecurePlatform().lock()
+
+
+def test_two_insecure_platforms_share_no_key() -> None:
+    assert InsecurePlatform().platform_key() != InsecurePlatform().platform_key()
+    assert len(InsecurePlatform().random(33)) == 33

@@ -1,0 +1,67 @@
+"""What the monitor states about a Realm, and its form on the way to ``firmware/ta`` (``protocol.h`` there)."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from vambrace.errors import TrustZoneError
+
+_REQUEST: Final = struct.Struct("<II3B5x16s64s64s32s32s32s32s32s")
+_VERSION: Final = 1
+_DEBUG: Final = 1
+_HASHES: Final = {"sha-256": 1, "sm3": 2}
+_KEY_STORAGE: Final = {"dram": 1}
+_CACHE_PARTITION: Final = {"none": 0}
+
+
+@dataclass(frozen=True)
+class RealmClaims:
+    """One Realm, to be attested.
+
+    ``instance`` 16 bytes; ``rim`` and the four ``rems`` 32 each; ``personalization`` and ``challenge`` 64 each;
+    ``hash_algorithm`` "sha-256" or "sm3"; ``key_storage`` "dram"; ``cache_partition`` "none".
+    Raises TrustZoneError if anything is of another size or value.
+    """
+
+    instance: bytes
+    rim: bytes
+    rems: tuple[bytes, bytes, bytes, bytes]
+    personalization: bytes
+    challenge: bytes
+    hash_algorithm: str = "sha-256"
+    debug: bool = False
+    key_storage: str = "dram"
+    cache_partition: str = "none"
+
+    def __post_init__(self) -> None:
+        sizes = {"instance": 16, "rim": 32, "personalization": 64, "challenge": 64}
+        for name, size in sizes.items():
+            if len(getattr(self, name)) != size:
+                raise TrustZoneError(f"a Realm's {name} has {size} bytes, not {len(getattr(self, name))}")
+        if len(self.rems) != 4 or any(len(rem) != 32 for rem in self.rems):
+            raise TrustZoneError("a Realm has four extensible measurements of 32 bytes each")
+        choices = {
+            "hash_algorithm": _HASHES,
+            "key_storage": _KEY_STORAGE,
+            "cache_partition": _CACHE_PARTITION,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise TrustZoneError(f"the trusted application does not know {name} {getattr(self, name)!r}")
+
+    def encode(self) -> bytes:
+        """``struct realm_request``, 320 bytes."""
+        return _REQUEST.pack(
+            _VERSION,
+            _DEBUG if self.debug else 0,
+            _HASHES[self.hash_algorithm],
+            _KEY_STORAGE[self.key_storage],
+            _CACHE_PARTITION[self.cache_partition],
+            self.instance,
+            self.personalization,
+            self.challenge,
+            self.rim,
+            *self.rems,
+        )
