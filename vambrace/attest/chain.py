@@ -1,0 +1,156 @@
+"""X.509 chains of the vendor (RFC 5280, the part that is needed), and their two purposes.
+
+A key that the vendor certified for one purpose is refused for the other: a platform must not be able to
+sign the reference values that it is measured against. The purposes are extended key usages in the arc
+2.25 (X.667: derived from a UUID, no registration).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import BasicConstraints, ExtendedKeyUsage, KeyUsage, ObjectIdentifier
+from cryptography.x509.oid import ExtensionOID
+
+from vambrace.errors import CertificateExpired, ConfigError, MalformedEvidence, UnknownRoot
+
+MAX_CHAIN: Final = 4
+PLATFORM_PURPOSE: Final = ObjectIdentifier("2.25.282014517566326158880184209957020930709")
+REFERENCES_PURPOSE: Final = ObjectIdentifier("2.25.334306216682512938550427885001358262317")
+
+# What the X.509 parser raises, at once or when a field is read, for bytes that an enemy wrote.
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+_UNDERSTOOD: Final = {
+    ExtensionOID.BASIC_CONSTRAINTS,
+    ExtensionOID.KEY_USAGE,
+    ExtensionOID.EXTENDED_KEY_USAGE,
+    ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+    ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+}
+
+
+def load_roots(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """The certificates of a PEM file, such as ``vendor-root.pem``. Raises ``ConfigError``."""
+    try:
+        return tuple(x509.load_pem_x509_certificates(pem))
+    except UNREADABLE:
+        raise ConfigError("the root is not a certificate in PEM form", hint="vendor-root.pem") from None
+
+
+def verify_chain(
+    chain: Sequence[bytes],
+    roots: Sequence[x509.Certificate],
+    purpose: ObjectIdentifier,
+    now: datetime,
+) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
+    """The leaf of ``chain`` (DER, leaf first) and its P-256 key.
+
+    The chain must lead to one of ``roots``, and the leaf be for ``purpose``.
+
+    Raises ``MalformedEvidence``, ``UnknownRoot``, ``CertificateExpired``. ``now`` has a time zone.
+    """
+    if not chain:
+        raise UnknownRoot("there is no endorsement", hint="the platform must be certified by its vendor")
+    if len(chain) > MAX_CHAIN:
+        raise MalformedEvidence(f"a chain has more than {MAX_CHAIN} certificates")
+    try:
+        path = _complete([_load(certificate) for certificate in chain], roots)
+        for above, certificate in enumerate(path[1:]):
+            _check_authority(certificate, intermediates=above)
+        key = _check_leaf(path[0], purpose)
+    except UNREADABLE:
+        raise MalformedEvidence("a certificate cannot be read") from None
+    except (x509.ExtensionNotFound, x509.DuplicateExtension):
+        raise UnknownRoot("a certificate lacks a needed extension, or has one twice") from None
+    for certificate in path:
+        _check_validity(certificate, now)
+    return path[0], key
+
+
+def _load(der: bytes) -> x509.Certificate:
+    certificate = x509.load_der_x509_certificate(der)
+    # The parser lets the outermost BIT STRING, which no signature covers, say that its last bits are unused.
+    if certificate.public_bytes(Encoding.DER) != der or not der.endswith(b"\0" + certificate.signature):
+        raise ValueError("not the one encoding of a certificate")
+    return certificate
+
+
+def _complete(path: list[x509.Certificate], roots: Sequence[x509.Certificate]) -> list[x509.Certificate]:
+    """``path`` with each certificate issued by the next one, and a root at its end."""
+    for certificate, issuer in zip(path, path[1:], strict=False):
+        if not _issued(certificate, issuer):
+            raise UnknownRoot("the endorsement is not a chain: a certificate does not sign the one before it")
+    if len(path) > 1 and path[-1] in roots:
+        return path
+    for root in roots:
+        if _issued(path[-1], root):
+            return [*path, root]
+    raise UnknownRoot(
+        "the endorsement does not lead to the given root",
+        hint="another vendor's platform, or another vendor-root.pem",
+    )
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    key = issuer.public_key()
+    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1 | SECP384R1):
+        return False
+    if not isinstance(certificate.signature_hash_algorithm, SHA256 | SHA384):
+        return False
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def _check_authority(certificate: x509.Certificate, intermediates: int) -> None:
+    _check_critical(certificate)
+    constraints = certificate.extensions.get_extension_for_class(BasicConstraints).value
+    usage = certificate.extensions.get_extension_for_class(KeyUsage).value
+    if not constraints.ca or not usage.key_cert_sign:
+        raise UnknownRoot("a certificate was signed with a key that may sign none")
+    if constraints.path_length is not None and intermediates > constraints.path_length:
+        raise UnknownRoot("the endorsement is longer than one of its authorities allows")
+
+
+def _check_leaf(certificate: x509.Certificate, purpose: ObjectIdentifier) -> EllipticCurvePublicKey:
+    _check_critical(certificate)
+    constraints = certificate.extensions.get_extension_for_class(BasicConstraints).value
+    usage = certificate.extensions.get_extension_for_class(KeyUsage).value
+    purposes = certificate.extensions.get_extension_for_class(ExtendedKeyUsage).value
+    if constraints.ca or not usage.digital_signature or list(purposes) != [purpose]:
+        raise UnknownRoot("the vendor certified this key for another purpose")
+    key = certificate.public_key()
+    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
+        raise UnknownRoot("the vendor certified a key that is not on P-256")
+    return key
+
+
+def _check_critical(certificate: x509.Certificate) -> None:
+    for extension in certificate.extensions:
+        if extension.critical and extension.oid not in _UNDERSTOOD:
+            raise UnknownRoot("a certificate has a critical extension that is not understood")
+
+
+def _check_validity(certificate: x509.Certificate, now: datetime) -> None:
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not start <= now <= end:
+        when = "expired on" if now > end else "is not valid before"
+        raise CertificateExpired(
+            f"a certificate of the endorsement {when} {(end if now > end else start).date()}",
+            hint="check this machine's clock, then ask the vendor for a new endorsement",
+        )

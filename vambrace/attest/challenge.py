@@ -1,0 +1,35 @@
+"""What tokens are bound to (docs/architecture.md, section 7): 64 bytes each."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from vambrace.errors import UsageError
+
+NONCE_BYTES: Final = 32
+INSTANCE_BYTES: Final = 16
+
+
+def launch_challenge(nonce: bytes, instance: bytes) -> bytes:
+    """Binds the token before the first instruction to the user's nonce and the new instance."""
+    return hashlib.sha512(b"vambrace-launch-1" + _nonce(nonce) + _instance(instance)).digest()
+
+
+def channel_challenge(nonce: bytes, spki: bytes, instance: bytes) -> bytes:
+    """Binds a token to a TLS session: ``spki`` is the DER SubjectPublicKeyInfo of the server's key."""
+    key = hashlib.sha256(spki).digest()
+    return hashlib.sha512(b"vambrace-channel-1" + _nonce(nonce) + key + _instance(instance)).digest()
+
+
+# Fixed lengths make the concatenations above unambiguous.
+def _nonce(nonce: bytes) -> bytes:
+    if len(nonce) != NONCE_BYTES:
+        raise UsageError(f"a nonce has {NONCE_BYTES} bytes, not {len(nonce)}")
+    return nonce
+
+
+def _instance(instance: bytes) -> bytes:
+    if len(instance) != INSTANCE_BYTES:
+        raise UsageError(f"an instance has {INSTANCE_BYTES} bytes, not {len(instance)}")
+    return instance

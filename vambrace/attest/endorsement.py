@@ -1,0 +1,170 @@
+"""The vendor's authority: it certifies platform keys at the factory, and signers of reference values."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import NameOID
+
+from vambrace.attest.chain import PLATFORM_PURPOSE, REFERENCES_PURPOSE
+from vambrace.attest.claims import UEID_RANDOM
+from vambrace.attest.cose import decode_key
+from vambrace.errors import ConfigError
+
+ROOT_DAYS: Final = 3653
+LEAF_DAYS: Final = 1826
+# A certificate made now must be valid for a verifier whose clock is a little behind.
+_CLOCK_SLACK: Final = timedelta(hours=1)
+
+
+def platform_instance_id(cose_key: bytes) -> bytes:
+    """The UEID of the platform whose attestation key is ``cose_key``: 0x01 and its SHA-256, 33 bytes."""
+    return bytes([UEID_RANDOM]) + hashlib.sha256(cose_key).digest()
+
+
+@dataclass(frozen=True)
+class VendorAuthority:
+    """A root key and its self-signed certificate."""
+
+    certificate: x509.Certificate
+    key: EllipticCurvePrivateKey
+
+    @classmethod
+    def create(
+        cls, name: str = "vambrace platform vendor", *, now: datetime | None = None
+    ) -> VendorAuthority:
+        key = generate_private_key(SECP256R1())
+        subject = certificate_name(name)
+        start = (now or datetime.now(UTC)) - _CLOCK_SLACK
+        builder = certificate_builder(subject, subject, key.public_key(), start, ROOT_DAYS)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
+        builder = builder.add_extension(key_usage(sign_certificates=True), critical=True)
+        return cls(builder.sign(key, SHA256()), key)
+
+    @classmethod
+    def load(cls, key: Path, certificate: Path) -> VendorAuthority:
+        """Read both PEM files. Raises ``ConfigError``."""
+        try:
+            loaded = load_private_key(key.read_bytes())
+            authority = cls(x509.load_pem_x509_certificate(certificate.read_bytes()), loaded)
+        except (OSError, ValueError):
+            raise ConfigError(f"the vendor's authority cannot be read from {key} and {certificate}") from None
+        if authority.certificate.public_key() != loaded.public_key():
+            raise ConfigError(f"{key} is not the key of {certificate}")
+        return authority
+
+    def save(self, key: Path, certificate: Path) -> None:
+        """Write both as PEM, the key readable by its owner only; neither may exist."""
+        write_private_key(key, self.key)
+        certificate.write_bytes(self.certificate_pem)
+
+    @property
+    def certificate_pem(self) -> bytes:
+        """``vendor-root.pem``."""
+        return self.certificate.public_bytes(Encoding.PEM)
+
+    def certify(
+        self, cose_key: bytes, *, now: datetime | None = None, days: int = LEAF_DAYS
+    ) -> x509.Certificate:
+        """Endorse a platform attestation key (COSE_Key encoding).
+
+        The subject's common name is the platform's instance id without its type byte, in hex: with it
+        the name would pass the 64 characters that X.520 allows. Raises ``MalformedEvidence``.
+        """
+        name = platform_instance_id(cose_key)[1:].hex()
+        return self._leaf(name, decode_key(cose_key), PLATFORM_PURPOSE, now, days)
+
+    def reference_signer(
+        self, *, now: datetime | None = None, days: int = LEAF_DAYS
+    ) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
+        """A fresh key that may sign reference values; forget it after use."""
+        key = generate_private_key(SECP256R1())
+        return key, self._leaf("reference values", key.public_key(), REFERENCES_PURPOSE, now, days)
+
+    def _leaf(
+        self,
+        name: str,
+        key: EllipticCurvePublicKey,
+        purpose: x509.ObjectIdentifier,
+        now: datetime | None,
+        days: int,
+    ) -> x509.Certificate:
+        start = (now or datetime.now(UTC)) - _CLOCK_SLACK
+        builder = certificate_builder(certificate_name(name), self.certificate.subject, key, start, days)
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        builder = builder.add_extension(key_usage(sign_certificates=False), critical=True)
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        return builder.add_extension(identifier, critical=False).sign(self.key, SHA256())
+
+
+def load_private_key(pem: bytes) -> EllipticCurvePrivateKey:
+    """An unencrypted P-256 key. Raises ``ValueError``."""
+    try:
+        key = load_pem_private_key(pem, None)
+    except TypeError:
+        raise ValueError("the key is encrypted") from None
+    if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP256R1):
+        raise ValueError("not a key on P-256")
+    return key
+
+
+def write_private_key(path: Path, key: EllipticCurvePrivateKey) -> None:
+    """Write ``key`` as PEM (PKCS #8), mode 0600 from its first moment. Raises ``ConfigError``."""
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise ConfigError(f"{path} is there already", hint="keys are never overwritten") from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(pem)
+
+
+# Also for the owner's certificate.
+
+
+def certificate_name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def certificate_builder(
+    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePublicKey, start: datetime, days: int
+) -> x509.CertificateBuilder:
+    builder = x509.CertificateBuilder(issuer_name=issuer, subject_name=subject, public_key=key)
+    builder = builder.serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(start).not_valid_after(start + timedelta(days=days))
+    return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+
+
+def key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        key_cert_sign=sign_certificates,
+        crl_sign=sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
