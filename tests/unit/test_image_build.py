@@ -1,0 +1,151 @@
+"""From manifest to bundle with the real disk tools and a base of a few bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from realm_factory import make_kernel, owner
+
+from vambrace.debian.erofs import VerityDisk
+from vambrace.errors import BuildError, ConfigError, VambraceError
+from vambrace.image.base import RuntimeBase
+from vambrace.image.build import SETTINGS, agent_settings, build_bundle
+from vambrace.image.manifest import read_manifest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
+
+from vambrace_agent import settings as agent  # noqa: E402
+
+MANIFEST = """\
+name: patients
+owner: owner.pem
+system: {memory: 96M}
+applications:
+  - {name: analysis, files: analysis, command: [python3, main.py], memory: 16M, percent: 80}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "owner.pem").write_text(owner()[0])
+    (tmp_path / "manifest.yaml").write_text(MANIFEST)
+    (tmp_path / "analysis/data").mkdir(parents=True)
+    (tmp_path / "analysis/main.py").write_text("print(1)\n")
+    (tmp_path / "analysis/data/table").write_bytes(bytes(9000))
+    return tmp_path
+
+
+@pytest.fixture
+def base(tmp_path_factory: pytest.TempPathFactory) -> RuntimeBase:
+    folder = tmp_path_factory.mktemp("base")
+    disk = b"base" * 2048
+    for name, data in (("kernel", make_kernel()), ("initrd", b"i" * 5000), ("disk", disk)):
+        (folder / name).write_bytes(data)
+    info = VerityDisk(hashlib.sha256(disk).hexdigest(), len(disk), 4096, "ab" * 32, "cd" * 32)
+    return RuntimeBase(folder / "kernel", folder / "initrd", folder / "disk", info)
+
+
+def measure(folder: Path, base: RuntimeBase, name: str = "out") -> bytes:
+    return build_bundle(folder / "manifest.yaml", folder / name, base).measurement()
+
+
+def test_the_same_bits_whenever_built(folder: Path, base: RuntimeBase) -> None:
+    first = build_bundle(folder / "manifest.yaml", folder / "a", base)
+    os.utime(folder / "analysis/main.py", (1, 1))
+    (folder / "analysis/main.py").chmod(0o600)
+    (folder / "analysis/__pycache__").mkdir()
+    (folder / "analysis/__pycache__/x.pyc").write_bytes(b"x")
+    build_bundle(folder / "manifest.yaml", folder / "b", base)
+    assert (folder / "a").read_bytes() == (folder / "b").read_bytes()
+    assert not list(folder.glob(".*"))
+    assert [disk.name for disk in first.config.disks] == ["base", "apps"]
+    assert "vambrace.disk=/dev/vdb,/app," in first.config.cmdline
+    assert first.config.disks[1].verity_root in first.config.cmdline
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder, base: (folder / "analysis/main.py").write_text("print(3)\n"),
+        lambda folder, base: (folder / "analysis/main.py").chmod(0o755),
+        lambda folder, base: (folder / "analysis/data/table").rename(folder / "analysis/data/tablf"),
+        lambda folder, base: (folder / "manifest.yaml").write_text(MANIFEST.replace("80", "79")),
+        lambda folder, base: (folder / "manifest.yaml").write_text(MANIFEST + "debug: true\n"),
+        lambda folder, base: base.kernel.write_bytes(base.kernel.read_bytes()[:-1] + b"\x5b"),
+        lambda folder, base: base.initrd.write_bytes(b"i" * 4999 + b"h"),
+    ],
+)
+def test_any_change_is_measured(folder: Path, base: RuntimeBase, change: Callable[[Path, RuntimeBase], object]) -> None:
+    before = measure(folder, base)
+    change(folder, base)
+    assert measure(folder, base) != before
+
+
+def test_the_agent_reads_what_is_measured(folder: Path, base: RuntimeBase) -> None:
+    config = build_bundle(folder / "manifest.yaml", folder / "out", base).config
+    (folder / SETTINGS).write_text(json.dumps(agent_settings(read_manifest(folder / "manifest.yaml"))))
+    loaded = agent.load(str(folder / SETTINGS))
+    (application,) = loaded.applications
+    assert loaded.owner_pem == config.owner
+    assert loaded.collect_seconds == config.collect_seconds
+    assert (application.index, application.uid, application.memory) == (1, 1000, config.zones[1].memory)
+    assert tuple(application.command) == config.applications[0].command
+    assert application.directory == config.applications[0].directory
+
+
+@pytest.mark.parametrize("link", ["/etc/passwd", "../owner.pem", "data/../../owner.pem", "sly/owner.pem"])
+def test_links_that_lead_out(folder: Path, base: RuntimeBase, link: str) -> None:
+    (folder / "analysis/sly").symlink_to("..")
+    (folder / "analysis/link").symlink_to(link)
+    with pytest.raises(ConfigError, match="leads out"):
+        measure(folder, base)
+
+
+def test_links_inside_are_kept(folder: Path, base: RuntimeBase) -> None:
+    before = measure(folder, base)
+    (folder / "analysis/data/link").symlink_to("../main.py")
+    assert measure(folder, base) != before
+
+
+def test_pipes_are_refused(folder: Path, base: RuntimeBase) -> None:
+    os.mkfifo(folder / "analysis/pipe")
+    with pytest.raises(ConfigError, match="pipe"):
+        measure(folder, base)
+
+
+def test_set_user_id_is_taken_away(folder: Path, base: RuntimeBase) -> None:
+    (folder / "analysis/main.py").chmod(0o755)
+    before = measure(folder, base)
+    (folder / "analysis/main.py").chmod(0o6755)
+    assert measure(folder, base) == before
+
+
+def test_files_larger_than_the_memory(folder: Path, base: RuntimeBase) -> None:
+    with (folder / "analysis/big").open("wb") as file:
+        file.truncate(17 << 20)
+    with pytest.raises(ConfigError, match="more than its memory") as caught:
+        measure(folder, base)
+    assert caught.value.hint
+
+
+def test_kernel_and_initrd_larger_than_the_memory(folder: Path, base: RuntimeBase) -> None:
+    with base.initrd.open("wb") as file:
+        file.truncate(100 << 20)
+    with pytest.raises(ConfigError, match="do not fit"):
+        measure(folder, base)
+    assert not (folder / "out").exists()
+
+
+def test_output_that_cannot_be(folder: Path, base: RuntimeBase) -> None:
+    with pytest.raises(BuildError, match="not a folder"):
+        measure(folder, base, "none/out")
+    (folder / "taken").mkdir()
+    with pytest.raises(VambraceError):
+        measure(folder, base, "taken")
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]

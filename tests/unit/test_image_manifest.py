@@ -1,0 +1,157 @@
+"""Manifests: every mistake with its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from realm_factory import MIB, owner
+
+from vambrace.errors import ConfigError
+from vambrace.image.manifest import parse_memory, read_manifest
+
+GOOD = """\
+name: patients
+owner: owner.pem
+system: {memory: 128M}
+applications:
+  - name: analysis
+    files: analysis
+    command: [python3, main.py]
+    environment: {MODE: full}
+    memory: 32M
+    percent: 80
+    restarts: 2
+    results: [out.txt, /results/analysis/more.txt]
+  - name: report
+    command: python3 -c 'print(1)'
+    percent: 30
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "owner.pem").write_text(owner()[0])
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis/main.py").write_text("print(1)\n")
+    return tmp_path
+
+
+def read(folder: Path, text: str) -> object:
+    path = folder / "manifest.yaml"
+    path.write_text(text)
+    return read_manifest(path)
+
+
+def test_a_good_one(folder: Path) -> None:
+    (folder / "manifest.yaml").write_text(GOOD)
+    manifest = read_manifest(folder / "manifest.yaml")
+    assert manifest.name == "patients"
+    assert manifest.owner == owner()[0]
+    assert (manifest.system.memory, manifest.system.percent, manifest.system.follow) == (128 * MIB, 80, True)
+    analysis, report = manifest.programs
+    assert analysis.application.results == ("/results/analysis/out.txt", "/results/analysis/more.txt")
+    assert analysis.application.restarts == 2
+    assert analysis.zone.memory == 32 * MIB
+    assert analysis.merge
+    assert report.application.command == ("python3", "-c", "print(1)")
+    assert (report.zone.memory, report.zone.percent, report.files) == (128 * MIB, 30, ())
+
+
+def test_the_systems_own_percentage(folder: Path) -> None:
+    text = GOOD.replace("{memory: 128M}", "{percent: 10}")
+    (folder / "manifest.yaml").write_text(text)
+    assert not read_manifest(folder / "manifest.yaml").system.follow
+
+
+def test_the_example_is_valid(folder: Path) -> None:
+    source = Path(__file__).parents[2] / "examples/patients"
+    for name in ("analysis", "report"):
+        (folder / name).mkdir(exist_ok=True)
+    manifest = (source / "manifest.yaml").read_text()
+    (folder / "manifest.yaml").write_text(manifest)
+    assert [p.zone.percent for p in read_manifest(folder / "manifest.yaml").programs] == [80, 30]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        ("name: patients", "nam: patients", 1, "name is missing"),
+        ("name: patients", "name: patients\ncolour: red", 2, "unknown key 'colour'"),
+        ("name: patients", "name: patients\nname: other", 2, "twice"),
+        ("name: patients", "name: Patients!", 1, "valid name"),
+        ("name: patients", "name: 12", 1, "must be text"),
+        ("owner: owner.pem", "owner: none.pem", 2, "No such file"),
+        ("system: {memory: 128M}", "system: {memory: 128M, colour: red}", 3, "unknown key"),
+        ("system: {memory: 128M}", "system: {memory: 64M}", 3, "memory"),
+        ("system: {memory: 128M}", "system: 128M", 3, "mapping"),
+        ("system: {memory: 128M}", "vcpus: 99", 3, "vcpus"),
+        ("system: {memory: 128M}", "debug: 1", 3, "true or false"),
+        ("system: {memory: 128M}", "cipher: rot13", 3, "not known"),
+        ("    percent: 80", "    percent: 101", 10, "percent is 101"),
+        ("    percent: 80", "    percent: -1", 10, "percent is -1"),
+        ("    percent: 80", "    percent: 80.5", 10, "plain value"),
+        ("    percent: 80", "    percent: 0x50", 10, "plain value"),
+        ("    percent: 80", "    percent: '80'", 10, "whole number"),
+        ("    memory: 32M", "    memory: 33M", 9, "multiple of 2 MiB"),
+        ("    memory: 32M", "    memory: lots", 9, "no size of memory"),
+        ("    memory: 32M", "    memory: 8M", 9, "memory"),
+        ("    files: analysis", "    files: nowhere", 6, "does not exist"),
+        ("    files: analysis", "    files: [analysis, ./analysis]", 6, "same name"),
+        ("    command: [python3, main.py]", "    command: []", 7, "empty"),
+        ("    command: [python3, main.py]", "    command: [python3, 3]", 7, "text is expected"),
+        ("    command: [python3, main.py]", "    comand: [python3]", 5, "command is missing"),
+        ("{MODE: full}", "{MODE: 1}", 8, "quotes|text is expected"),
+        ("{MODE: full}", "{'1x': a}", None, "environment variable"),
+        ("[out.txt,", "[../out.txt,", None, "outside"),
+        ("- name: report", "- name: analysis", 13, "twice"),
+        ("    restarts: 2", "    restarts: -2", None, "restarts"),
+        ("applications:", "applications: [", None, "not YAML"),
+        ("name: patients", "name: !!python/object:os.system x", 1, "plain value"),
+    ],
+)
+def test_mistakes_have_their_line(folder: Path, old: str, new: str, line: int | None, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(ConfigError, match=message) as caught:
+        read(folder, GOOD.replace(old, new, 1))
+    if line is not None:
+        assert caught.value.line == line
+        assert caught.value.message.startswith(f"line {line}: ")
+
+
+def test_sixteen_applications(folder: Path) -> None:
+    text = "name: a\nowner: owner.pem\napplications:\n"
+    text += "".join(f"  - {{name: a{i}, command: [x]}}\n" for i in range(16))
+    with pytest.raises(ConfigError, match="at most 15") as caught:
+        read(folder, text)
+    assert caught.value.line == 3
+    assert caught.value.hint
+
+
+def test_private_key_as_owner(folder: Path) -> None:
+    (folder / "owner.pem").write_text(owner()[1])
+    with pytest.raises(ConfigError, match="private key"):
+        read(folder, GOOD)
+
+
+def test_certificate_with_other_line_ends(folder: Path) -> None:
+    (folder / "owner.pem").write_bytes(owner()[0].replace("\n", "\r\n").encode() + b"\r\n")
+    (folder / "manifest.yaml").write_text(GOOD)
+    assert read_manifest(folder / "manifest.yaml").owner == owner()[0]
+
+
+@pytest.mark.parametrize("text", ["", "- a", "x", "\0", "a: *b", "&a [*a]"])
+def test_not_a_manifest(folder: Path, text: str) -> None:
+    with pytest.raises(ConfigError):
+        read(folder, text)
+
+
+def test_missing_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file") as caught:
+        read_manifest(tmp_path / "none.yaml")
+    assert caught.value.hint
+
+
+def test_memory_units() -> None:
+    assert parse_memory("128M") == parse_memory("131072K") == parse_memory(134217728) == parse_memory("128MiB")
+    assert parse_memory("2G") == 2 << 30

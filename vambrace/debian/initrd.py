@@ -1,0 +1,114 @@
+"""The measured initrd, for the host and for Realms: mount verity disks named on the command line, hand over."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from vambrace.debian import root, tools
+from vambrace.debian.archive import Archive
+from vambrace.debian.cache import Cache
+from vambrace.debian.kernel import Kernel
+from vambrace.errors import BuildError
+
+# Enough to find a disk and mount it; callers add what their machine has.
+DISK_MODULES = ("dm-mod", "dm-verity", "erofs", "virtio_mmio", "virtio_blk")
+_PACKAGES = ("busybox-static", "dmsetup")
+_APPLETS = ("sh", "mount", "umount", "insmod", "cat", "sleep", "poweroff", "switch_root")
+
+
+def make_initrd(archive: Archive, cache: Cache, kernel: Kernel, modules: Sequence[str] = DISK_MODULES) -> Path:
+    """An uncompressed newc archive (the same bits for the same inputs). Raises BuildError."""
+    script = resources.files(__package__).joinpath("initrd.sh").read_bytes()
+    packages = archive.binaries("initrd", _PACKAGES)
+    inputs = {
+        "packages": archive.key(packages),
+        "kernel": hashlib.sha256(kernel.image.read_bytes()).hexdigest(),
+        "modules": " ".join(modules),
+        "script": hashlib.sha256(script).hexdigest(),
+        "recipe": "2",
+    }
+
+    def build(work: Path) -> None:
+        tree = work / "packages"
+        root.unpack(archive.fetch(packages), tree)
+        out = work / "tree"
+        for folder in ("bin", "lib", "modules", "dev", "proc", "sys", "root"):
+            (out / folder).mkdir(parents=True)
+        (out / "lib64").symlink_to("lib")
+        (out / "init").write_bytes(script)
+        (out / "init").chmod(0o755)
+        _copy(tree / "usr/bin/busybox", out / "bin/busybox")
+        for applet in _APPLETS:
+            (out / "bin" / applet).symlink_to("busybox")
+        _copy(tree / "usr/sbin/dmsetup", out / "bin/dmsetup")
+        for library in _libraries(tree, tree / "usr/sbin/dmsetup"):
+            _copy(library, out / "lib" / library.name)
+        order = []
+        for module in kernel.closure(list(modules)):
+            _copy(module, out / "modules" / module.name)
+            order.append(module.name)
+        (out / "modules/order").write_text("\n".join(order) + "\n")
+        (work / "initrd").write_bytes(cpio(out))
+        shutil.rmtree(tree)
+        shutil.rmtree(out)
+
+    return cache.build("initrd", inputs, build) / "initrd"
+
+
+def cpio(tree: Path) -> bytes:
+    """``tree`` as a newc archive (cpio(5)): sorted, owned by root, times zero."""
+    chunks = []
+    entries = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*"))
+    for number, name in enumerate([*entries, "TRAILER!!!"], start=1):
+        path = tree / name
+        if name == "TRAILER!!!":
+            mode, data = 0, b""
+        elif path.is_symlink():
+            mode, data = 0o120777, str(path.readlink()).encode()
+        elif path.is_dir():
+            mode, data = 0o040755, b""
+        else:
+            mode, data = 0o100644 | (path.stat().st_mode & 0o111), path.read_bytes()
+        encoded = name.encode() + b"\0"
+        fields = (number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
+        header = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
+        chunks.append(header + bytes(-len(header) % 4) + data + bytes(-len(data) % 4))
+    return b"".join(chunks)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    target.chmod(0o755)
+
+
+def _libraries(tree: Path, program: Path) -> list[Path]:
+    """The shared libraries that ``program`` needs, loader included, by their sonames."""
+    found: dict[str, Path] = {}
+    waiting = [program]
+    folders = [tree / "usr/lib/aarch64-linux-gnu", tree / "usr/lib"]
+    while waiting:
+        dynamic = subprocess.run(
+            [tools.find("aarch64-linux-gnu-readelf"), "-d", str(waiting.pop())],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for line in dynamic.splitlines():
+            if "(NEEDED)" not in line:
+                continue
+            name = line.split("[")[1].rstrip("]")
+            if name in found:
+                continue
+            path = next((folder / name for folder in folders if (folder / name).exists()), None)
+            if path is None:
+                raise BuildError(f"{program.name} needs {name}, which no package brought")
+            found[name] = path
+            waiting.append(path)
+    loader = "ld-linux-aarch64.so.1"
+    found.setdefault(loader, next(f / loader for f in reversed(folders) if (f / loader).exists()))
+    return [path for _, path in sorted(found.items())]

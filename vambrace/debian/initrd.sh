@@ -1,0 +1,60 @@
+#!/bin/busybox sh
+# The measured initrd's only program. It loads the modules packed with it, mounts the read-only disks that the kernel
+# command line names, each under dm-verity, and hands over to the system's own init:
+#   vambrace.disk=DEVICE,MOUNTPOINT,DATA_BLOCKS,ROOT_HASH,SALT   (the first one is mounted at /)
+#   vambrace.init=PROGRAM
+# Whatever goes wrong ends the machine: there is no shell to fall into.
+
+export PATH=/bin
+
+fail() {
+    echo "vambrace initrd: $*" > /dev/kmsg
+    sleep 1
+    poweroff -f
+    sleep 1000
+}
+
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+
+while read -r module; do
+    insmod "/modules/$module" || fail "module $module does not load"
+done < /modules/order
+
+# A console may be a module; where there is none, output goes nowhere, but to open descriptors.
+if (: > /dev/console) 2> /dev/null; then
+    exec < /dev/console > /dev/console 2>&1
+else
+    exec < /dev/null > /dev/null 2>&1
+fi
+
+number=0
+init=
+for word in $(cat /proc/cmdline); do
+    case "$word" in
+    vambrace.init=*) init=${word#vambrace.init=} ;;
+    vambrace.disk=*)
+        IFS=, read -r device where blocks root salt <<END
+${word#vambrace.disk=}
+END
+        tries=0
+        until [ -b "$device" ]; do
+            tries=$((tries + 1))
+            [ "$tries" -lt 200 ] || fail "no disk $device"
+            sleep 0.05
+        done
+        name="verity$number"
+        number=$((number + 1))
+        table="0 $((blocks * 8)) verity 1 $device $device 4096 4096 $blocks $blocks sha256 $root $salt"
+        dmsetup create "$name" --readonly --noudevrules --noudevsync --table "$table" || fail "dm-verity refuses $device"
+        mount -t erofs -o ro "/dev/dm-$((number - 1))" "/root${where%/}" || fail "$device is not what was measured"
+        ;;
+    esac
+done
+
+[ -n "$init" ] && [ -x "/root$init" ] || fail "no init on the measured disk"
+umount /proc
+umount /sys
+mount --move /dev /root/dev
+exec switch_root /root "$init"

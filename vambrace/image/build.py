@@ -1,0 +1,152 @@
+"""From a manifest to a bundle: the same inputs give the same bits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vambrace.debian.erofs import VerityDisk, make_erofs
+from vambrace.errors import BuildError, ConfigError
+from vambrace.image.base import INIT, RuntimeBase
+from vambrace.image.bundle import Bundle, write_bundle
+from vambrace.image.manifest import Manifest, Program, read_manifest
+from vambrace.machine.plan import plan_boot
+from vambrace.realm import Disk, RealmConfig, application_object, canonical
+
+SETTINGS = "vambrace.json"  # read by the agent as /app/vambrace.json
+
+
+def build_bundle(manifest_path: Path, out_path: Path, base: RuntimeBase) -> Bundle:
+    """Build the application image that ``manifest_path`` describes on ``base`` into ``out_path``.
+
+    Raises ``ConfigError`` for a wrong manifest, ``ImageError`` and ``BuildError`` (``ToolMissing``).
+    """
+    manifest = read_manifest(Path(manifest_path))
+    out_path = Path(out_path)
+    if not out_path.parent.is_dir():
+        raise BuildError(f"{out_path.parent} is not a folder", hint="make it, or choose another output")
+    # Beside the result: it is as large, and must be on a disk that can hold it.
+    try:
+        work = Path(tempfile.mkdtemp(prefix=".vambrace-", dir=out_path.parent))
+    except OSError as error:
+        raise BuildError(f"{out_path.parent}: {error.strerror}", hint="choose another output") from None
+    try:
+        tree = work / "tree"
+        tree.mkdir()
+        for program in manifest.programs:
+            _stage(program, tree / program.zone.name)
+        settings = tree / SETTINGS
+        settings.write_bytes(canonical(agent_settings(manifest)))
+        settings.chmod(0o600)
+        tree.chmod(0o755)
+        apps = work / "apps.erofs"
+        verity = make_erofs(tree, apps)
+        config = make_config(manifest, base.disk_info, verity)
+        # Whoever launches this would get the same refusal, but later.
+        plan_boot(config, base.kernel.read_bytes(), base.initrd.read_bytes())
+        return write_bundle(out_path, config, base.kernel, base.initrd, [base.disk, apps])
+    except OSError as error:
+        raise BuildError(f"the image cannot be built: {error.strerror}", hint="look for space on the disk") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> RealmConfig:
+    """The measured configuration for ``manifest`` on these two disks."""
+    words = [
+        "console=hvc0",
+        "loglevel=7 vambrace.debug" if manifest.debug else "quiet loglevel=0",
+        "panic=-1",
+        "oops=panic",
+        # Pages are encrypted one by one: a huge page or a migration would drag 512 through the window.
+        "transparent_hugepage=never",
+        "numa_balancing=disable",
+        base.mount_word("/dev/vda", "/"),
+        apps.mount_word("/dev/vdb", "/app"),
+        f"vambrace.init={INIT}",
+    ]
+    return RealmConfig(
+        name=manifest.name,
+        cmdline=" ".join(words),
+        owner=manifest.owner,
+        zones=(manifest.system, *(program.zone for program in manifest.programs)),
+        applications=tuple(program.application for program in manifest.programs),
+        disks=(_disk("base", base), _disk("apps", apps)),
+        debug=manifest.debug,
+        hash=manifest.hash,
+        cipher=manifest.cipher,
+        vcpus=manifest.vcpus,
+        verdict_seconds=manifest.verdict_seconds,
+        collect_seconds=manifest.collect_seconds,
+    )
+
+
+def agent_settings(manifest: Manifest) -> dict[str, Any]:
+    """What the agent reads: the configuration's part that is its business, covered by the disk's verity."""
+    applications = []
+    for program in manifest.programs:
+        applications.append(application_object(program.application) | {"memory": program.zone.memory})
+    return {
+        "name": manifest.name,
+        "owner": manifest.owner,
+        "collect_seconds": manifest.collect_seconds,
+        "applications": applications,
+    }
+
+
+def _disk(name: str, verity: VerityDisk) -> Disk:
+    return Disk(
+        name=name,
+        sha256=verity.sha256,
+        size=verity.size,
+        data_size=verity.data_size,
+        verity_root=verity.verity_root,
+        verity_salt=verity.verity_salt,
+    )
+
+
+def _stage(program: Program, target: Path) -> None:
+    """Copy the application's files to ``target``: modes normal, no set-id bits, no attributes."""
+    target.mkdir()
+    target.chmod(0o755)
+    for source in program.files:
+        _copy(source, target if program.merge else target / source.name, source)
+    size = sum(path.lstat().st_size for path in target.rglob("*") if path.is_file())
+    if size > program.zone.memory:
+        raise ConfigError(
+            f"application {program.zone.name}: its files take {-(-size >> 20)} MiB, more than its memory",
+            hint=f"give it more memory than {program.zone.memory >> 20} MiB",
+        )
+
+
+def _copy(source: Path, target: Path, top: Path) -> None:
+    mode = source.lstat().st_mode
+    if stat.S_ISLNK(mode) and source != top:
+        _copy_link(source, target, top)
+    elif source.is_dir():
+        target.mkdir(exist_ok=True)
+        target.chmod(0o755)
+        for entry in sorted(source.iterdir()):
+            # Caches of the building machine's Python: of no use there, and different at each build.
+            if entry.name != "__pycache__":
+                _copy(entry, target / entry.name, top)
+    elif source.is_file():
+        if not os.access(source, os.R_OK):
+            raise ConfigError(f"{source} cannot be read", hint="change its permissions")
+        shutil.copyfile(source, target)
+        target.chmod(0o755 if mode & 0o111 else 0o644)
+    else:
+        raise ConfigError(f"{source} is a device, socket or pipe", hint="an image holds files and folders only")
+
+
+def _copy_link(source: Path, target: Path, top: Path) -> None:
+    link = source.readlink()
+    end = Path(os.path.normpath(source.parent / link))
+    inside = not link.is_absolute() and end.is_relative_to(os.path.normpath(top)) and top.is_dir()
+    if not inside or not source.resolve().is_relative_to(top.resolve()):
+        raise ConfigError(f"{source} is a link that leads out of {top}", hint="put the file itself there")
+    target.symlink_to(link)

@@ -1,0 +1,289 @@
+"""One file for a whole Realm: an OCI image layout in a tar (docs/architecture.md, section 12).
+
+    oci-layout, index.json      the layout; the index names one manifest
+    blobs/sha256/<digest>       manifest, configuration (RealmConfig bytes), kernel, initrd, disks
+
+A bundle is hostile until ``Bundle.open`` returns: sizes are bounded, every digest is checked, and the disks
+are those that the configuration names. Contents are hashed again whenever they are read: the file may have
+changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from vambrace.errors import ConfigError, ImageError
+from vambrace.image import ustar
+from vambrace.realm import MAX_CONFIG_BYTES, MAX_DISKS, RealmConfig, canonical, decode_json
+
+ARTIFACT: Final = "application/vnd.vambrace.realm.v1"
+CONFIG: Final = "application/vnd.vambrace.realm.config.v1+json"
+KERNEL: Final = "application/vnd.vambrace.realm.kernel.v1"
+INITRD: Final = "application/vnd.vambrace.realm.initrd.v1"
+DISK: Final = "application/vnd.vambrace.realm.disk.v1+erofs"
+
+MAX_KERNEL: Final = 256 << 20
+MAX_INITRD: Final = 1 << 30
+_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+_TITLE: Final = "org.opencontainers.image.title"
+_LAYOUT: Final = {"imageLayoutVersion": "1.0.0"}
+_MAX_JSON: Final = 64 << 10
+_MAX_MEMBERS: Final = 2 + 2 + 2 + MAX_DISKS
+_CHUNK: Final = 1 << 20
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A blob inside the bundle at ``path``: ``offset`` and ``size`` in bytes, ``digest`` SHA-256 in hex."""
+
+    path: Path
+    title: str
+    digest: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """The contents. Raises ``ImageError`` if they no longer have the digest."""
+        out = io.BytesIO()
+        self.copy(out)
+        return out.getvalue()
+
+    def copy(self, out: BinaryIO | None) -> None:
+        """Write the contents to ``out`` (None: only check). Raises ``ImageError`` as ``read`` does."""
+        digest = hashlib.sha256()
+        for chunk in self._chunks():
+            digest.update(chunk)
+            if out is not None:
+                out.write(chunk)
+        if digest.hexdigest() != self.digest:
+            raise ImageError(f"the bundle's {self.title} does not have its digest", hint="build or send it again")
+
+    def _chunks(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            left = self.size
+            while left:
+                chunk = file.read(min(left, _CHUNK))
+                if not chunk:
+                    raise ImageError("the bundle is cut off", hint="build or send it again")
+                left -= len(chunk)
+                yield chunk
+
+
+@dataclass(frozen=True)
+class UnpackedBundle:
+    """Files that hold the parts of a bundle; the disks in order."""
+
+    config_path: Path
+    kernel_path: Path
+    initrd_path: Path
+    disk_paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle. ``manifest_digest`` is the OCI digest (hex) that a registry would know it by."""
+
+    path: Path
+    manifest_digest: str
+    config: RealmConfig
+    config_part: Part
+    kernel: Part
+    initrd: Part
+    disks: tuple[Part, ...]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Bundle:
+        """Read and check the bundle at ``path``. Raises ``ImageError``, ``ConfigError``."""
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                members = ustar.read_members(file, most=_MAX_MEMBERS)
+        except OSError as error:
+            raise ImageError(f"{path}: {error.strerror}", hint="give the file of 'image build'") from None
+        return _Reader(path, members).bundle()
+
+    def unpack(self, directory: Path) -> UnpackedBundle:
+        """Write every part to a file of its own in ``directory``, which must exist. Raises ``ImageError``."""
+        names = ["config.json", "kernel", "initrd", *(f"disk-{i}" for i in range(len(self.disks)))]
+        parts = [self.config_part, self.kernel, self.initrd, *self.disks]
+        paths = []
+        for name, part in zip(names, parts, strict=True):
+            target = directory / name
+            with target.open("xb") as out:
+                part.copy(out)
+            paths.append(target)
+        return UnpackedBundle(paths[0], paths[1], paths[2], tuple(paths[3:]))
+
+    def measurement(self) -> bytes:
+        """The launch measurement that a monitor must report for this bundle. Raises ``ConfigError``."""
+        from vambrace.machine.plan import plan_boot
+        from vambrace.measure import measure_launch
+
+        return measure_launch(self.config, plan_boot(self.config, self.kernel.read(), self.initrd.read()))
+
+    def inspect(self) -> dict[str, Any]:
+        """What is in the bundle, as JSON-ready values."""
+        config = self.config.as_object()
+        config["owner"] = self.config.personalization().hex()
+        return {
+            "name": self.config.name,
+            "form": self.config.form,
+            "digest": self.manifest_digest,
+            "measurement": self.measurement().hex(),
+            "personalization": config.pop("owner"),
+            "parts": [
+                {"title": part.title, "sha256": part.digest, "size": part.size}
+                for part in (self.config_part, self.kernel, self.initrd, *self.disks)
+            ],
+            "config": config,
+        }
+
+
+def write_bundle(out: Path, config: RealmConfig, kernel: Path, initrd: Path, disks: Sequence[Path]) -> Bundle:
+    """Pack the parts into the bundle ``out`` (replaced whole or not at all) and return it opened.
+
+    The same parts give the same bytes. Raises ``ImageError`` where they contradict ``config``.
+    """
+    encoded = config.encode()
+    blobs: list[tuple[str, int, Callable[[BinaryIO], None]]] = []
+    descriptors = [_add(blobs, CONFIG, encoded)]
+    layers = [(KERNEL, kernel, "kernel"), (INITRD, initrd, "initrd")]
+    layers += [(DISK, path, f"{disk.name}.erofs") for disk, path in zip(config.disks, disks, strict=True)]
+    for kind, path, title in layers:
+        descriptors.append(_add(blobs, kind, path) | {"annotations": {_TITLE: title}})
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": _MANIFEST,
+        "artifactType": ARTIFACT,
+        "config": descriptors[0],
+        "layers": descriptors[1:],
+    }
+    top = _add(blobs, _MANIFEST, canonical(manifest)) | {"artifactType": ARTIFACT}
+    index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": [top]}
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with temporary.open("xb") as file:
+            for name, content in (("oci-layout", canonical(_LAYOUT)), ("index.json", canonical(index))):
+                ustar.write_member(file, name, len(content), _writer(content))
+            written = set()
+            for digest, size, copy in blobs:
+                if digest not in written:
+                    ustar.write_member(file, f"blobs/sha256/{digest}", size, copy)
+                    written.add(digest)
+            ustar.write_end(file)
+        Bundle.open(temporary)
+        temporary.rename(out)
+    except OSError as error:
+        raise ImageError(f"{out}: {error.strerror}", hint="choose another place with --output") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Bundle.open(out)
+
+
+def _add(blobs: list[tuple[str, int, Callable[[BinaryIO], None]]], kind: str, content: bytes | Path) -> dict[str, Any]:
+    """Put a blob into ``blobs`` and return its descriptor."""
+    if isinstance(content, bytes):
+        digest, size = hashlib.sha256(content).hexdigest(), len(content)
+        blobs.append((digest, size, _writer(content)))
+    else:
+        try:
+            size = content.stat().st_size
+            with content.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise ImageError(f"{content}: {error.strerror}") from None
+        blobs.append((digest, size, Part(content, content.name, digest, 0, size).copy))
+    return {"mediaType": kind, "digest": f"sha256:{digest}", "size": size}
+
+
+def _writer(content: bytes) -> Callable[[BinaryIO], None]:
+    def copy(out: BinaryIO) -> None:
+        out.write(content)
+
+    return copy
+
+
+class _Reader:
+    """Follows index → manifest → parts through ``members``, believing nothing."""
+
+    def __init__(self, path: Path, members: dict[str, tuple[int, int]]) -> None:
+        self._path = path
+        self._members = members
+        self._used = {"oci-layout", "index.json"}
+
+    def bundle(self) -> Bundle:
+        if self._object(self._member("oci-layout", "layout"), _MAX_JSON) != _LAYOUT:
+            raise ImageError("the bundle is no OCI image layout of version 1.0.0")
+        index = self._object(self._member("index.json", "index"), _MAX_JSON)
+        manifests = index.get("manifests")
+        if not isinstance(manifests, list) or len(manifests) != 1:
+            raise ImageError("the bundle must hold exactly one image")
+        manifest_part = self._blob(manifests[0], _MANIFEST, _MAX_JSON, "manifest")
+        manifest = self._object(manifest_part, _MAX_JSON)
+        if manifest.get("artifactType") != ARTIFACT or manifest.get("schemaVersion") != 2:
+            raise ImageError("the image is not one of vambrace's", hint=f"its artifactType must be {ARTIFACT}")
+        config_part = self._blob(manifest.get("config"), CONFIG, MAX_CONFIG_BYTES, "configuration")
+        config = RealmConfig.parse(config_part.read())
+        layers = manifest.get("layers")
+        if not isinstance(layers, list) or len(layers) != 2 + len(config.disks):
+            raise ImageError("the image must hold a kernel, an initrd and the disks of its configuration")
+        kernel = self._blob(layers[0], KERNEL, MAX_KERNEL, "kernel")
+        initrd = self._blob(layers[1], INITRD, MAX_INITRD, "initrd")
+        disks = []
+        for disk, layer in zip(config.disks, layers[2:], strict=True):
+            part = self._blob(layer, DISK, disk.size, f"disk {disk.name}")
+            if part.digest != disk.sha256 or part.size != disk.size:
+                raise ImageError(f"disk {disk.name} is not the one of the configuration", hint="build it again")
+            disks.append(part)
+        if self._used != set(self._members):
+            raise ImageError("the bundle holds files that nothing refers to")
+        for part in (kernel, initrd, *disks):
+            part.copy(None)
+        return Bundle(self._path, manifest_part.digest, config, config_part, kernel, initrd, tuple(disks))
+
+    def _member(self, name: str, title: str) -> Part:
+        if name not in self._members:
+            raise ImageError(f"the bundle has no {title}", hint="give the file of 'image build'")
+        offset, size = self._members[name]
+        return Part(self._path, title, "", offset, size)
+
+    def _blob(self, descriptor: Any, kind: str, most: int, title: str) -> Part:
+        if not isinstance(descriptor, dict) or descriptor.get("mediaType") != kind:
+            raise ImageError(f"the bundle's {title} must be of type {kind}")
+        match = _DIGEST.fullmatch(str(descriptor.get("digest")))
+        if match is None:
+            raise ImageError(f"the bundle's {title} has no SHA-256 digest")
+        name = f"blobs/sha256/{match[1]}"
+        part = self._member(name, title)
+        if type(descriptor.get("size")) is not int or descriptor["size"] != part.size:
+            raise ImageError(f"the bundle's {title} does not have its stated size", hint="send it again")
+        if part.size > most:
+            raise ImageError(f"the bundle's {title} is larger than {most} bytes")
+        self._used.add(name)
+        return Part(self._path, title, match[1], part.offset, part.size)
+
+    def _object(self, part: Part, most: int) -> dict[str, Any]:
+        if part.size > most:
+            raise ImageError(f"the bundle's {part.title} is larger than {most} bytes")
+        with self._path.open("rb") as file:
+            file.seek(part.offset)
+            data = file.read(part.size)
+        if part.digest and hashlib.sha256(data).hexdigest() != part.digest:
+            raise ImageError(f"the bundle's {part.title} does not have its digest", hint="send it again")
+        try:
+            value = decode_json(data)
+        except ConfigError:
+            raise ImageError(f"the bundle's {part.title} is not JSON") from None
+        if not isinstance(value, dict):
+            raise ImageError(f"the bundle's {part.title} is not a JSON object")
+        return value

@@ -1,0 +1,382 @@
+"""The owner's manifest: YAML whose every mistake is told with its line.
+
+name: patients
+owner: owner.pem                 # certificate of the owner's key
+system: {memory: 384M}           # percent: as the highest of the applications', unless given
+applications:
+  - name: analysis
+    files: analysis              # a folder, or a list of files and folders
+    command: [python3, analyse.py]
+    memory: 128M
+    percent: 80
+    results: [result.txt]        # below /results/analysis
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from vambrace.errors import ConfigError
+from vambrace.realm import (
+    CIPHERS,
+    HASHES,
+    MAX_SECONDS,
+    MAX_VCPUS,
+    MIN_APPLICATION_MEMORY,
+    MIN_SYSTEM_MEMORY,
+    SYSTEM,
+    Application,
+    Zone,
+    certificate_der,
+    certificate_pem,
+    check_application_count,
+    check_choice,
+    check_integer,
+    check_memory,
+    check_name,
+    check_percent,
+    owner_public_key,
+)
+
+SYSTEM_MEMORY: Final = 384 << 20
+APPLICATION_MEMORY: Final = 128 << 20
+PERCENT: Final = 80
+_MAX_MANIFEST: Final = 1 << 20
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_MEMORY = re.compile(r"([0-9]{1,15})([KMG]?)(?:i?B)?")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One application, its zone, and where its files are on this machine."""
+
+    application: Application
+    zone: Zone
+    files: tuple[Path, ...]
+    merge: bool  # ``files`` is one folder whose contents are the application's
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked manifest; ``owner`` is the certificate in PEM form."""
+
+    path: Path
+    name: str
+    owner: str
+    vcpus: int
+    cipher: str
+    hash: str
+    debug: bool
+    verdict_seconds: int
+    collect_seconds: int
+    system: Zone
+    programs: tuple[Program, ...]
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read the manifest at ``path``; paths in it are relative to its folder. Raises ``ConfigError``."""
+    hint = "the manifest is a YAML file, see examples/patients/manifest.yaml"
+    try:
+        if path.stat().st_size > _MAX_MANIFEST:
+            raise ConfigError(f"{path}: too large for a manifest", hint=hint)
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint=hint) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text", hint=hint) from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise ConfigError(f"not YAML: {error.problem}", hint=hint, line=mark.line + 1 if mark else None) from None
+    except (yaml.YAMLError, RecursionError):
+        raise ConfigError(f"{path}: not YAML", hint=hint) from None
+    if node is None:
+        raise ConfigError(f"{path}: the manifest is empty", hint=hint)
+    return _manifest(path, _Map(node, "the manifest"))
+
+
+def parse_memory(text: str | int) -> int:
+    """Bytes of ``"128M"``, ``"1G"`` or a number of bytes. Raises ``ConfigError``."""
+    match = _MEMORY.fullmatch(str(text))
+    if match is None:
+        raise ConfigError(f"{str(text)[:20]!r} is no size of memory", hint='for example "128M" or "1G"')
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _manifest(path: Path, top: _Map) -> Manifest:
+    folder = path.parent
+    with top.at("name"):
+        name = top.string("name")
+        check_name(name, "Realm")
+    owner = _owner(top, folder)
+    numbers: dict[str, int] = {}
+    for key, least, most, default in (
+        ("vcpus", 1, MAX_VCPUS, 1),
+        ("verdict_seconds", 1, MAX_SECONDS, 120),
+        ("collect_seconds", 0, MAX_SECONDS, 300),
+    ):
+        with top.at(key):
+            numbers[key] = top.integer(key, default)
+            check_integer(numbers[key], least, most, key)
+    choices: dict[str, str] = {}
+    for key, known in (("cipher", CIPHERS), ("hash", HASHES)):
+        with top.at(key):
+            choices[key] = top.string(key, known[0])
+            check_choice(choices[key], known, key)
+    debug = top.boolean("debug", False)
+    with top.at("applications"):
+        items = top.maps("applications")
+        check_application_count(len(items))
+    programs: list[Program] = []
+    for item in items:
+        program = _program(item, folder)
+        with item.at("name"):
+            if any(program.zone.name == other.zone.name for other in programs):
+                raise ConfigError(f"application {program.zone.name}: appears twice", hint="choose another name")
+        programs.append(program)
+    system = _system(top, max(program.zone.percent for program in programs))
+    top.done()
+    return Manifest(
+        path=path,
+        name=name,
+        owner=owner,
+        debug=debug,
+        system=system,
+        programs=tuple(programs),
+        vcpus=numbers["vcpus"],
+        verdict_seconds=numbers["verdict_seconds"],
+        collect_seconds=numbers["collect_seconds"],
+        cipher=choices["cipher"],
+        hash=choices["hash"],
+    )
+
+
+def _owner(top: _Map, folder: Path) -> str:
+    with top.at("owner"):
+        path = folder / top.string("owner")
+        hint = "owner is the path of the owner's certificate in PEM form, relative to the manifest"
+        try:
+            text = path.read_text(encoding="ascii")
+        except OSError as error:
+            raise ConfigError(f"owner: {path}: {error.strerror}", hint=hint) from None
+        except UnicodeDecodeError:
+            raise ConfigError(f"owner: {path} is not in PEM form", hint=hint) from None
+        if "PRIVATE KEY" in text:
+            raise ConfigError(f"owner: {path} holds a private key", hint="give the certificate; the key stays with you")
+        # One spelling, whatever wrote the file.
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        if lines[:1] != ["-----BEGIN CERTIFICATE-----"] or lines[-1] != "-----END CERTIFICATE-----":
+            raise ConfigError(f"owner: {path} is not one certificate in PEM form", hint=hint)
+        pem = certificate_pem(certificate_der("\n".join(lines) + "\n"))
+        owner_public_key(pem)
+        return pem
+
+
+def _system(top: _Map, highest: int) -> Zone:
+    system = top.map("system")
+    memory, percent, follow = SYSTEM_MEMORY, highest, True
+    if system is not None:
+        memory = _memory(system, SYSTEM_MEMORY, MIN_SYSTEM_MEMORY, "system")
+        if "percent" in system:
+            percent, follow = _percent(system, "system"), False
+        system.done()
+    return Zone(SYSTEM, memory, percent, follow)
+
+
+def _program(item: _Map, folder: Path) -> Program:
+    with item.at("name"):
+        name = item.string("name")
+        check_name(name, "application")
+    where = f"application {name}"
+    memory = _memory(item, APPLICATION_MEMORY, MIN_APPLICATION_MEMORY, where)
+    percent = _percent(item, where)
+    files, merge = _files(item, folder, where)
+    results = []
+    with item.at("results"):
+        for path in item.strings("results"):
+            results.append(path if path.startswith("/") else f"/results/{name}/{path}")
+    with item.at("command"):
+        application = Application(
+            name=name,
+            command=_command(item),
+            environment=item.mapping("environment"),
+            directory=f"/app/{name}",
+            restarts=item.integer("restarts", 0),
+            results=tuple(results),
+        )
+    item.done()
+    return Program(application, Zone(name, memory, percent), files, merge)
+
+
+def _command(item: _Map) -> tuple[str, ...]:
+    if item.is_text("command"):
+        try:
+            return tuple(shlex.split(item.string("command")))
+        except ValueError as error:
+            raise ConfigError(f"command: {error}") from None
+    return item.strings("command", required=True)
+
+
+def _files(item: _Map, folder: Path, where: str) -> tuple[tuple[Path, ...], bool]:
+    with item.at("files"):
+        merge = item.is_text("files")
+        names = (item.string("files"),) if merge else item.strings("files")
+        paths = tuple(folder / name for name in names)
+        for path in paths:
+            if not path.exists():
+                raise ConfigError(f"{where}: {path} does not exist", hint="paths are relative to the manifest's folder")
+        if merge and not paths[0].is_dir():
+            merge = False
+        if len({path.name for path in paths}) != len(paths) or any(not path.name for path in paths):
+            raise ConfigError(f"{where}: two files have the same name", hint="put them in folders")
+        return paths, merge
+
+
+def _memory(item: _Map, default: int, least: int, where: str) -> int:
+    with item.at("memory"):
+        memory = parse_memory(item.scalar("memory", default))
+        check_memory(memory, least, where)
+        return memory
+
+
+def _percent(item: _Map, where: str) -> int:
+    with item.at("percent"):
+        percent = item.integer("percent", PERCENT)
+        check_percent(percent, where)
+        return percent
+
+
+class _Map:
+    """A YAML mapping that knows its lines. What was not asked for when ``done`` is called was unknown."""
+
+    def __init__(self, node: yaml.Node, where: str) -> None:
+        self.line = node.start_mark.line + 1
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{where}: a mapping of keys to values is expected", line=self.line)
+        self._where = where
+        self._values: dict[str, yaml.Node] = {}
+        self._lines: dict[str, int] = {}
+        self._asked: set[str] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+                raise ConfigError(f"{where}: keys must be words", line=line)
+            if key.value in self._values:
+                raise ConfigError(f"{where}: {key.value} appears twice", line=line)
+            self._values[key.value] = value
+            self._lines[key.value] = line
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    @contextmanager
+    def at(self, key: str) -> Iterator[None]:
+        """Give errors raised inside the line of ``key``."""
+        try:
+            yield
+        except ConfigError as error:
+            if error.line is not None:
+                raise
+            raise ConfigError(error.message, hint=error.hint, line=self._lines.get(key, self.line)) from None
+
+    def done(self) -> None:
+        """Raise ``ConfigError`` for a key that nobody asked for."""
+        for key in self._values:
+            if key not in self._asked:
+                known = ", ".join(sorted(self._asked))
+                raise ConfigError(
+                    f"{self._where}: unknown key {key[:40]!r}",
+                    hint=f"known are {known}",
+                    line=self._lines[key],
+                )
+
+    def is_text(self, key: str) -> bool:
+        node = self._values.get(key)
+        return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str"
+
+    def scalar(self, key: str, default: str | int | bool | None = None) -> Any:
+        """A string, an integer or a boolean, as YAML resolves it."""
+        node = self._get(key)
+        if node is None:
+            if default is None:
+                raise ConfigError(f"{self._where}: {key} is missing", line=self.line)
+            return default
+        return _scalar(node, f"{self._where}: {key}")
+
+    def string(self, key: str, default: str | None = None) -> str:
+        return str(self._typed(key, str, default, "text"))
+
+    def integer(self, key: str, default: int) -> int:
+        return int(self._typed(key, int, default, "a whole number"))
+
+    def boolean(self, key: str, default: bool) -> bool:
+        return bool(self._typed(key, bool, default, "true or false"))
+
+    def strings(self, key: str, *, required: bool = False) -> tuple[str, ...]:
+        items = self._list(key, required=required)
+        return tuple(_string(item, f"{self._where}: {key}") for item in items)
+
+    def mapping(self, key: str) -> dict[str, str]:
+        inner = self.map(key)
+        if inner is None:
+            return {}
+        return {name: _string(node, f"{self._where}: {key}: {name}") for name, node in inner._values.items()}
+
+    def map(self, key: str) -> _Map | None:
+        node = self._get(key)
+        return None if node is None else _Map(node, key)
+
+    def maps(self, key: str) -> list[_Map]:
+        return [_Map(item, f"{key}[{number}]") for number, item in enumerate(self._list(key, required=True))]
+
+    def _get(self, key: str) -> yaml.Node | None:
+        self._asked.add(key)
+        return self._values.get(key)
+
+    def _list(self, key: str, *, required: bool) -> list[yaml.Node]:
+        node = self._get(key)
+        if node is None:
+            if required:
+                raise ConfigError(f"{self._where}: {key} is missing", line=self.line)
+            return []
+        if not isinstance(node, yaml.SequenceNode):
+            raise ConfigError(f"{self._where}: {key} must be a list", line=self._lines[key])
+        return list(node.value)
+
+    def _typed(self, key: str, kind: type, default: str | int | bool | None, what: str) -> Any:
+        value = self.scalar(key, default)
+        if type(value) is not kind:
+            hint = f'put it in quotes: "{value}"' if kind is str else None
+            raise ConfigError(f"{self._where}: {key} must be {what}", hint=hint, line=self._lines.get(key, self.line))
+        return value
+
+
+def _scalar(node: yaml.Node, where: str) -> Any:
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode):
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind == "str":
+            return node.value
+        if kind == "bool":
+            return node.value.lower() in ("yes", "true", "on")
+        if kind == "int" and re.fullmatch(r"-?(0|[1-9][0-9]{0,18})", node.value):
+            return int(node.value)
+    raise ConfigError(f"{where}: a plain value is expected", line=line)
+
+
+def _string(node: yaml.Node, where: str) -> str:
+    value = _scalar(node, where)
+    if not isinstance(value, str):
+        raise ConfigError(
+            f"{where}: text is expected", hint=f'put it in quotes: "{value}"', line=node.start_mark.line + 1
+        )
+    return value
