@@ -1,0 +1,165 @@
+"""Starting an application so that it reaches its own files and its own memory zone, and nothing else.
+
+In order, in the child: cgroup (its NUMA node, limits), mount namespace with its own /tmp and /dev/shm in that
+node, no capabilities, no new privileges, no AF_VSOCK, its own user; then the program.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+
+from vambrace_agent import AgentError
+from vambrace_agent.settings import Application
+
+CGROUPS = "/sys/fs/cgroup"
+MAX_PROCESSES = 512
+MAX_FILES = 4096
+
+_CLONE_NEWNS = 0x00020000
+_MS_NOSUID, _MS_NODEV, _MS_SLAVE, _MS_REC = 2, 4, 1 << 19, 1 << 14
+_PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 22, 24, 38, 47
+_PR_CAP_AMBIENT_CLEAR_ALL, _SECCOMP_MODE_FILTER = 4, 2
+_AUDIT_ARCH_AARCH64, _NR_SOCKET, _AF_VSOCK = 0xC00000B7, 198, 40
+_RET_ALLOW, _RET_EPERM = 0x7FFF0000, 0x00050000 | 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name: str, *arguments: object) -> None:
+    """A libc function that returns 0 or sets errno. Numbers fill whole registers: prctl looks at all."""
+    words = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments]
+    if getattr(_libc, name)(*words) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def mount_tmpfs(path: str, node: int, size: int, *, mode: int, uid: int) -> None:
+    """A tmpfs whose pages are on NUMA ``node`` and nowhere else. ``size`` in bytes."""
+    options = f"mpol=bind:{node},size={size},mode={mode:o},uid={uid},gid={uid},nr_inodes=65536"
+    call("mount", b"tmpfs", path.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, options.encode())
+
+
+def prepare(application: Application, logs: str) -> None:
+    """Make the cgroup and the directories of ``application`` and its ``logs``. Raises ``AgentError``."""
+    try:
+        group = _group(application)
+        os.mkdir(group)
+        _put(f"{group}/cpuset.mems", str(application.index))
+        _put(f"{group}/pids.max", str(MAX_PROCESSES))
+        _put(f"{group}/memory.max", str(application.memory))
+        _put(f"{group}/memory.oom.group", "1")
+        half = application.memory // 2
+        os.makedirs(application.results_directory)
+        mount_tmpfs(application.results_directory, application.index, half, mode=0o700, uid=application.uid)
+        os.makedirs(logs, mode=0o700)
+        mount_tmpfs(logs, application.index, 2 << 20, mode=0o700, uid=0)
+    except OSError as error:
+        raise AgentError(f"application {application.name} cannot be confined: {error.strerror}") from None
+
+
+def launch(application: Application, output: int) -> int:
+    """Start ``application`` with its output going to ``output``; returns its process number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 126
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        _enter(application)
+        execute(application)
+    except FileNotFoundError:
+        _say(f"vambrace: {application.command[0]}: no such program\n")
+        status = 127
+    except OSError as error:
+        _say(f"vambrace: {application.command[0]}: {error.strerror}\n")
+    finally:
+        os._exit(status)
+    return 0
+
+
+def execute(application: Application) -> None:
+    """Replace this process by the program of ``application``."""
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.closerange(3, 65536)
+    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    os.chdir(application.directory)
+    environment = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": application.results_directory,
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **application.environment,
+    }
+    os.execvpe(application.command[0], application.command, environment)
+
+
+def stop(application: Application) -> None:
+    """Kill every process that ``application`` left."""
+    _put(f"{_group(application)}/cgroup.kill", "1")
+
+
+def _enter(application: Application) -> None:
+    os.setsid()
+    _put(f"{_group(application)}/cgroup.procs", "0")
+    _put("/proc/self/oom_score_adj", "500")
+    call("unshare", _CLONE_NEWNS)
+    call("mount", b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
+    for path in ("/tmp", "/dev/shm"):
+        mount_tmpfs(path, application.index, application.memory // 4, mode=0o700, uid=application.uid)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
+    call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    call("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    fd = os.open("/proc/sys/kernel/cap_last_cap", os.O_RDONLY)
+    last = int(os.read(fd, 16))
+    os.close(fd)
+    for capability in range(last + 1):
+        call("prctl", _PR_CAPBSET_DROP, capability, 0, 0, 0)
+    os.umask(0o077)
+    os.setgroups([])
+    os.setresgid(application.uid, application.uid, application.uid)
+    os.setresuid(application.uid, application.uid, application.uid)
+    _forbid_vsock()
+
+
+def _forbid_vsock() -> None:
+    """Seccomp: socket(AF_VSOCK, …) fails with EPERM, and so does every call of another architecture."""
+    load, equal, give = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
+    program = [
+        (load, 0, 0, 4),  # seccomp_data.arch
+        (equal, 0, 5, _AUDIT_ARCH_AARCH64),
+        (load, 0, 0, 0),  # .nr
+        (equal, 0, 2, _NR_SOCKET),
+        (load, 0, 0, 16),  # .args[0], low half
+        (equal, 1, 0, _AF_VSOCK),
+        (give, 0, 0, _RET_ALLOW),
+        (give, 0, 0, _RET_EPERM),
+    ]
+    code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
+    call("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0)
+
+
+def _group(application: Application) -> str:
+    return f"{CGROUPS}/{application.name}"
+
+
+def _put(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _say(text: str) -> None:
+    os.write(2, text.encode())

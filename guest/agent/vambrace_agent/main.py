@@ -1,0 +1,130 @@
+"""The agent's life: prepare, listen, report ready, run the applications, wait for the owner, end."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable
+
+from vambrace_agent import AgentError, channel, confine, monitor, settings, system
+from vambrace_agent.channel import Channel
+from vambrace_agent.logs import Log
+from vambrace_agent.monitor import Monitor
+from vambrace_agent.service import Service
+from vambrace_agent.supervisor import Process, Supervisor
+
+SETTINGS = "/app/vambrace.json"
+STATE = "/run/vambrace"
+LINGER_SECONDS = 5.0  # for owners who read logs while nothing is to be collected
+_LONGEST_WAIT = 5.0  # orphans are reaped at least this often
+
+
+class Loop:
+    """One thread that waits for everything: applications, connections, requests, deadlines."""
+
+    def __init__(self) -> None:
+        self.poll = select.poll()
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.poll.register(self._event, select.POLLIN)
+
+    def wake(self) -> None:
+        """Make ``step`` return; from any thread."""
+        os.eventfd_write(self._event, 1)
+
+    def step(self, supervisor: Supervisor, doors: Channel, timeout: float) -> None:
+        """Wait at most ``timeout`` seconds for events and handle them."""
+        due = supervisor.tick(time.monotonic())
+        longest = min(timeout, _LONGEST_WAIT, due if due is not None else _LONGEST_WAIT)
+        for fd, _ in self.poll.poll(max(0.0, longest) * 1000):
+            if fd == self._event:
+                os.eventfd_read(self._event)
+            elif fd == doors.listener.fileno():
+                doors.accept()
+            else:
+                supervisor.ready(fd)
+        if os.getpid() == 1:
+            supervisor.reap()
+
+
+def run(
+    loop: Loop,
+    supervisor: Supervisor,
+    service: Service,
+    doors: Channel,
+    report: Callable[[str, str], None],
+    collect_seconds: float,
+) -> tuple[str, str]:
+    """From ready to the end; returns the last state and what to say of it, still to be reported."""
+    loop.poll.register(doors.listener.fileno(), select.POLLIN)
+    report("ready", "")
+    while not supervisor.succeeded and supervisor.failed is None:
+        if service.start_wanted.is_set() and not supervisor.started:
+            supervisor.start()
+            service.state = "running"
+            report("running", "")
+        loop.step(supervisor, doors, _LONGEST_WAIT)
+    failed = supervisor.failed
+    if failed is not None:
+        supervisor.close()
+        service.state = "failed"
+        detail = f"application {failed.application.name}: exit code {failed.exit_code}"
+    else:
+        service.state = "succeeded"
+        detail = ""
+    declared = any(process.application.results for process in supervisor.processes)
+    wait = collect_seconds if declared and failed is None else LINGER_SECONDS
+    _wait_for_owner(loop, supervisor, service, doors, wait, declared and failed is None)
+    return service.state, detail
+
+
+def _wait_for_owner(
+    loop: Loop, supervisor: Supervisor, service: Service, doors: Channel, seconds: float, collecting: bool
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not service.collected.is_set():
+        left = deadline - time.monotonic()
+        if left <= 0 or (not collecting and not doors.owners):
+            return
+        loop.step(supervisor, doors, left)
+
+
+def main() -> None:
+    """As PID 1: never returns; ends with the machine off."""
+    port = None
+    try:
+        system.harden()
+        port = Monitor(monitor.open_port())
+        state, detail = _life(port)
+    except AgentError as error:
+        state, detail = "failed", f"agent: {error}"
+    except Exception as error:  # whatever it is, the Realm must end, and say no secret
+        state, detail = "failed", f"agent: {type(error).__name__}"
+        sys.excepthook(type(error), error, error.__traceback__)  # seen in a debug Realm only
+    try:
+        if port is not None:
+            port.report(state, detail)
+    except (AgentError, OSError):
+        pass  # the monitor sees the machine go off
+    finally:
+        system.power_off()
+
+
+def _life(port: Monitor) -> tuple[str, str]:
+    wanted = settings.load(SETTINGS)
+    system.enable_controllers()
+    os.makedirs(STATE, mode=0o700, exist_ok=True)
+    key, certificate = channel.make_key(STATE)
+    context = channel.make_context(key, certificate, wanted.owner_pem)
+    listener = channel.listen_vsock()
+    loop = Loop()
+    processes = []
+    for application in wanted.applications:
+        logs = f"{STATE}/logs/{application.name}"
+        confine.prepare(application, logs)
+        processes.append(Process(application, Log(logs)))
+    supervisor = Supervisor(processes, confine.launch, confine.stop, loop.poll)
+    service = Service(supervisor, port, channel.public_key(certificate), port.identity(), loop.wake)
+    doors = Channel(listener, context, wanted.owner, service, loop.wake)
+    return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds)

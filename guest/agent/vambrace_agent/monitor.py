@@ -1,0 +1,126 @@
+"""The agent's side of the monitor port: one JSON line per request and reply (docs/architecture.md, 6)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import select
+import threading
+import time
+
+from vambrace_agent import AgentError
+
+PORT_NAME = "vambrace.agent"
+MAX_LINE = 64 << 10
+TIMEOUT = 120.0
+
+
+class MonitorRefused(AgentError):
+    """The monitor answered with an error."""
+
+
+def open_port(timeout: float = 30.0) -> int:
+    """Open the virtio port of the monitor; only root can. Raises ``AgentError`` if it does not appear."""
+    deadline = time.monotonic() + timeout
+    ports = "/sys/class/virtio-ports"
+    while True:
+        for port in os.listdir(ports) if os.path.isdir(ports) else []:
+            with open(f"{ports}/{port}/name", encoding="ascii") as file:
+                if file.read().strip() == PORT_NAME:
+                    device = "/dev/" + port
+                    os.chmod(device, 0o600)
+                    return os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        if time.monotonic() > deadline:
+            raise AgentError("the monitor's port does not appear")
+        time.sleep(0.05)
+
+
+class Monitor:
+    """Requests over ``fd``, one at a time, from any thread. Raises ``MonitorRefused`` and ``AgentError``."""
+
+    def __init__(self, fd: int, timeout: float = TIMEOUT) -> None:
+        self._fd = fd
+        self._timeout = timeout
+        self._lock = threading.Lock()
+        self._next = 1
+        self._buffer = b""
+        os.set_blocking(fd, False)
+
+    def identity(self) -> bytes:
+        """This Realm's instance: 16 bytes."""
+        instance = bytes.fromhex(str(self._call("identity").get("instance")))
+        if len(instance) != 16:
+            raise AgentError("the monitor gave no identity")
+        return instance
+
+    def attest(self, challenge: bytes) -> bytes:
+        """An attestation token over ``challenge`` (64 bytes)."""
+        reply = self._call("attest", challenge=challenge.hex())
+        return base64.b64decode(str(reply.get("token")), validate=True)
+
+    def encrypt(self, message: str) -> dict[str, object]:
+        """Carry the owner's signed ``message`` (base64) to the monitor, which verifies it."""
+        return self._call("encrypt", message=message)
+
+    def stats(self) -> list[object]:
+        """The statistics of every zone, as the monitor gives them."""
+        zones = self._call("stats").get("zones")
+        return zones if isinstance(zones, list) else []
+
+    def report(self, state: str, detail: str = "") -> None:
+        self._call("report", state=state, detail=detail[:200])
+
+    def _call(self, operation: str, **arguments: object) -> dict[str, object]:
+        with self._lock:
+            number = self._next
+            self._next += 1
+            line = json.dumps({"id": number, "op": operation, **arguments}).encode() + b"\n"
+            if len(line) > MAX_LINE:
+                raise AgentError("the request is too long")
+            deadline = time.monotonic() + self._timeout
+            self._send(line, deadline)
+            while True:
+                reply = self._reply(deadline)
+                # An earlier request may have timed out; its late reply is not ours.
+                if reply.get("id") == number:
+                    break
+        if reply.get("ok") is not True:
+            raise MonitorRefused(str(reply.get("error") or "the monitor refused")[:500])
+        return reply
+
+    def _send(self, line: bytes, deadline: float) -> None:
+        while line:
+            self._wait(select.POLLOUT, deadline)
+            try:
+                line = line[os.write(self._fd, line) :]
+            except BlockingIOError:
+                continue
+
+    def _reply(self, deadline: float) -> dict[str, object]:
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > MAX_LINE:
+                raise AgentError("the monitor's reply is too long")
+            self._wait(select.POLLIN, deadline)
+            try:
+                data = os.read(self._fd, MAX_LINE)
+            except BlockingIOError:
+                continue
+            if not data:  # a virtio port reads as empty while the other side is not connected
+                time.sleep(0.05)
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        try:
+            reply = json.loads(line)
+        except ValueError:
+            raise AgentError("the monitor's reply is not understood") from None
+        if not isinstance(reply, dict):
+            raise AgentError("the monitor's reply is not understood")
+        return reply
+
+    def _wait(self, event: int, deadline: float) -> None:
+        poll = select.poll()
+        poll.register(self._fd, event)
+        left = deadline - time.monotonic()
+        if left <= 0 or not poll.poll(left * 1000):
+            raise AgentError("the monitor does not answer")

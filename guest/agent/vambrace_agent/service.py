@@ -1,0 +1,199 @@
+"""What the owner can ask for (docs/architecture.md, section 7): a request in, a reply and bytes out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+from collections.abc import Callable
+
+from vambrace_agent import AgentError
+from vambrace_agent.monitor import Monitor
+from vambrace_agent.supervisor import Process, Supervisor
+
+CHUNK = 256 << 10
+MAX_MESSAGE = 8 << 10
+
+Reply = dict[str, object]
+Handler = Callable[["Service", Reply], tuple[Reply, bytes]]
+
+
+class Service:
+    """Answers requests from any thread. ``wake`` is called when the main loop has something to do.
+
+    ``key`` is the SubjectPublicKeyInfo (DER) of the channel's TLS key, ``root`` what guest paths are below.
+    """
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        monitor: Monitor,
+        key: bytes,
+        instance: bytes,
+        wake: Callable[[], None],
+        root: str = "",
+    ) -> None:
+        self._supervisor = supervisor
+        self._monitor = monitor
+        self._key = key
+        self._instance = instance
+        self._wake = wake
+        self._root = root
+        self.start_wanted = threading.Event()
+        self.collected = threading.Event()
+        self.state = "ready"
+
+    def handle(self, request: object) -> tuple[Reply, bytes]:
+        """The reply to ``request``, which may be anything that JSON can say."""
+        if not isinstance(request, dict):
+            return _refusal("a request is an object"), b""
+        operation = request.get("op")
+        handler = HANDLERS.get(operation) if isinstance(operation, str) else None
+        if handler is None:
+            return _refusal("no such request"), b""
+        try:
+            reply, data = handler(self, request)
+        except AgentError as error:
+            return _refusal(str(error)), b""
+        reply = {"ok": True, **reply}
+        if data:
+            reply["length"] = len(data)
+        return reply, data
+
+    def attest(self, request: Reply) -> tuple[Reply, bytes]:
+        import base64
+
+        nonce = _hex(request, "nonce", 32)
+        key = hashlib.sha256(self._key).digest()
+        challenge = hashlib.sha512(b"vambrace-channel-1" + nonce + key + self._instance).digest()
+        return {"token": base64.b64encode(self._monitor.attest(challenge)).decode()}, b""
+
+    def status(self, _request: Reply) -> tuple[Reply, bytes]:
+        applications = [
+            {
+                "name": process.application.name,
+                "state": process.state,
+                "exit_code": process.exit_code,
+                "restarts": process.restarts,
+            }
+            for process in self._supervisor.processes
+        ]
+        return {"state": self.state, "applications": applications}, b""
+
+    def start(self, _request: Reply) -> tuple[Reply, bytes]:
+        self.start_wanted.set()
+        self._wake()
+        return {}, b""
+
+    def logs(self, request: Reply) -> tuple[Reply, bytes]:
+        process = self._process(request)
+        # Read first: what is written between the two makes "end" larger, never the data incomplete.
+        offset, data = process.log.read(_integer(request, "offset"), CHUNK)
+        return {"offset": offset, "end": process.log.end, "state": process.state}, data
+
+    def results(self, _request: Reply) -> tuple[Reply, bytes]:
+        found: list[Reply] = []
+        for process in self._supervisor.processes:
+            for path in process.application.results:
+                try:
+                    fd = self._open(process, path)
+                except AgentError:
+                    continue
+                size = os.fstat(fd).st_size
+                os.close(fd)
+                found.append({"application": process.application.name, "path": path, "size": size})
+        return {"results": found}, b""
+
+    def result(self, request: Reply) -> tuple[Reply, bytes]:
+        process = self._process(request)
+        path = request.get("path")
+        if not isinstance(path, str) or path not in process.application.results:
+            raise AgentError("no such result is declared")
+        offset = _integer(request, "offset")
+        fd = self._open(process, path)
+        try:
+            size = os.fstat(fd).st_size
+            return {"offset": offset, "size": size}, os.pread(fd, CHUNK, offset)
+        except OSError:
+            raise AgentError("the result cannot be read") from None
+        finally:
+            os.close(fd)
+
+    def collect(self, _request: Reply) -> tuple[Reply, bytes]:
+        self.collected.set()
+        self._wake()
+        return {}, b""
+
+    def encrypt(self, request: Reply) -> tuple[Reply, bytes]:
+        message = request.get("message")
+        if not isinstance(message, str) or len(message) > MAX_MESSAGE or not message.isascii():
+            raise AgentError("message: a base64 string is expected")
+        reply = self._monitor.encrypt(message)
+        return {"zone": reply.get("zone"), "percent": reply.get("percent")}, b""
+
+    def stats(self, _request: Reply) -> tuple[Reply, bytes]:
+        return {"zones": self._monitor.stats()}, b""
+
+    def _process(self, request: Reply) -> Process:
+        name = request.get("application")
+        for process in self._supervisor.processes:
+            if process.application.name == name:
+                return process
+        raise AgentError("no such application")
+
+    def _open(self, process: Process, path: str) -> int:
+        """Open a result without following links: the application may have put any there."""
+        folder = process.application.results_directory
+        names = path.removeprefix(folder + "/").split("/")
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            directory = os.open(self._root + folder, flags | os.O_DIRECTORY)
+            for number, name in enumerate(names, 1):
+                kind = os.O_NONBLOCK if number == len(names) else os.O_DIRECTORY
+                try:
+                    found = os.open(name, flags | kind, dir_fd=directory)
+                finally:
+                    os.close(directory)
+                directory = found
+        except OSError:
+            raise AgentError("the result is not there") from None
+        if not stat.S_ISREG(os.fstat(directory).st_mode):
+            os.close(directory)
+            raise AgentError("the result is not a regular file")
+        return directory
+
+
+HANDLERS: dict[str, Handler] = {
+    "attest": Service.attest,
+    "status": Service.status,
+    "start": Service.start,
+    "logs": Service.logs,
+    "results": Service.results,
+    "result": Service.result,
+    "collected": Service.collect,
+    "encrypt": Service.encrypt,
+    "stats": Service.stats,
+}
+
+
+def _refusal(error: str) -> Reply:
+    return {"ok": False, "error": error}
+
+
+def _integer(request: Reply, key: str) -> int:
+    value = request.get(key, 0)
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise AgentError(f"{key}: a number from 0 up is expected")
+    return value
+
+
+def _hex(request: Reply, key: str, length: int) -> bytes:
+    value = request.get(key)
+    try:
+        data = bytes.fromhex(value) if isinstance(value, str) and len(value) == 2 * length else b""
+    except ValueError:
+        data = b""
+    if len(data) != length:
+        raise AgentError(f"{key}: {2 * length} hexadecimal digits are expected")
+    return data

@@ -1,0 +1,46 @@
+"""What the Realm is to run: ``vambrace.json`` of the verified application disk.
+
+The image builder writes it from the same source as the measured configuration, and the disk's verity root is
+part of that configuration, so its contents are measured and not checked a second time.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+
+
+class Application:
+    """One application; ``index`` is its NUMA node, and its user and group are 1000 + index - 1."""
+
+    def __init__(self, index: int, fields: dict) -> None:  # type: ignore[type-arg]
+        self.index = index
+        self.name: str = fields["name"]
+        self.command: list[str] = fields["command"]
+        self.environment: dict[str, str] = fields["environment"]
+        self.directory: str = fields["directory"]
+        self.restarts: int = fields["restarts"]
+        self.results: list[str] = fields["results"]
+        self.memory: int = fields["memory"]
+        self.uid = 1000 + index - 1
+
+    @property
+    def results_directory(self) -> str:
+        return "/results/" + self.name
+
+
+class Settings:
+    """``owner`` is the DER form of the certificate of the only user that the agent serves."""
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.name: str = fields["name"]
+        self.owner_pem: str = fields["owner"]
+        self.owner = base64.b64decode("".join(self.owner_pem.splitlines()[1:-1]))
+        self.collect_seconds: int = fields["collect_seconds"]
+        self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]
+
+
+def load(path: str) -> Settings:
+    """Read the settings at ``path``."""
+    with open(path, encoding="utf-8") as file:
+        return Settings(json.load(file))

@@ -1,0 +1,396 @@
+"""The agent without a Realm: its loop, channel and supervision, with a monitor at the end of a socket pair."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from realm_factory import make_certificate, owner
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
+
+from vambrace_agent import AgentError, channel, confine, main, settings  # noqa: E402
+from vambrace_agent.channel import Channel  # noqa: E402
+from vambrace_agent.logs import Log  # noqa: E402
+from vambrace_agent.monitor import Monitor, MonitorRefused  # noqa: E402
+from vambrace_agent.service import Service  # noqa: E402
+from vambrace_agent.supervisor import Process, Supervisor  # noqa: E402
+
+INSTANCE = bytes(range(16))
+NONCE = "07" * 32
+
+
+class FakeMonitor:
+    """Answers the agent's requests; ``requests`` has them all."""
+
+    def __init__(self) -> None:
+        self.ours, theirs = socket.socketpair()
+        self.agent_fd = theirs.detach()
+        self.requests: list[dict[str, Any]] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        for line in self.ours.makefile("rb"):
+            request = json.loads(line)
+            self.requests.append(request)
+            answers: dict[str, dict[str, Any]] = {
+                "identity": {"instance": INSTANCE.hex()},
+                "attest": {"token": base64.b64encode(b"token:" + request.get("challenge", "").encode()).decode()},
+                "encrypt": {"zone": 1, "percent": 95},
+                "stats": {"zones": [{"pages": 1}]},
+                "report": {},
+            }
+            reply = {"id": request["id"], "ok": True, **answers[request["op"]]}
+            if request.get("message") == "forged":
+                reply = {"id": request["id"], "ok": False, "error": "not signed by the owner"}
+            self.ours.sendall(json.dumps({"id": 0, "ok": True}).encode() + b"\n" + json.dumps(reply).encode() + b"\n")
+
+    @property
+    def reports(self) -> list[tuple[str, str]]:
+        return [(r["state"], r["detail"]) for r in self.requests if r["op"] == "report"]
+
+
+class Client:
+    """The owner's side, with the certificate and key (PEM) that it shows."""
+
+    def __init__(self, path: Path, folder: Path, pair: tuple[str, str]) -> None:
+        own = folder / f"client-{time.monotonic_ns()}.pem"
+        own.write_text(pair[0] + pair[1])
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.load_cert_chain(own)
+        raw = socket.socket(socket.AF_UNIX)
+        raw.settimeout(20)
+        raw.connect(str(path))
+        self.tls = context.wrap_socket(raw)
+        self.file = self.tls.makefile("rb")
+
+    def ask(self, operation: str, **arguments: object) -> tuple[dict[str, Any], bytes]:
+        return self.send(json.dumps({"op": operation, **arguments}).encode())
+
+    def send(self, line: bytes) -> tuple[dict[str, Any], bytes]:
+        self.tls.sendall(line + b"\n")
+        answer = self.file.readline()
+        if not answer:
+            raise ConnectionError
+        reply = json.loads(answer)
+        return reply, self.file.read(reply.get("length", 0))
+
+
+class Realm:
+    """The agent's loop in a thread of this process."""
+
+    def __init__(self, folder: Path, applications: list[dict[str, Any]], collect_seconds: float) -> None:
+        self.folder = folder
+        self.monitor = FakeMonitor()
+        fields = {"name": "r", "owner": owner()[0], "collect_seconds": collect_seconds}
+        defaults = {"environment": {}, "directory": str(folder), "restarts": 0, "results": [], "memory": 1 << 24}
+        wanted = settings.Settings({**fields, "applications": [{**defaults, **a} for a in applications]})
+        key, certificate = channel.make_key(str(folder))
+        context = channel.make_context(key, certificate, wanted.owner_pem)
+        assert not Path(key).exists()
+        self.path = folder / "door"
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(self.path))
+        listener.listen(8)
+        loop = main.Loop()
+        processes = []
+        for application in wanted.applications:
+            logs = folder / "logs" / application.name
+            logs.mkdir(parents=True)
+            (folder / "results" / application.name).mkdir(parents=True)
+            processes.append(Process(application, Log(str(logs))))
+        port = Monitor(self.monitor.agent_fd, timeout=10)
+        self.supervisor = Supervisor(processes, launch, lambda application: None, loop.poll)
+        self.key = channel.public_key(certificate)
+        service = Service(self.supervisor, port, self.key, port.identity(), loop.wake, root=str(folder))
+        doors = Channel(listener, context, wanted.owner, service, loop.wake)
+        self.outcome: tuple[str, str] | None = None
+
+        def life() -> None:
+            self.outcome = main.run(loop, self.supervisor, service, doors, port.report, collect_seconds)
+
+        self.thread = threading.Thread(target=life, daemon=True)
+        self.thread.start()
+
+    def client(self, pair: tuple[str, str] | None = None) -> Client:
+        return Client(self.path, self.folder, pair or owner())
+
+    def ended(self, seconds: float = 20) -> tuple[str, str]:
+        self.thread.join(seconds)
+        assert self.outcome is not None
+        return self.outcome
+
+
+def launch(application: settings.Application, output: int) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            confine.execute(application)
+        finally:
+            os._exit(126)
+    return pid
+
+
+Make = Callable[..., Realm]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    def build(*applications: dict[str, Any], collect_seconds: float = 20) -> Realm:
+        return Realm(tmp_path, list(applications), collect_seconds)
+
+    yield build
+
+
+def shell(name: str, script: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "command": ["sh", "-c", script], **more}
+
+
+def wait_for(client: Client, name: str, state: str) -> dict[str, Any]:
+    for _ in range(200):
+        status, _data = client.ask("status")
+        for application in status["applications"]:
+            if application["name"] == name and application["state"] == state:
+                return dict(application)
+        time.sleep(0.05)
+    raise AssertionError(status)
+
+
+def test_the_main_path(make: Make, tmp_path: Path) -> None:
+    out = tmp_path / "results/analysis/out.txt"
+    realm = make(
+        shell("analysis", f"echo hello; echo 42 > {out}", results=["/results/analysis/out.txt"]),
+        shell("report", "echo $WHO", environment={"WHO": "me"}),
+    )
+    client = realm.client()
+    reply, _ = client.ask("attest", nonce=NONCE)
+    challenge = hashlib.sha512(
+        b"vambrace-channel-1" + bytes.fromhex(NONCE) + hashlib.sha256(realm.key).digest() + INSTANCE
+    )
+    assert base64.b64decode(reply["token"]) == b"token:" + challenge.hexdigest().encode()
+    peer = x509.load_der_x509_certificate(client.tls.getpeercert(binary_form=True) or b"").public_key()
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    assert peer.public_bytes(serialization.Encoding.DER, form) == realm.key
+    status, _ = client.ask("status")
+    assert {a["state"] for a in status["applications"]} == {"waiting"}
+    assert client.ask("start")[0] == {"ok": True}
+    assert client.ask("start")[0] == {"ok": True}
+    assert wait_for(client, "analysis", "succeeded")["exit_code"] == 0
+    wait_for(client, "report", "succeeded")
+    assert client.ask("logs", application="analysis", offset=0)[1] == b"hello\n"
+    assert client.ask("logs", application="report", offset=1)[1] == b"e\n"
+    results, _ = client.ask("results")
+    assert results["results"] == [{"application": "analysis", "path": "/results/analysis/out.txt", "size": 3}]
+    reply, data = client.ask("result", application="analysis", path="/results/analysis/out.txt", offset=0)
+    assert (reply["size"], data) == (3, b"42\n")
+    assert client.ask("encrypt", message="AAAA")[0] == {"ok": True, "zone": 1, "percent": 95}
+    assert client.ask("stats")[0]["zones"] == [{"pages": 1}]
+    assert realm.outcome is None
+    client.ask("collected")
+    assert realm.ended() == ("succeeded", "")
+    assert [state for state, _ in realm.monitor.reports] == ["ready", "running"]
+
+
+def test_results_wait_only_so_long(make: Make) -> None:
+    realm = make(shell("a", "true", results=["/results/a/x"]), collect_seconds=0.5)
+    realm.client().ask("start")
+    assert realm.ended() == ("succeeded", "")
+
+
+def test_without_results_or_owner_it_ends_at_once(make: Make) -> None:
+    realm = make(shell("a", "sleep 0.3"))
+    client = realm.client()
+    client.ask("start")
+    client.tls.close()
+    client.file.close()
+    begin = time.monotonic()
+    realm.ended()
+    assert time.monotonic() - begin < 4
+
+
+def test_a_failure_is_told_with_its_code_only(make: Make) -> None:
+    realm = make(shell("a", "echo secret; exit 3"), shell("b", "sleep 100"))
+    client = realm.client()
+    client.ask("start")
+    assert wait_for(client, "a", "failed")["exit_code"] == 3
+    assert client.ask("logs", application="a")[1] == b"secret\n"
+    client.ask("collected")
+    assert realm.ended() == ("failed", "application a: exit code 3")
+    os.kill(realm.supervisor.processes[1].pid, 9)
+
+
+def test_restarts_within_the_bound(make: Make, tmp_path: Path) -> None:
+    realm = make(shell("a", f"echo x >> {tmp_path}/runs; kill -9 $$", restarts=2))
+    client = realm.client()
+    client.ask("start")
+    application = wait_for(client, "a", "failed")
+    assert (application["restarts"], application["exit_code"]) == (2, 137)
+    assert (tmp_path / "runs").read_text() == "x\n" * 3
+
+
+def test_no_such_program(make: Make) -> None:
+    realm = make({"name": "a", "command": ["/no/such/program"]})
+    client = realm.client()
+    client.ask("start")
+    assert wait_for(client, "a", "failed")["exit_code"] == 126
+
+
+def test_only_the_owner_is_served(make: Make) -> None:
+    realm = make(shell("a", "true"))
+    stranger = make_certificate()
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        realm.client(stranger).ask("status")
+    # The owner's certificate beside another key: the handshake's signature does not fit.
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        realm.client((owner()[0], stranger[1])).ask("status")
+    raw = socket.socket(socket.AF_UNIX)
+    raw.connect(str(realm.path))
+    raw.sendall(b'{"op": "status"}\n')
+    raw.settimeout(10)
+    with contextlib.suppress(ConnectionResetError):
+        assert b"applications" not in raw.recv(4096)
+    assert realm.client().ask("status")[0]["ok"]
+
+
+def test_tls_1_2_is_refused(make: Make) -> None:
+    realm = make(shell("a", "true"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    raw = socket.socket(socket.AF_UNIX)
+    raw.connect(str(realm.path))
+    with pytest.raises(ssl.SSLError):
+        context.wrap_socket(raw)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (b"", "object"),
+        (b"[]", "object"),
+        (b"{", "object"),
+        (b"[" * 2000, "object"),
+        (b'{"op": "format"}', "no such request"),
+        (b'{"op": ["status"]}', "no such request"),
+        (b'{"op": "attest"}', "nonce"),
+        (b'{"op": "attest", "nonce": "zz"}', "nonce"),
+        (b'{"op": "attest", "nonce": "' + b" " * 64 + b'"}', "nonce"),
+        (b'{"op": "logs", "application": "b"}', "no such application"),
+        (b'{"op": "logs", "application": "a", "offset": -1}', "offset"),
+        (b'{"op": "logs", "application": "a", "offset": true}', "offset"),
+        (b'{"op": "result", "application": "a", "path": "/etc/passwd"}', "declared"),
+        (b'{"op": "result", "application": "a", "path": "/results/a/none"}', "not there"),
+        (b'{"op": "encrypt", "message": 1}', "message"),
+        (b'{"op": "encrypt", "message": "forged"}', "not signed by the owner"),
+    ],
+)
+def test_wrong_requests(make: Make, request_: bytes, error: str) -> None:
+    realm = make(shell("a", "true", results=["/results/a/none"]))
+    client = realm.client()
+    reply, _ = client.send(request_)
+    assert reply["ok"] is False
+    assert error in reply["error"]
+    assert client.ask("status")[0]["ok"]
+
+
+def test_an_endless_line_ends_the_connection(make: Make) -> None:
+    client = make(shell("a", "true")).client()
+    with pytest.raises((ConnectionError, ssl.SSLError)):
+        client.send(b"x" * 200_000)
+
+
+def test_too_many_connections(make: Make) -> None:
+    realm = make(shell("a", "true"))
+    kept = [realm.client() for _ in range(channel.MAX_CONNECTIONS)]
+    for client in kept:
+        client.ask("status")
+    with pytest.raises((OSError, ssl.SSLError)):
+        realm.client().ask("status")
+    kept[0].file.close()
+    kept[0].tls.close()
+    time.sleep(0.5)
+    assert realm.client().ask("status")[0]["ok"]
+
+
+@pytest.mark.parametrize("kind", ["link", "linked folder", "pipe", "folder"])
+def test_results_that_are_no_files(make: Make, tmp_path: Path, kind: str) -> None:
+    realm = make(shell("a", "true", results=["/results/a/d/x"]))
+    folder = tmp_path / "results/a"
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "x").write_text("secret")
+    if kind == "linked folder":
+        (folder / "d").symlink_to(secret)
+    else:
+        (folder / "d").mkdir()
+        if kind == "link":
+            (folder / "d/x").symlink_to(secret / "x")
+        elif kind == "pipe":
+            os.mkfifo(folder / "d/x")
+        else:
+            (folder / "d/x").mkdir()
+    client = realm.client()
+    assert client.ask("results")[0]["results"] == []
+    reply, data = client.ask("result", application="a", path="/results/a/d/x", offset=0)
+    assert (reply["ok"], data) == (False, b"")
+
+
+def test_much_output_keeps_the_end(make: Make) -> None:
+    realm = make(shell("a", "seq 1 400000"))
+    client = realm.client()
+    client.ask("start")
+    wait_for(client, "a", "succeeded")
+    reply, data = client.ask("logs", application="a", offset=0)
+    assert reply["end"] - reply["offset"] == 1 << 20
+    while reply["offset"] + len(data) < reply["end"]:
+        reply, data = client.ask("logs", application="a", offset=reply["offset"] + len(data))
+    assert data.endswith(b"399999\n400000\n")
+
+
+def test_log_ring(tmp_path: Path) -> None:
+    log = Log(str(tmp_path), size=10)
+    written = b""
+    for number in range(60):
+        piece = bytes([number]) * (number % 13)
+        log.append(piece)
+        written += piece
+        assert log.end == len(written)
+        assert log.read(0, 100) == (log.start, written[-10:])
+        assert log.read(log.end - min(3, log.end), 2)[1] == written[-3:][:2]
+        assert log.read(log.end + 5, 2) == (log.end, b"")
+
+
+def test_monitor_that_lies_or_sleeps() -> None:
+    ours, theirs = socket.socketpair()
+    port = Monitor(theirs.detach(), timeout=0.3)
+    with pytest.raises(AgentError, match="does not answer"):
+        port.stats()
+    ours.sendall(b'{"id": 1, "ok": true}\n{"id": 2, "ok": false, "error": "no"}\n')
+    with pytest.raises(MonitorRefused, match="no"):
+        port.stats()
+    for noise in (b"[]\n", b"{\n"):
+        ours.sendall(noise)
+        with pytest.raises(AgentError, match="not understood"):
+            port.stats()
+    ours.sendall(b"x" * 100_000)
+    with pytest.raises(AgentError, match="too long|not answer"):
+        port.stats()
