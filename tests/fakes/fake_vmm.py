@@ -1,0 +1,84 @@
+"""A stand-in for ``python3 -m vambrace.machine``: the control protocol without a machine.
+
+The "kernel" it is told to load is a JSON object: ``hub`` is the path of a SOCK_SEQPACKET listener of the
+test; ``load``, ``start`` and so on say what the fake does then: ``ok``, ``error``, ``die``, ``garbage``,
+``silent``. The test gets a copy of every request through the hub; what it sends there goes to the daemon as
+it is, but ``{"exit": n}`` ends the fake.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import select
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+
+class FakeVmm:
+    def __init__(self, control: socket.socket) -> None:
+        self.control = control
+        self.hub: socket.socket | None = None
+        self.script: dict[str, str] = {}
+
+    def run(self) -> int:
+        while True:
+            sockets = [self.control, *([self.hub] if self.hub else [])]
+            for ready in select.select(sockets, [], [])[0]:
+                packet = ready.recv(1 << 17)
+                if ready is self.hub:
+                    if not packet:
+                        self.hub = None
+                    elif packet.startswith(b'{"exit"'):
+                        return int(json.loads(packet)["exit"])
+                    else:
+                        self.control.send(packet)
+                elif not packet:
+                    return 0
+                elif (status := self.serve(json.loads(packet))) is not None:
+                    return status
+
+    def serve(self, request: dict[str, Any]) -> int | None:
+        op = request["op"]
+        answer: dict[str, Any] = {}
+        if op == "load":
+            answer["measurement"] = self.load(request)
+        if op == "stats":
+            answer["zones"] = [{"pages": 1, "percent": 50}]
+        if self.hub:
+            self.hub.send(json.dumps(request).encode())
+        match self.script.get(op, "ok"):
+            case "ok":
+                self.control.send(json.dumps({"id": request["id"], "ok": True, **answer}).encode())
+            case "error":
+                refusal = {"id": request["id"], "ok": False, "error": f"{op} fails", "hint": "a test"}
+                self.control.send(json.dumps(refusal).encode())
+            case "garbage":
+                self.control.send(b"\xff\x00 not JSON")
+            case "die":
+                print("fake VMM dies as told", file=sys.stderr)
+                return 1
+        return 0 if op == "destroy" else None
+
+    def load(self, request: dict[str, Any]) -> str:
+        kernel = Path(request["kernel"]).read_bytes()
+        self.script = json.loads(kernel)
+        self.hub = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.hub.connect(self.script["hub"])
+        self.hub.send(json.dumps({"pid": os.getpid(), "environment": sorted(os.environ)}).encode())
+        return hashlib.sha256(Path(request["config"]).read_bytes() + kernel).hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--control", type=int, required=True)
+    with socket.socket(fileno=parser.parse_args().control) as control:
+        return FakeVmm(control).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""The daemon run for real on loopback, with a fake VMM; every answer is checked against openapi.yaml."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import socket
+import sys
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+from harness_certificates import Certificates
+from openapi_schema_validator import OAS30Validator
+
+from vambrace.host.__main__ import serve
+from vambrace.host.settings import NO_TRUSTZONE, Settings
+from vambrace.image import write_bundle
+from vambrace.realm import Application, Disk, RealmConfig, Zone
+
+FAKES = Path(__file__).parents[2] / "fakes"
+MIB = 1 << 20
+PATIENCE = 15.0
+SPECIFICATION = json.loads((Path(__file__).parents[3] / "vambrace" / "host" / "openapi.yaml").read_text())
+
+
+@dataclasses.dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Vmm:
+    """The test's side of one fake VMM: what the daemon asked, and a way to speak as the VMM."""
+
+    def __init__(self, stream: socket.socket, hello: dict[str, Any]) -> None:
+        self.stream = stream
+        self.pid: int = hello["pid"]
+        self.environment: list[str] = hello["environment"]
+        self._number = 0
+        self._lines = b""
+
+    async def request(self, op: str) -> dict[str, Any]:
+        """The daemon's next request, which must be ``op``."""
+        packet = await soon(asyncio.get_running_loop().sock_recv(self.stream, 1 << 17))
+        request: dict[str, Any] = json.loads(packet)
+        assert request["op"] == op, request
+        return request
+
+    async def emit(self, **event: Any) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.stream, json.dumps(event).encode())
+
+    async def say(self, data: bytes) -> None:
+        """Bytes from the guest's agent."""
+        for start in range(0, len(data), 32 << 10):
+            chunk = base64.b64encode(data[start : start + (32 << 10)]).decode()
+            await self.emit(event="agent", data=chunk)
+
+    async def hear(self) -> dict[str, Any]:
+        """The monitor's next reply to the agent."""
+        while b"\n" not in self._lines:
+            self._lines += base64.b64decode((await self.request("agent"))["data"])
+        line, self._lines = self._lines.split(b"\n", 1)
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    async def tell(self, op: str, **arguments: Any) -> int:
+        self._number += 1
+        await self.say(json.dumps({"id": self._number, "op": op, **arguments}).encode() + b"\n")
+        return self._number
+
+    async def ask(self, op: str, **arguments: Any) -> dict[str, Any]:
+        """One request of the agent and its reply, where the daemon asks the VMM nothing in between."""
+        number = await self.tell(op, **arguments)
+        reply = await self.hear()
+        assert reply["id"] == number
+        return reply
+
+
+class Daemon:
+    """``async with Daemon(...)`` starts it; ``stop`` and ``start`` again for a restart on the same state."""
+
+    def __init__(self, directory: Path, certificates: Certificates, **changes: Any) -> None:
+        self.directory = directory
+        self.certificates = certificates
+        keys = certificates.directory
+        self.settings = Settings(
+            certificate=keys / "server.pem",
+            key=keys / "server.key",
+            client_ca=keys / "ca.pem",
+            state=directory / "state",
+            endorsement=directory / "state" / "endorsement.pem",
+            listen="127.0.0.1",
+            insecure=NO_TRUSTZONE,
+            vmm_command=(sys.executable, str(FAKES / "fake_vmm.py")),
+            **{"port": 0, "guest_memory": 1 << 30, **changes},
+        )
+        self.hub_path = directory / "hub"
+        self.hub = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.hub.bind(str(self.hub_path))
+        self.hub.listen(16)
+        self.hub.setblocking(False)
+        self.agent_path = directory / "agent"
+
+    async def __aenter__(self) -> Daemon:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+        self.hub.close()
+
+    async def start(self, *, endorse: bool = True) -> None:
+        ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(serve(self.settings, connect=self.connect, ready=ready))
+        await asyncio.wait((self.task, ready), return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
+        if self.task.done():
+            self.task.result()
+        self.url = f"https://127.0.0.1:{ready.result()}"
+        connector = aiohttp.TCPConnector(ssl=self.certificates.client_context())
+        self.session = aiohttp.ClientSession(self.url, connector=connector)
+        if endorse:
+            key = bytes.fromhex((await self.get("/v1/platform")).json["platform_key"])
+            chain = self.certificates.endorse(key)
+            assert (await self.call("PUT", "/v1/platform/endorsement", data=chain)).status == 200
+
+    async def stop(self) -> None:
+        await self.session.close()
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+
+    async def connect(self, cid: int) -> socket.socket:
+        """In place of vsock: the test listens on ``agent_path``."""
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(stream, str(self.agent_path))
+        except OSError:
+            stream.close()
+            raise
+        return stream
+
+    # HTTP
+
+    async def get(self, path: str) -> Answer:
+        return await self.call("GET", path)
+
+    async def call(self, method: str, path: str, **options: Any) -> Answer:
+        async with self.session.request(method, path, **options) as response:
+            answer = Answer(response.status, dict(response.headers), await response.read())
+        check(method, path, answer)
+        return answer
+
+    # Realms
+
+    def config(self, **changes: Any) -> RealmConfig:
+        zones = (
+            Zone("system", 96 * MIB, 80, follow=changes.pop("follow", True)),
+            Zone("analysis", 16 * MIB, 80),
+            Zone("report", 16 * MIB, 30),
+        )
+        applications = tuple(
+            Application(name, ("python3", "x.py"), {}, f"/app/{name}") for name in ("analysis", "report")
+        )
+        disk = Disk("base", hashlib.sha256(DISK).hexdigest(), len(DISK), 4096, "00" * 32, "00" * 32)
+        values: dict[str, Any] = {
+            "name": "patients",
+            "cmdline": "quiet",
+            "owner": self.certificates.owner.certificate_pem,
+            "zones": zones,
+            "applications": applications,
+            "disks": (disk,),
+            "verdict_seconds": 60,
+        }
+        return RealmConfig(**(values | changes))
+
+    async def upload(self, script: dict[str, str] | None = None, **changes: Any) -> str:
+        """A bundle with this script for the fake VMM, sent to the daemon; returns its digest."""
+        parts = [self.directory / name for name in ("kernel", "initrd", "disk")]
+        contents = (json.dumps({"hub": str(self.hub_path), **(script or {})}).encode(), b"initrd", DISK)
+        for part, content in zip(parts, contents, strict=True):
+            part.write_bytes(content)
+        path = self.directory / "bundle.tar"
+        write_bundle(path, self.config(**changes), parts[0], parts[1], parts[2:])
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        answer = await self.call("PUT", f"/v1/images/{digest}", data=data)
+        assert answer.status in (200, 201), answer.body
+        return digest
+
+    async def create(self, image: str, name: str = "patients") -> str:
+        handle = str(uuid.uuid4())
+        body = {"name": name, "image": image, "nonce": os.urandom(32).hex()}
+        answer = await self.call("PUT", f"/v1/realms/{handle}", json=body)
+        assert answer.status == 201, answer.body
+        return handle
+
+    async def vmm(self) -> Vmm:
+        """The fake VMM that was started next, after its load."""
+        loop = asyncio.get_running_loop()
+        stream, _ = await soon(loop.sock_accept(self.hub))
+        stream.setblocking(False)
+        return Vmm(stream, json.loads(await soon(loop.sock_recv(stream, 1 << 17))))
+
+    async def state(self, handle: str, *states: str) -> dict[str, Any]:
+        """The Realm, once it is in one of ``states``; fails if it ends in another."""
+        async with asyncio.timeout(PATIENCE):
+            view: dict[str, Any] = (await self.get(f"/v1/realms/{handle}")).json
+            while view["state"] not in states:
+                assert not view["final"], view
+                path = f"/v1/realms/{handle}?wait=10&unless={view['state']}"
+                view = (await self.get(path)).json
+        return view
+
+    async def awaiting(self, script: dict[str, str] | None = None, **changes: Any) -> tuple[str, Vmm]:
+        """A Realm that awaits its verdict."""
+        handle = await self.create(await self.upload(script, **changes))
+        vmm = await self.vmm()
+        await vmm.request("load")
+        await self.state(handle, "awaiting-verdict")
+        return handle, vmm
+
+    async def running(self, script: dict[str, str] | None = None, **changes: Any) -> tuple[str, Vmm]:
+        """A Realm that runs, its agent ready."""
+        handle, vmm = await self.awaiting(script, **changes)
+        assert (await self.verdict(handle, "yes")).status == 200
+        await vmm.request("start")
+        await self.state(handle, "running")
+        assert (await vmm.ask("report", state="ready"))["ok"]
+        return handle, vmm
+
+    async def verdict(self, handle: str, word: str, **changes: Any) -> Answer:
+        """Send the owner's verdict; ``changes``: signer, instance, token."""
+        view = (await self.get(f"/v1/realms/{handle}")).json
+        token = changes.get("token") or (await self.get(f"/v1/realms/{handle}/token")).body
+        message = changes.get("signer", self.certificates.owner).sign_verdict(
+            changes.get("instance", bytes.fromhex(view["instance"])),
+            hashlib.sha256(token).digest(),
+            yes=word == "yes",
+        )
+        return await self.verdict_bytes(handle, message)
+
+    async def verdict_bytes(self, handle: str, message: bytes) -> Answer:
+        return await self.call("POST", f"/v1/realms/{handle}/verdict", data=message)
+
+
+DISK = bytes(8192)
+
+
+T = TypeVar("T")
+
+
+async def soon(what: Awaitable[T]) -> T:
+    async with asyncio.timeout(PATIENCE):
+        return await what
+
+
+def check(method: str, path: str, answer: Answer) -> None:
+    """Fail unless openapi.yaml describes this answer to this request."""
+    operation = next(
+        (
+            item[method.lower()]
+            for template, item in SPECIFICATION["paths"].items()
+            if re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), path.partition("?")[0]) and method.lower() in item
+        ),
+        None,
+    )
+    responses = operation["responses"] if operation else {}
+    response = responses.get(str(answer.status)) or {"$ref": "#/components/responses/Problem"}
+    if reference := response.get("$ref"):
+        response = SPECIFICATION["components"]["responses"][reference.rpartition("/")[2]]
+    if answer.status < 400:
+        assert str(answer.status) in responses, f"{method} {path}: {answer.status} is not described"
+    if method == "HEAD" or "content" not in response:
+        assert not answer.body
+        return
+    kind = answer.headers["Content-Type"].partition(";")[0]
+    assert kind in response["content"], f"{method} {path}: {kind}"
+    schema = response["content"][kind]["schema"]
+    if kind.endswith("json"):
+        OAS30Validator({**schema, "components": SPECIFICATION["components"]}).validate(answer.json)
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def leftovers(daemon: Daemon) -> list[Path]:
+    """Files of uploads under way."""
+    return list((daemon.settings.state / "tmp").iterdir())
+
+
+def run(directory: Path, certificates: Certificates, test: Callable[[Daemon], Awaitable[None]], **changes: Any) -> None:
+    """Run ``test`` against a fresh daemon."""
+
+    async def body() -> None:
+        async with Daemon(directory, certificates, **changes) as daemon:
+            await test(daemon)
+
+    asyncio.run(body())

@@ -1,0 +1,226 @@
+"""A guest's agent, well-behaved and hostile, against the daemon's side of section 6."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import pytest
+from harness import Daemon, Vmm, run
+from harness_certificates import Certificates
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vambrace.host.agent import LINE_LIMIT, Bucket, LineBuffer
+
+
+class Owner:
+    """Signs percentages for one running Realm."""
+
+    def __init__(self, daemon: Daemon, instance: str) -> None:
+        self.identity = daemon.certificates.owner
+        self.stranger = daemon.certificates.stranger
+        self.instance = bytes.fromhex(instance)
+
+    def percent(self, zone: int, percent: int, counter: int) -> str:
+        return text(self.identity.sign_percent(self.instance, zone, percent, counter))
+
+
+def text(message: bytes) -> str:
+    return base64.b64encode(message).decode()
+
+
+async def begin(daemon: Daemon, **changes: Any) -> tuple[str, Vmm, Owner]:
+    handle, vmm = await daemon.running(**changes)
+    return handle, vmm, Owner(daemon, (await daemon.get(f"/v1/realms/{handle}")).json["instance"])
+
+
+def test_attest(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, owner = await begin(daemon)
+        challenge = os.urandom(64)
+        reply = await vmm.ask("attest", challenge=challenge.hex())
+        collection = cbor2.loads(base64.b64decode(reply["token"])).value
+        claims = cbor2.loads(cbor2.loads(collection[44241]).value[2])
+        assert claims[10] == challenge
+        assert claims[-70001] == owner.instance
+        for wrong in (challenge[:63].hex(), "zz" * 64, 7, None, [], challenge.hex() + "00"):
+            assert not (await vmm.ask("attest", challenge=wrong))["ok"]
+        await daemon.state(handle, "running")
+
+    run(tmp_path, certificates, test)
+
+
+async def changes_of(vmm: Vmm, message: str, count: int) -> tuple[list[tuple[int, int]], dict[str, Any]]:
+    """What the daemon asks of the window for an order, and its reply to the agent."""
+    await vmm.tell("encrypt", message=message)
+    asked = [await vmm.request("encrypt") for _ in range(count)]
+    return [(one["zone"], one["percent"]) for one in asked], await vmm.hear()
+
+
+def test_percentage_and_following_system(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, owner = await begin(daemon)  # system 80, analysis 80, report 30
+        # Up: the system first. Down: the system last, and only as far as the highest application.
+        asked, reply = await changes_of(vmm, owner.percent(1, 95, 1), 2)
+        assert asked == [(0, 95), (1, 95)]
+        assert (reply["zone"], reply["percent"]) == (1, 95)
+        assert (await changes_of(vmm, owner.percent(2, 50, 2), 1))[0] == [(2, 50)]
+        assert (await changes_of(vmm, owner.percent(1, 20, 3), 2))[0] == [(1, 20), (0, 50)]
+        record = json.loads((daemon.settings.state / "realms" / f"{handle}.json").read_bytes())
+        assert record["counter"] == 3
+
+    run(tmp_path, certificates, test)
+
+
+def test_system_that_does_not_follow(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        _, vmm, owner = await begin(daemon, follow=False)
+        assert (await changes_of(vmm, owner.percent(1, 95, 1), 1))[0] == [(1, 95)]
+        assert (await changes_of(vmm, owner.percent(0, 10, 2), 1))[0] == [(0, 10)]
+
+    run(tmp_path, certificates, test)
+
+
+def test_wrong_percentages(tmp_path: Path, certificates: Certificates) -> None:
+    """Each refused by the monitor; none reaches the window (``ask`` fails on any other request)."""
+
+    async def test(daemon: Daemon) -> None:
+        _, vmm, owner = await begin(daemon)
+        used = owner.percent(1, 90, 5)
+        await changes_of(vmm, used, 2)
+        other = bytes(16)
+        wrong = {
+            "replayed": used,
+            "older": owner.percent(1, 0, 4),
+            "stranger": text(owner.stranger.sign_percent(owner.instance, 1, 0, 9)),
+            "other instance": text(owner.identity.sign_percent(other, 1, 0, 9)),
+            "no such zone": owner.percent(3, 0, 9),
+            "the system follows": owner.percent(0, 0, 9),
+            "a verdict": text(owner.identity.sign_verdict(owner.instance, bytes(32), yes=True)),
+            "noise": text(os.urandom(300)),
+            "not base64": "%%%",
+        }
+        for what, message in wrong.items():
+            reply = await vmm.ask("encrypt", message=message)
+            assert not reply["ok"], what
+            assert reply["error"]
+        for message in (None, 7, [], {}):
+            assert not (await vmm.ask("encrypt", message=message))["ok"]
+        # Refused messages used up no counter.
+        assert (await changes_of(vmm, owner.percent(1, 91, 6), 2))[1]["ok"]
+
+    run(tmp_path, certificates, test)
+
+
+def test_window_that_fails(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        _, vmm, owner = await begin(daemon, script={"encrypt": "error"})
+        asked, reply = await changes_of(vmm, owner.percent(2, 40, 1), 1)
+        assert asked == [(2, 40)]
+        assert not reply["ok"]
+        assert (await vmm.ask("encrypt", message=owner.percent(2, 40, 1)))["ok"] is False, "replayed"
+
+    run(tmp_path, certificates, test)
+
+
+def test_stats_are_for_the_agent_only(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, _ = await begin(daemon)
+        await vmm.tell("stats")
+        await vmm.request("stats")
+        assert (await vmm.hear())["zones"] == [{"pages": 1, "percent": 50}]
+        assert "zones" not in (await daemon.get(f"/v1/realms/{handle}")).json
+
+    run(tmp_path, certificates, test)
+
+
+def test_malformed_lines(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, _ = await begin(daemon)
+        lines = [
+            b"",
+            b"not JSON",
+            b"\xff\xfe\x00",
+            b"[]",
+            b"7",
+            b"[" * 60000,
+            b'{"id": 1}',
+            b'{"id": "1", "op": "identity"}',
+            b'{"id": true, "op": "identity"}',
+            b'{"id": -1, "op": "identity"}',
+            b'{"id": 1e3, "op": "identity"}',
+            b'{"id": 1, "op": ["identity"]}',
+            b'{"id": 1, "op": "destroy"}',
+            b'{"id": 1, "op": "report", "state": "destroyed"}',
+            b'{"id": 1, "op": "report", "state": "ready", "detail": 7}',
+            b'{"id": 1, "op": "report", "state": ["ready"]}',
+        ]
+        for line in lines:
+            await vmm.say(line + b"\n")
+            reply = await vmm.hear()
+            assert reply["ok"] is False, line
+        await vmm.say(b"x" * (LINE_LIMIT + 1))
+        assert (await vmm.hear())["ok"] is False
+        await vmm.say(b"x" * LINE_LIMIT + b"\n")
+        assert (await vmm.ask("identity"))["ok"], "the port recovers after an overlong line"
+        await daemon.state(handle, "running")
+
+    run(tmp_path, certificates, test)
+
+
+def test_flood_ends_the_realm_and_the_daemon_lives(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, _ = await begin(daemon)
+        await vmm.say(b'{"id": 1, "op": "identity"}\n' * 3000)
+        view = await daemon.state(handle, "failed")
+        assert "more requests than may wait" in view["reason"]
+        assert (await daemon.get("/v1/host")).json["realms"] == 0
+
+    run(tmp_path, certificates, test)
+
+
+def test_succeeded_and_failed(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, _ = await begin(daemon)
+        await vmm.tell("report", state="failed", detail="analysis ended\nwith 1 " + "x" * 9999)
+        view = await daemon.state(handle, "failed")
+        assert view["reason"].startswith("analysis ended?with 1")
+        assert len(view["reason"]) <= 200
+
+    run(tmp_path, certificates, test)
+
+
+@given(st.lists(st.binary(max_size=40)), st.integers(1, 50))
+def test_lines_do_not_depend_on_how_they_arrive(lines: list[bytes], size: int) -> None:
+    stream = b"".join(line.replace(b"\n", b"") + b"\n" for line in lines)
+    buffer = LineBuffer()
+    got = []
+    for start in range(0, len(stream), size):
+        got += buffer.feed(stream[start : start + size])
+    assert got == [line.replace(b"\n", b"") for line in lines]
+
+
+def test_overlong_line_takes_bounded_memory() -> None:
+    buffer = LineBuffer()
+    got = []
+    for _ in range(100):
+        got += buffer.feed(b"x" * LINE_LIMIT)
+    assert got == [None]
+    assert buffer.feed(b"end\nnext\n") == [b"next"]
+
+
+def test_bucket_slows_down() -> None:
+    async def body() -> float:
+        bucket = Bucket(rate=100, burst=10)
+        start = asyncio.get_running_loop().time()
+        for _ in range(20):
+            await bucket.take(1)
+        return asyncio.get_running_loop().time() - start
+
+    assert asyncio.run(body()) == pytest.approx(0.1, abs=0.08)

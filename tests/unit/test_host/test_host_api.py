@@ -1,0 +1,402 @@
+"""The HTTP API: TLS, images, endorsement, arguments, channel, description."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from fake_trustzone import FakeTrustZone
+from harness import SPECIFICATION, Daemon, leftovers, run, soon
+from harness_certificates import Certificates
+from openapi_spec_validator import validate
+
+from vambrace.attest.cbor import Tag, decode, encode
+from vambrace.errors import ConfigError, HostError, MessageRefused, TrustZoneError
+from vambrace.host.evidence import endorses, parse_chain, with_endorsement
+from vambrace.host.platform import Platform
+from vambrace.host.settings import load_settings, parse_settings
+
+
+def test_description_is_valid_and_complete(tmp_path: Path, certificates: Certificates) -> None:
+    validate(SPECIFICATION)
+
+    async def test(daemon: Daemon) -> None:
+        assert (await daemon.get("/v1/openapi.json")).json == SPECIFICATION
+
+    run(tmp_path, certificates, test)
+    source = Path("vambrace/host/api.py")
+    root = Path(__file__).parents[3]
+    routes = set(re.findall(r'web\.(get|put|post|delete|head)\("([^"]+)"', (root / source).read_text()))
+    described = {
+        (method, path) for path, item in SPECIFICATION["paths"].items() for method in item if method != "parameters"
+    }
+    assert routes == described
+
+
+@pytest.mark.parametrize("client", [None, "intruder"])
+def test_only_clients_with_a_certificate(tmp_path: Path, certificates: Certificates, client: str | None) -> None:
+    async def test(daemon: Daemon) -> None:
+        connector = aiohttp.TCPConnector(ssl=certificates.client_context(client))
+        async with aiohttp.ClientSession(daemon.url, connector=connector) as session:
+            with pytest.raises((aiohttp.ClientError, ssl.SSLError)):
+                await session.get("/v1/host")
+
+    run(tmp_path, certificates, test)
+
+
+def test_tls_1_3_only(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        context = certificates.client_context()
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        async with aiohttp.ClientSession(daemon.url, connector=aiohttp.TCPConnector(ssl=context)) as session:
+            with pytest.raises(aiohttp.ClientError):
+                await session.get("/v1/host")
+
+    run(tmp_path, certificates, test)
+
+
+def test_images(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        digest = await daemon.upload()
+        assert (await daemon.call("HEAD", f"/v1/images/{digest}")).status == 200
+        assert [image["sha256"] for image in (await daemon.get("/v1/images")).json["images"]] == [digest]
+        assert (await daemon.call("PUT", f"/v1/images/{digest}", data=b"ignored")).status == 200
+        assert (await daemon.call("DELETE", f"/v1/images/{digest}")).status == 204
+        assert (await daemon.call("DELETE", f"/v1/images/{digest}")).status == 404
+        assert (await daemon.call("HEAD", f"/v1/images/{digest}")).status == 404
+        assert leftovers(daemon) == []
+
+    run(tmp_path, certificates, test)
+
+
+def test_wrong_images_leave_nothing(tmp_path: Path, certificates: Certificates) -> None:
+    async def chunks(total: int) -> AsyncIterator[bytes]:
+        for _ in range(total):
+            yield bytes(1 << 16)
+
+    async def test(daemon: Daemon) -> None:
+        noise = os.urandom(5000)
+        right = hashlib.sha256(noise).hexdigest()
+        assert (await daemon.call("PUT", f"/v1/images/{right}", data=noise)).status == 422, "not a bundle"
+        wrong = await daemon.call("PUT", f"/v1/images/{'0' * 64}", data=noise)
+        assert wrong.status == 422
+        assert right in wrong.json["detail"]
+        for body in (bytes(2 << 20), chunks(32)):
+            answer = await daemon.call("PUT", f"/v1/images/{'0' * 64}", data=body)
+            assert answer.status == 422
+            assert "larger than" in answer.json["detail"]
+        for name in ("A" * 64, "0" * 63, "..%2f..%2fetc"):
+            assert (await daemon.call("PUT", f"/v1/images/{name}", data=noise)).status in (400, 404)
+        assert leftovers(daemon) == []
+        assert (await daemon.get("/v1/images")).json["images"] == []
+
+    run(tmp_path, certificates, test, image_limit=1 << 20)
+
+
+def test_broken_off_upload(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        port = int(daemon.url.rpartition(":")[2])
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=certificates.client_context())
+        writer.write(f"PUT /v1/images/{'0' * 64} HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n".encode())
+        writer.write(b"half")
+        await writer.drain()
+        async with asyncio.timeout(10):
+            while not leftovers(daemon):
+                await asyncio.sleep(0.02)
+            writer.transport.abort()
+            while leftovers(daemon):
+                await asyncio.sleep(0.02)
+
+    run(tmp_path, certificates, test)
+
+
+def test_no_space(tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(daemon: Daemon) -> None:
+        monkeypatch.setattr("vambrace.host.store.SPARE", 1 << 60)
+        answer = await daemon.call("PUT", f"/v1/images/{'0' * 64}", data=b"x" * 100)
+        assert answer.status == 507
+        assert leftovers(daemon) == []
+
+    run(tmp_path, certificates, test)
+
+
+def test_endorsement(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        await daemon.stop()
+        daemon.settings.endorsement.unlink()
+        await daemon.start(endorse=False)
+        image = await daemon.upload()
+        handle = str(uuid.uuid4())
+        body = {"name": "early", "image": image, "nonce": "00" * 32}
+        answer = await daemon.call("PUT", f"/v1/realms/{handle}", json=body)
+        assert answer.status == 503
+        assert "endorsement" in answer.json["hint"]
+        platform = (await daemon.get("/v1/platform")).json
+        assert platform["endorsed"] is False
+        key = bytes.fromhex(platform["platform_key"])
+        path = "/v1/platform/endorsement"
+        assert (await daemon.call("PUT", path, data=b"not PEM")).status == 422
+        assert (await daemon.call("PUT", path, data=certificates.endorse(OTHER_KEY))).status == 403
+        assert not daemon.settings.endorsement.exists()
+        assert (await daemon.call("PUT", path + "?lock=2", data=certificates.endorse(key))).status == 400
+        answer = await daemon.call("PUT", path + "?lock=1", data=certificates.endorse(key))
+        assert answer.status == 503, "without TrustZone there is nothing to lock"
+        assert not daemon.settings.endorsement.exists()
+        assert (await daemon.call("PUT", path, data=certificates.endorse(key))).json["endorsed"]
+        assert (await daemon.call("PUT", f"/v1/realms/{handle}", json=body)).status == 201
+        # A chain for another machine's key (a copied state disk) counts as none.
+        await daemon.stop()
+        daemon.settings.endorsement.write_bytes(certificates.endorse(OTHER_KEY))
+        await daemon.start(endorse=False)
+        assert (await daemon.get("/v1/host")).json["endorsed"] is False
+
+    run(tmp_path, certificates, test)
+
+
+def test_lock_and_restart(tmp_path: Path, certificates: Certificates) -> None:
+    async def test() -> None:
+        session, chain = FakeTrustZone(), tmp_path / "chain.pem"
+        platform = Platform(session, chain, insecure=False)
+        with pytest.raises(HostError):
+            platform.require_endorsed()
+        await platform.install(certificates.endorse(platform.platform_key), lock=True)
+        assert (platform.lifecycle, platform.endorsed) == (0x3000, True)
+        platform.close()
+        again = Platform(session, chain, insecure=False)
+        assert (again.lifecycle, again.endorsed) == (0x3000, True)
+        with pytest.raises(MessageRefused):
+            await again.install(certificates.endorse(OTHER_KEY), lock=False)
+        assert again.endorsed
+        again.close()
+        chain.write_text("damaged")
+        damaged = Platform(session, chain, insecure=False)
+        assert not damaged.endorsed
+        damaged.close()
+
+    asyncio.run(test())
+
+
+# The generator point of P-256 as a COSE_Key: a key that is surely not the platform's.
+OTHER_KEY = bytes.fromhex(
+    "a4010220012158206b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+    "2258204fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+)
+
+
+def test_wrong_arguments(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        handle = str(uuid.uuid4())
+        good = {"name": "a", "image": "0" * 64, "nonce": "0" * 64}
+        assert (await daemon.call("PUT", f"/v1/realms/{handle}", json=good)).status == 404, "no such image"
+        for change in (
+            {"name": ""},
+            {"name": "../x"},
+            {"name": "A"},
+            {"name": "-"},
+            {"name": "a" * 64},
+            {"name": 7},
+            {"image": "0" * 63},
+            {"image": None},
+            {"nonce": "0" * 62},
+            {"nonce": "G" * 64},
+            {"more": 1},
+        ):
+            answer = await daemon.call("PUT", f"/v1/realms/{handle}", json={**good, **change})
+            assert answer.status == 400, change
+            assert answer.json["hint"]
+        for body in (b"", b"[]", b"\xff", b"[" * 60000):
+            assert (await daemon.call("PUT", f"/v1/realms/{handle}", data=body)).status == 400
+        assert (await daemon.call("PUT", f"/v1/realms/{handle}", data=bytes(1 << 20))).status == 413
+        for path in ("/v1/realms/x", f"/v1/realms/{handle.upper()}", f"/v1/realms/urn:uuid:{handle}"):
+            assert (await daemon.get(path)).status == 400
+        assert (await daemon.get(f"/v1/realms/{handle}")).status == 404
+        assert (await daemon.get("/v1/nothing")).status == 404
+        assert (await daemon.call("POST", "/v1/host")).status == 405
+        running = await daemon.create(await daemon.upload())
+        for query in ("wait=61", "wait=-1", "wait=nan", "wait=x", "wait=1&unless=flying"):
+            assert (await daemon.get(f"/v1/realms/{running}?{query}")).status == 400, query
+
+    run(tmp_path, certificates, test)
+
+
+def test_long_poll(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        handle, _ = await daemon.awaiting()
+        start = time.monotonic()
+        view = (await daemon.get(f"/v1/realms/{handle}?wait=0.3&unless=awaiting-verdict")).json
+        assert view["state"] == "awaiting-verdict"
+        assert time.monotonic() - start >= 0.3
+        start = time.monotonic()
+        assert (await daemon.get(f"/v1/realms/{handle}?wait=30&unless=loading")).status == 200
+        waiting = asyncio.create_task(daemon.get(f"/v1/realms/{handle}?wait=30"))
+        await asyncio.sleep(0.1)
+        await daemon.call("DELETE", f"/v1/realms/{handle}")
+        assert (await soon(waiting)).json["step"] == 406
+        assert (await daemon.get(f"/v1/realms/{handle}?wait=30")).json["state"] == "destroyed"
+        assert time.monotonic() - start < 10
+
+    run(tmp_path, certificates, test)
+
+
+def test_channel(tmp_path: Path, certificates: Certificates) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def test(daemon: Daemon) -> None:
+        handle, vmm = await daemon.awaiting()
+        path = f"/v1/realms/{handle}/channel"
+        assert (await daemon.get(path)).status == 409
+        await daemon.verdict(handle, "yes")
+        await vmm.request("start")
+        await daemon.state(handle, "running")
+        assert (await daemon.get(path)).status == 426
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await daemon.session.ws_connect(path)
+        assert refused.value.status == 503, "nobody listens yet"
+        server = await asyncio.start_unix_server(echo, daemon.agent_path)
+        async with daemon.session.ws_connect(path) as first, daemon.session.ws_connect(path) as second:
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await daemon.session.ws_connect(path)
+            assert refused.value.status == 429
+            blob = os.urandom(3 << 20)
+            sending = asyncio.create_task(send(first, blob))
+            received = io.BytesIO()
+            while received.tell() < len(blob):
+                received.write(await soon(first.receive_bytes()))
+            await sending
+            assert received.getvalue() == blob
+            await second.send_str("text is no channel")
+            assert (await soon(second.receive())).type is aiohttp.WSMsgType.CLOSE
+            await daemon.call("DELETE", f"/v1/realms/{handle}")
+            assert (await soon(first.receive())).type is aiohttp.WSMsgType.CLOSE
+        assert (await daemon.get(path)).status == 409
+        server.close()
+
+    async def send(channel: aiohttp.ClientWebSocketResponse, blob: bytes) -> None:
+        for start in range(0, len(blob), 1 << 16):
+            await channel.send_bytes(blob[start : start + (1 << 16)])
+
+    run(tmp_path, certificates, test, channels=2)
+
+
+def test_gate_and_signals(tmp_path: Path, certificates: Certificates) -> None:
+    """The real process: silent until the gate opens, then serving, and gone on SIGTERM."""
+    keys = certificates.directory
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = tmp_path / "host.toml"
+    config.write_text(
+        f'certificate = "{keys}/server.pem"\nkey = "{keys}/server.key"\nclient_ca = "{keys}/ca.pem"\n'
+        f'state = "{tmp_path}/state"\nendorsement = "{tmp_path}/chain.pem"\n'
+        f'listen = "127.0.0.1"\nport = {port}\ninsecure = "no-trustzone"\n'
+    )
+    command = [sys.executable, "-m", "vambrace.host", "--config", str(config), "--gate", str(gate)]
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=root) as process:
+        assert process.stderr is not None
+        assert "ready at gate" in process.stderr.readline()
+        assert not (tmp_path / "state").exists()
+        gate.write_text("go\n")
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if "listening" in line:
+                break
+        assert any("insecure" in line for line in lines)
+        process.terminate()
+        assert process.wait(15) == 0
+
+
+def test_failures_at_start(tmp_path: Path, certificates: Certificates) -> None:
+    missing = subprocess.run(
+        [sys.executable, "-m", "vambrace.host", "--config", str(tmp_path / "none.toml")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        check=False,
+    )
+    assert missing.returncode == ConfigError.exit_code
+    assert "cannot read" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+    async def taken() -> None:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            daemon = Daemon(tmp_path, certificates, port=other.getsockname()[1])
+            with pytest.raises(Exception, match="cannot listen"):
+                await daemon.start()
+            daemon.hub.close()
+
+    asyncio.run(taken())
+
+
+def test_settings(tmp_path: Path) -> None:
+    paths = dict.fromkeys(("certificate", "key", "client_ca", "state", "endorsement"), "/x")
+    assert parse_settings({**paths, "vmm_cpus": [2, 3], "allow_debug": True}).vmm_cpus == (2, 3)
+    for change in (
+        {"unknown": 1},
+        {"vmm_command": ["sh"]},
+        {"port": 70000},
+        {"port": True},
+        {"port": "1"},
+        {"insecure": "yes"},
+        {"state": "relative"},
+        {"state": 7},
+        {"vmm_cpus": [-1]},
+        {"vmm_cpus": "0"},
+        {"allow_debug": 1},
+        {"guest_memory": -1},
+        {"channels": 0},
+    ):
+        with pytest.raises(ConfigError):
+            parse_settings({**paths, **change})
+    with pytest.raises(ConfigError, match="missing: state"):
+        parse_settings({name: path for name, path in paths.items() if name != "state"})
+    (tmp_path / "bad.toml").write_text("= =")
+    with pytest.raises(ConfigError):
+        load_settings(tmp_path / "bad.toml")
+
+
+def test_endorsement_changes_no_signed_byte(certificates: Certificates) -> None:
+    chain = parse_chain(certificates.endorse(OTHER_KEY))
+    assert endorses(chain, OTHER_KEY)
+    assert not endorses(chain[1:], OTHER_KEY)
+    sign1 = Tag(18, [b"\xa1\x01\x26", {}, b"\xa0", bytes(64)])
+    evidence = encode(Tag(907, {44234: encode(sign1), 44241: b"realm, opaque"}))
+    result = decode(with_endorsement(evidence, chain), limit=1 << 16)
+    platform = decode(result.value[44234], limit=1 << 16)
+    assert platform.value == [b"\xa1\x01\x26", {33: chain}, b"\xa0", bytes(64)]
+    assert result.value[44241] == b"realm, opaque"
+    for broken in (b"", b"\xff", encode(7), encode(Tag(907, {})), encode(Tag(907, {44234: b"", 44241: b""}))):
+        with pytest.raises(TrustZoneError):
+            with_endorsement(broken, chain)
+
+
+def test_problems_have_the_described_form(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        answer = await daemon.get(f"/v1/realms/{uuid.uuid4()}")
+        assert answer.headers["Content-Type"].startswith("application/problem+json")
+        assert set(json.loads(answer.body)) == {"type", "title", "status", "detail", "hint"}
+
+    run(tmp_path, certificates, test)

@@ -1,0 +1,112 @@
+"""``python3 -m vambrace.host --config FILE [--gate FIFO]``
+
+With ``--gate`` everything heavy is imported first; then the daemon waits for one line from the FIFO. A
+machine whose state is saved at that moment holds no key, no secret and no random number of this daemon.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import ssl
+import sys
+import time
+from pathlib import Path
+
+from aiohttp import web
+
+from vambrace.errors import VambraceError
+from vambrace.host.api import application, tls_context
+from vambrace.host.channel import Connector, connect_vsock
+from vambrace.host.host import Host
+from vambrace.host.platform import Platform, Session
+from vambrace.host.settings import Settings, load_settings
+from vambrace.host.store import Store
+from vambrace.trustzone import TrustZone
+from vambrace.trustzone.insecure import InsecurePlatform
+
+log = logging.getLogger("vambrace.host")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m vambrace.host", description="the vambrace host daemon")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="settings, a TOML file")
+    parser.add_argument("--gate", type=Path, metavar="FIFO", help="first wait for a line from here")
+    arguments = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    # Requests are their users' business: aiohttp would log each.
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    if arguments.gate:
+        pass_gate(arguments.gate)
+    try:
+        asyncio.run(serve(load_settings(arguments.config)))
+    except VambraceError as error:
+        print(f"vambrace-host: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def pass_gate(gate: Path) -> None:
+    """Block until ``gate`` gives a line, then take fresh entropy: a saved state may be resumed many times."""
+    log.info("ready at gate")
+    while True:
+        with gate.open("rb") as file:
+            if file.readline():
+                break
+        # Opened and closed without a word: not the signal.
+        time.sleep(0.1)
+    # Generators that were seeded by imports, before the gate. The kernel's is the resumer's matter.
+    ssl.RAND_add(os.urandom(64), 64.0)
+    random.seed()
+
+
+async def serve(
+    settings: Settings, *, connect: Connector = connect_vsock, ready: asyncio.Future[int] | None = None
+) -> None:
+    """Run the daemon until SIGTERM or SIGINT; ``ready`` is given the port. Raises ``VambraceError``."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    context = tls_context(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        session = stack.enter_context(_session(settings))
+        store = Store(settings.state)
+        platform = Platform(session, settings.endorsement, insecure=bool(settings.insecure))
+        host = Host(settings, store, platform)
+        stack.push_async_callback(host.close)
+        host.recover()
+        runner = web.AppRunner(application(host, connect), access_log=None, shutdown_timeout=2)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        site = web.TCPSite(runner, settings.listen, settings.port, ssl_context=context)
+        try:
+            await site.start()
+        except OSError as error:
+            raise VambraceError(
+                f"cannot listen on {settings.listen}:{settings.port}: {error.strerror}",
+                hint="choose another port in the settings",
+            ) from error
+        port: int = runner.addresses[0][1]
+        log.info("listening on %s:%d%s", settings.listen, port, "" if platform.endorsed else ", not endorsed")
+        if ready is not None:
+            ready.set_result(port)
+        await stop.wait()
+        log.info("stopping")
+
+
+def _session(settings: Settings) -> contextlib.AbstractContextManager[Session]:
+    if settings.insecure:
+        log.warning("no TrustZone: software keys, every token says that it is insecure")
+        return InsecurePlatform()
+    return TrustZone()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""What a guest's agent asks of the monitor: JSON lines (architecture, section 6). Everything is hostile.
+
+A line that is too long, malformed or unknown gets an error reply. Requests cost tokens of a bucket, so that
+a guest cannot keep TrustZone or the daemon busy; one that piles up more than the backlog ends its Realm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from vambrace.errors import UsageError, VambraceError
+
+LINE_LIMIT = 64 << 10
+BACKLOG_LINES = 64
+BACKLOG_BYTES = 256 << 10
+CHALLENGE = 64
+DETAIL_LIMIT = 200
+REPORTS = ("ready", "running", "succeeded", "failed")
+
+
+class AgentFlood(VambraceError):
+    """The guest sent more than may wait."""
+
+
+class LineBuffer:
+    """Cuts a hostile byte stream into lines, in bounded memory. An overlong line comes out as ``None``."""
+
+    def __init__(self) -> None:
+        self._partial = bytearray()
+        self._skipping = False
+
+    def feed(self, data: bytes) -> list[bytes | None]:
+        """The lines that ``data`` completes."""
+        lines: list[bytes | None] = []
+        *complete, rest = data.split(b"\n")
+        for piece in complete:
+            if self._skipping:
+                self._skipping = False
+            elif len(self._partial) + len(piece) > LINE_LIMIT:
+                lines.append(None)
+            else:
+                lines.append(bytes(self._partial) + piece)
+            self._partial.clear()
+        if self._skipping:
+            return lines
+        if len(self._partial) + len(rest) > LINE_LIMIT:
+            self._partial.clear()
+            self._skipping = True
+            lines.append(None)
+        else:
+            self._partial += rest
+        return lines
+
+
+class Bucket:
+    """Token bucket: ``rate`` tokens per second, at most ``burst`` saved."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._tokens = burst
+        self._last = time.monotonic()
+
+    async def take(self, cost: float) -> None:
+        """Wait until ``cost`` tokens (at most the burst) are there, and take them."""
+        while True:
+            now = time.monotonic()
+            self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
+            self._last = now
+            if self._tokens >= cost:
+                self._tokens -= cost
+                return
+            await asyncio.sleep((cost - self._tokens) / self._rate)
+
+
+class Monitor(Protocol):
+    """What the agent may ask for; errors of our tree become error replies."""
+
+    def identity(self) -> bytes: ...
+    async def attest(self, challenge: bytes) -> bytes: ...
+    async def encrypt(self, message: bytes) -> tuple[int, int]: ...
+    async def stats(self) -> list[Any]: ...
+    def report(self, state: str, detail: str) -> None: ...
+
+
+class AgentPort:
+    """Serves one agent: ``receive`` bytes as they come, ``serve`` answers in order."""
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        send: Callable[[bytes], Awaitable[None]],
+        *,
+        rate: float = 20,
+        burst: float = 60,
+    ) -> None:
+        self._monitor = monitor
+        self._send = send
+        self._lines = LineBuffer()
+        self._backlog: deque[bytes | None] = deque()
+        self._waiting = 0
+        self._arrived = asyncio.Event()
+        self._bucket = Bucket(rate, burst)
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the guest; raises ``AgentFlood`` when too much is waiting."""
+        for line in self._lines.feed(data):
+            self._backlog.append(line)
+            self._waiting += len(line or b"")
+            if len(self._backlog) > BACKLOG_LINES or self._waiting > BACKLOG_BYTES:
+                raise AgentFlood("the agent sent more requests than may wait")
+        self._arrived.set()
+
+    async def serve(self) -> None:
+        """Answer for ever; ends by cancellation or by the error of ``send``."""
+        while True:
+            while not self._backlog:
+                self._arrived.clear()
+                await self._arrived.wait()
+            line = self._backlog.popleft()
+            self._waiting -= len(line or b"")
+            await self._bucket.take(1)
+            await self._send(json.dumps(await self._answer(line)).encode() + b"\n")
+
+    async def _answer(self, line: bytes | None) -> dict[str, Any]:
+        number: int | None = None
+        try:
+            request = _parse(line)
+            number = _number(request)
+            return {"id": number, "ok": True, **await self._perform(request)}
+        except VambraceError as error:
+            answer: dict[str, Any] = {"id": number, "ok": False, "error": error.message}
+            if error.hint:
+                answer["hint"] = error.hint
+            return answer
+
+    async def _perform(self, request: dict[str, Any]) -> dict[str, Any]:
+        match request.get("op"):
+            case "identity":
+                return {"instance": self._monitor.identity().hex()}
+            case "attest":
+                challenge = _hex(request.get("challenge"), CHALLENGE)
+                await self._bucket.take(10)
+                token = await self._monitor.attest(challenge)
+                return {"token": base64.b64encode(token).decode()}
+            case "encrypt":
+                await self._bucket.take(4)
+                zone, percent = await self._monitor.encrypt(_base64(request.get("message")))
+                return {"zone": zone, "percent": percent}
+            case "stats":
+                return {"zones": await self._monitor.stats()}
+            case "report":
+                state, detail = request.get("state"), request.get("detail", "")
+                if state not in REPORTS or not isinstance(detail, str):
+                    raise UsageError(f"state must be one of {', '.join(REPORTS)}, detail a string")
+                self._monitor.report(state, detail[:DETAIL_LIMIT])
+                return {}
+        raise UsageError("unknown op", hint="known: identity, attest, encrypt, stats, report")
+
+
+def _parse(line: bytes | None) -> dict[str, Any]:
+    if line is None:
+        raise UsageError(f"a line is longer than {LINE_LIMIT} bytes")
+    try:
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UsageError("a line is not JSON") from None
+    if not isinstance(request, dict):
+        raise UsageError("a line is not a JSON object")
+    return request
+
+
+def _number(request: dict[str, Any]) -> int:
+    number = request.get("id")
+    if type(number) is not int or not 0 <= number < 1 << 53:
+        raise UsageError("id must be an integer from 0 to 2^53 - 1")
+    return number
+
+
+def _hex(value: Any, length: int) -> bytes:
+    try:
+        data = bytes.fromhex(value)
+    except (TypeError, ValueError):
+        data = b""
+    if len(data) != length:
+        raise UsageError(f"challenge must be {length} bytes in hexadecimal")
+    return data
+
+
+def _base64(value: Any) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise UsageError("message must be base64") from None

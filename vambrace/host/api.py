@@ -1,0 +1,299 @@
+"""The HTTP API (architecture, section 11; ``openapi.yaml``)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import ssl
+import uuid as uuids
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from vambrace.errors import ConfigError, Conflict, UsageError, VambraceError
+from vambrace.host.channel import Connector, connect_vsock, relay
+from vambrace.host.host import Host, RealmRequest
+from vambrace.host.lifecycle import STEPS, State
+from vambrace.host.problems import from_error, from_http, problem
+from vambrace.host.realm import Realm
+from vambrace.host.settings import Settings
+from vambrace.host.store import RealmRecord, StoredImage
+
+BODY_LIMIT = 64 << 10
+UPLOAD_CHUNK = 1 << 20
+WAIT_LIMIT = 60.0
+DIGEST = re.compile(r"[0-9a-f]{64}")
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+TOKEN_TYPE = "application/cmw+cbor"
+
+log = logging.getLogger(__name__)
+
+HOST = web.AppKey("host", Host)
+CONNECT: web.AppKey[Connector] = web.AppKey("connect")
+SPECIFICATION = web.AppKey("specification", str)
+
+
+def specification() -> str:
+    """The OpenAPI description as JSON: ``openapi.yaml`` is in YAML's JSON subset, so no parser is needed."""
+    return Path(__file__).with_name("openapi.yaml").read_text()
+
+
+def application(host: Host, connect: Connector = connect_vsock) -> web.Application:
+    """The aiohttp application of ``host``; ``connect`` opens a stream to the agent of a guest's CID."""
+    app = web.Application(middlewares=[_problems], client_max_size=BODY_LIMIT)
+    app[HOST] = host
+    app[CONNECT] = connect
+    app[SPECIFICATION] = specification()
+    app.add_routes(
+        [
+            web.get("/v1/host", get_host),
+            web.get("/v1/openapi.json", get_specification),
+            web.get("/v1/platform", get_platform),
+            web.put("/v1/platform/endorsement", put_endorsement),
+            web.get("/v1/images", get_images),
+            web.head("/v1/images/{sha256}", head_image),
+            web.put("/v1/images/{sha256}", put_image),
+            web.delete("/v1/images/{sha256}", delete_image),
+            web.get("/v1/realms", get_realms),
+            web.get("/v1/realms/{uuid}", get_realm),
+            web.put("/v1/realms/{uuid}", put_realm),
+            web.delete("/v1/realms/{uuid}", delete_realm),
+            web.get("/v1/realms/{uuid}/token", get_token),
+            web.post("/v1/realms/{uuid}/verdict", post_verdict),
+            web.get("/v1/realms/{uuid}/channel", get_channel),
+        ]
+    )
+    return app
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext:
+    """TLS 1.3 only, clients by certificate only; raises ``ConfigError``."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_cert_chain(settings.certificate, settings.key)
+        context.load_verify_locations(settings.client_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"TLS cannot be set up: {error}", hint="see certificate, key, client_ca") from error
+    return context
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every error leaves as problem+json; an unexpected one says nothing of the inside."""
+    try:
+        return await handler(request)
+    except VambraceError as error:
+        return from_error(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return from_http(error)
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception:
+        log.exception("%s %s: internal error", request.method, request.path)
+        return problem(500, "internal", "internal error of the host", "see the host's log")
+
+
+# The host
+
+
+async def get_host(request: web.Request) -> web.Response:
+    return web.json_response(request.app[HOST].describe())
+
+
+async def get_specification(request: web.Request) -> web.Response:
+    return web.Response(text=request.app[SPECIFICATION], content_type="application/json")
+
+
+async def get_platform(request: web.Request) -> web.Response:
+    return web.json_response(_platform_view(request.app[HOST]))
+
+
+async def put_endorsement(request: web.Request) -> web.Response:
+    host = request.app[HOST]
+    lock = request.query.get("lock", "0")
+    if lock not in ("0", "1"):
+        raise UsageError("lock must be 0 or 1")
+    await host.platform.install(await request.read(), lock=lock == "1")
+    return web.json_response(_platform_view(host))
+
+
+def _platform_view(host: Host) -> dict[str, Any]:
+    return {
+        "platform_key": host.platform.platform_key.hex(),
+        "lifecycle": host.platform.lifecycle,
+        "insecure": host.platform.insecure,
+        "endorsed": host.platform.endorsed,
+    }
+
+
+# Images
+
+
+async def get_images(request: web.Request) -> web.Response:
+    images = await asyncio.to_thread(request.app[HOST].store.list_images)
+    return web.json_response({"images": [_image_view(image) for image in images]})
+
+
+async def head_image(request: web.Request) -> web.Response:
+    return web.Response(status=200 if request.app[HOST].store.has_image(_digest(request)) else 404)
+
+
+async def put_image(request: web.Request) -> web.Response:
+    chunks: AsyncIterator[bytes] = request.content.iter_chunked(UPLOAD_CHUNK)
+    image, new = await request.app[HOST].put_image(_digest(request), request.content_length, chunks)
+    return web.json_response(_image_view(image), status=201 if new else 200)
+
+
+async def delete_image(request: web.Request) -> web.Response:
+    request.app[HOST].delete_image(_digest(request))
+    return web.Response(status=204)
+
+
+def _image_view(image: StoredImage) -> dict[str, Any]:
+    return {"sha256": image.digest, "name": image.name, "size": image.size, "stored": image.stored}
+
+
+# Realms
+
+
+async def get_realms(request: web.Request) -> web.Response:
+    return web.json_response({"realms": [_realm_view(realm) for realm in request.app[HOST].realms()]})
+
+
+async def get_realm(request: web.Request) -> web.Response:
+    realm = request.app[HOST].realm(_uuid(request))
+    seconds = _wait(request)
+    if isinstance(realm, Realm) and seconds:
+        await realm.lifecycle.wait(seconds, _unless(request) or realm.lifecycle.state)
+    return web.json_response(_realm_view(realm))
+
+
+async def put_realm(request: web.Request) -> web.Response:
+    realm, new = await request.app[HOST].create(_uuid(request), await _realm_request(request))
+    return web.json_response(_realm_view(realm), status=201 if new else 200)
+
+
+async def delete_realm(request: web.Request) -> web.Response:
+    realm = request.app[HOST].realm(_uuid(request))
+    if isinstance(realm, Realm):
+        realm.finish(State.DESTROYED, "destroyed by request")
+        await realm.ended()
+    return web.json_response(_realm_view(realm))
+
+
+async def get_token(request: web.Request) -> web.Response:
+    realm = request.app[HOST].realm(_uuid(request))
+    token = realm.token if isinstance(realm, Realm) else None
+    if token is None:
+        raise Conflict("the Realm has no token", hint="wait until it is awaiting-verdict", status=409)
+    return web.Response(body=token, content_type=TOKEN_TYPE)
+
+
+async def post_verdict(request: web.Request) -> web.Response:
+    realm = _living(request)
+    realm.accept_verdict(await request.read())
+    return web.json_response(_realm_view(realm))
+
+
+async def get_channel(request: web.Request) -> web.StreamResponse:
+    host = request.app[HOST]
+    return await relay(request, _living(request), request.app[CONNECT], host.settings.channels)
+
+
+def _living(request: web.Request) -> Realm:
+    realm = request.app[HOST].realm(_uuid(request))
+    if isinstance(realm, RealmRecord):
+        raise Conflict(f"the Realm is {realm.state}", hint="create a new one", status=409)
+    return realm
+
+
+def _realm_view(realm: Realm | RealmRecord) -> dict[str, Any]:
+    record = realm if isinstance(realm, RealmRecord) else realm.record
+    # The state in memory: the one on the disk is written a moment before it is entered.
+    state = State(record.state) if isinstance(realm, RealmRecord) else realm.lifecycle.state
+    return {
+        "uuid": record.uuid,
+        "name": record.name,
+        "image": record.image,
+        "nonce": record.nonce,
+        "state": state.value,
+        "step": STEPS[state],
+        "final": state.final,
+        "reason": record.reason,
+        "executed": record.executed,
+        "instance": record.instance or None,
+        "measurement": record.measurement or None,
+        "memory": record.memory,
+        "agent": record.agent or None,
+        "created": record.created,
+        "deadline": realm.deadline if isinstance(realm, Realm) else None,
+        "token": isinstance(realm, Realm) and realm.token is not None,
+        "events": list(record.events),
+    }
+
+
+# Arguments
+
+
+def _digest(request: web.Request) -> str:
+    digest = request.match_info["sha256"]
+    if not DIGEST.fullmatch(digest):
+        raise UsageError("an image is named by its SHA-256, 64 lower-case hexadecimal digits")
+    return digest
+
+
+def _uuid(request: web.Request) -> str:
+    text = request.match_info["uuid"]
+    try:
+        canonical = str(uuids.UUID(text))
+    except ValueError:
+        canonical = ""
+    if canonical != text:
+        raise UsageError("a Realm is named by a UUID in lower case, with hyphens")
+    return text
+
+
+def _wait(request: web.Request) -> float:
+    try:
+        seconds = float(request.query.get("wait", "0"))
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= WAIT_LIMIT:
+        raise UsageError(f"wait must be 0 to {WAIT_LIMIT:g} seconds")
+    return seconds
+
+
+def _unless(request: web.Request) -> State | None:
+    if not (text := request.query.get("unless")):
+        return None
+    try:
+        return State(text)
+    except ValueError:
+        raise UsageError(f"unless must be one of {', '.join(state.value for state in State)}") from None
+
+
+async def _realm_request(request: web.Request) -> RealmRequest:
+    try:
+        body = json.loads(await request.read())
+    except (ValueError, RecursionError):
+        raise UsageError("the body is not JSON") from None
+    if not isinstance(body, dict) or set(body) != {"name", "image", "nonce"}:
+        raise UsageError("the body must be an object with name, image and nonce, and nothing else")
+    name, image, nonce = body["name"], body["image"], body["nonce"]
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UsageError("name must be 1 to 63 of a-z, 0-9 and hyphen, and neither begin nor end with one")
+    for key, value in (("image", image), ("nonce", nonce)):
+        if not isinstance(value, str) or not DIGEST.fullmatch(value):
+            raise UsageError(f"{key} must be 64 lower-case hexadecimal digits")
+    return RealmRequest(name, image, nonce)

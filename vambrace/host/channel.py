@@ -1,0 +1,90 @@
+"""A user's channel: opaque bytes between a WebSocket and the agent's vsock port, in bounded buffers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from vambrace.errors import CapacityError, Conflict, HostError
+from vambrace.host.lifecycle import State
+from vambrace.host.realm import Realm
+
+AGENT_PORT = 4050
+CHUNK = 64 << 10
+MESSAGE_LIMIT = 1 << 20
+CONNECT_SECONDS = 30
+HEARTBEAT = 60
+
+Connector = Callable[[int], Awaitable[socket.socket]]
+
+
+async def connect_vsock(cid: int) -> socket.socket:
+    """A non-blocking stream to the agent of the guest ``cid``; raises ``OSError``."""
+    stream = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        stream.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(stream, (cid, AGENT_PORT))
+    except BaseException:
+        stream.close()
+        raise
+    return stream
+
+
+async def relay(request: web.Request, realm: Realm, connect: Connector, limit: int) -> web.StreamResponse:
+    """Serve one channel until either side closes or the Realm ends.
+
+    Raises ``Conflict`` (not running), ``CapacityError`` (429, too many channels), ``HostError`` (503).
+    """
+    if realm.lifecycle.state is not State.RUNNING:
+        raise Conflict(f"the Realm is {realm.lifecycle.state.value}", hint="wait until it is running", status=409)
+    if len(realm.closers) >= limit:
+        raise CapacityError(f"the Realm has {limit} channels", hint="close one of them", status=429)
+    socket_ = web.WebSocketResponse(max_msg_size=MESSAGE_LIMIT, heartbeat=HEARTBEAT, compress=False)
+    if not socket_.can_prepare(request):
+        raise HostError("this is a WebSocket", hint="ask for an upgrade to websocket", status=426)
+    task = asyncio.current_task()
+    assert task is not None
+    ending = asyncio.Event()
+    realm.closers.add(ending.set)
+    try:
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                stream = await connect(realm.cid)
+        except (OSError, TimeoutError):
+            raise HostError("the agent does not answer yet", hint="try again in a moment", status=503) from None
+        with stream:
+            await socket_.prepare(request)
+            work = {
+                asyncio.create_task(_upwards(socket_, stream)),
+                asyncio.create_task(_downwards(socket_, stream)),
+                asyncio.create_task(ending.wait()),
+            }
+            try:
+                await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for part in work:
+                    part.cancel()
+                await asyncio.gather(*work, return_exceptions=True)
+        await socket_.close(code=WSCloseCode.GOING_AWAY if ending.is_set() else WSCloseCode.OK)
+    finally:
+        realm.closers.discard(ending.set)
+    return socket_
+
+
+async def _upwards(socket_: web.WebSocketResponse, stream: socket.socket) -> None:
+    """User to agent. Reads the next message only when this one is sent: the user's TCP is the queue."""
+    loop = asyncio.get_running_loop()
+    async for message in socket_:
+        if message.type is not WSMsgType.BINARY:
+            return
+        await loop.sock_sendall(stream, message.data)
+
+
+async def _downwards(socket_: web.WebSocketResponse, stream: socket.socket) -> None:
+    """Agent to user; ``send_bytes`` waits while the connection is full."""
+    loop = asyncio.get_running_loop()
+    while data := await loop.sock_recv(stream, CHUNK):
+        await socket_.send_bytes(data)

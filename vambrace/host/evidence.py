@@ -1,0 +1,70 @@
+"""The daemon's part of evidence: the endorsement chain beside the signature.
+
+The daemon signs nothing and changes no signed byte: it adds x5chain (RFC 9360) to the unprotected header
+of the platform token, and checks that the chain is for the key of this platform.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cbor2
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from vambrace.attest.chain import MAX_CHAIN, UNREADABLE
+from vambrace.attest.cose import SIGN1_TAG, X5CHAIN, encode_key
+from vambrace.errors import ConfigError, TrustZoneError
+
+CMW_COLLECTION = 907
+PLATFORM_TOKEN = 44234
+REALM_TOKEN = 44241
+
+
+def with_endorsement(evidence: bytes, chain: Sequence[bytes]) -> bytes:
+    """``evidence`` with the DER certificates of ``chain`` (leaf first); raises ``TrustZoneError``."""
+    collection = _tagged(evidence, CMW_COLLECTION)
+    if not isinstance(collection, dict) or set(collection) != {PLATFORM_TOKEN, REALM_TOKEN}:
+        raise TrustZoneError("evidence is not a collection of a platform and a realm token")
+    message = _tagged(collection[PLATFORM_TOKEN], SIGN1_TAG)
+    if not isinstance(message, list) or len(message) != 4 or not isinstance(message[1], dict):
+        raise TrustZoneError("the platform token is not a COSE_Sign1")
+    protected, unprotected, payload, signature = message
+    header = {**unprotected, X5CHAIN: chain[0] if len(chain) == 1 else list(chain)}
+    platform = cbor2.CBORTag(SIGN1_TAG, [protected, header, payload, signature])
+    endorsed = {**collection, PLATFORM_TOKEN: cbor2.dumps(platform, canonical=True)}
+    return cbor2.dumps(cbor2.CBORTag(CMW_COLLECTION, endorsed), canonical=True)
+
+
+def parse_chain(pem: bytes) -> list[bytes]:
+    """The DER certificates of a PEM chain, leaf first; raises ``ConfigError``."""
+    try:
+        certificates = x509.load_pem_x509_certificates(pem)
+    except UNREADABLE as error:
+        raise ConfigError("the endorsement is not a PEM chain of certificates") from error
+    if len(certificates) > MAX_CHAIN:
+        raise ConfigError(f"the endorsement has more than {MAX_CHAIN} certificates")
+    return [certificate.public_bytes(Encoding.DER) for certificate in certificates]
+
+
+def endorses(chain: Sequence[bytes], platform_key: bytes) -> bool:
+    """Whether the leaf of ``chain`` certifies ``platform_key`` (a COSE_Key encoding)."""
+    try:
+        key = x509.load_der_x509_certificate(chain[0]).public_key()
+    except UNREADABLE:
+        return False
+    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
+        return False
+    return encode_key(key) == platform_key
+
+
+def _tagged(data: Any, tag: int) -> Any:
+    try:
+        value = cbor2.loads(data)
+    except (cbor2.CBORDecodeError, TypeError, ValueError) as error:
+        raise TrustZoneError("evidence is not CBOR") from error
+    if not isinstance(value, cbor2.CBORTag) or value.tag != tag:
+        raise TrustZoneError(f"evidence lacks CBOR tag {tag}")
+    return value.value

@@ -1,0 +1,106 @@
+"""This machine's TrustZone and its endorsement. Calls go through one thread: they block, up to a second."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from vambrace.errors import ConfigError, HostError, MessageRefused
+from vambrace.host.evidence import endorses, parse_chain, with_endorsement
+from vambrace.host.keys import SHARE, RunKeys, fresh_keys
+from vambrace.host.store import write_atomically
+from vambrace.trustzone import RealmClaims
+
+SECURED = 0x3000
+CHAIN_BYTES = 64 << 10
+
+Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """What ``vambrace.trustzone.TrustZone`` and its insecure stand-in offer."""
+
+    def platform_key(self) -> bytes: ...
+    def lifecycle(self) -> int: ...
+    def lock(self) -> None: ...
+    def random(self, length: int) -> bytes: ...
+    def evidence(self, request: RealmClaims) -> bytes: ...
+
+
+class Platform:
+    """Raises ``TrustZoneError`` from every call that reaches TrustZone."""
+
+    def __init__(self, session: Session, endorsement: Path, *, insecure: bool) -> None:
+        self.insecure = insecure
+        self.platform_key = session.platform_key()
+        self.lifecycle = session.lifecycle()
+        self._session = session
+        self._path = endorsement
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trustzone")
+        self._chain: list[bytes] | None = None
+        if endorsement.exists():
+            self._chain = self._read_chain()
+
+    @property
+    def endorsed(self) -> bool:
+        return self._chain is not None
+
+    def require_endorsed(self) -> None:
+        """Raises ``HostError`` (503) as long as no verifier could trust this platform."""
+        if self._chain is None:
+            raise HostError(
+                "this platform has no endorsement",
+                hint="certify the key of GET /v1/platform, then PUT /v1/platform/endorsement",
+                status=503,
+            )
+
+    def _read_chain(self) -> list[bytes] | None:
+        """The stored chain. One that is damaged or for another machine's key would only make every
+        verification fail: it counts as none, and can be replaced."""
+        try:
+            chain = parse_chain(self._path.read_bytes())
+        except ConfigError as error:
+            log.warning("%s: %s", self._path, error.message)
+            return None
+        if not endorses(chain, self.platform_key):
+            log.warning("%s: certifies another platform's key", self._path)
+            return None
+        return chain
+
+    async def install(self, pem: bytes, *, lock: bool) -> None:
+        """Store the chain of this platform's key; with ``lock``, secure the life cycle for ever.
+
+        Raises ``ConfigError`` (no chain) and ``MessageRefused`` (another platform's).
+        """
+        if len(pem) > CHAIN_BYTES:
+            raise ConfigError(f"the endorsement is longer than {CHAIN_BYTES} bytes")
+        chain = parse_chain(pem)
+        if not endorses(chain, self.platform_key):
+            raise MessageRefused("the endorsement certifies another key", hint="certify the key of GET /v1/platform")
+        # In this order, so that an endorsed platform is a locked one whatever comes between.
+        if lock and self.lifecycle != SECURED:
+            await self._call(self._session.lock)
+            self.lifecycle = await self._call(self._session.lifecycle)
+        await asyncio.to_thread(write_atomically, self._path, pem)
+        self._chain = chain
+
+    async def fresh_keys(self) -> RunKeys:
+        return fresh_keys(await self._call(lambda: self._session.random(2 * SHARE)))
+
+    async def token(self, claims: RealmClaims) -> bytes:
+        """Evidence for ``claims`` with the endorsement chain beside its platform signature."""
+        self.require_endorsed()
+        assert self._chain is not None
+        return with_endorsement(await self._call(lambda: self._session.evidence(claims)), self._chain)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+    async def _call(self, function: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)

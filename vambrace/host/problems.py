@@ -1,0 +1,83 @@
+"""Errors as RFC 9457 problem details, each with a ``hint``."""
+
+from __future__ import annotations
+
+import http
+import json
+
+from aiohttp import web
+
+from vambrace.errors import (
+    CapacityError,
+    ConfigError,
+    Conflict,
+    HostError,
+    ImageError,
+    MessageRefused,
+    NotFound,
+    TrustZoneError,
+    UsageError,
+    VambraceError,
+    VerificationError,
+)
+
+CONTENT_TYPE = "application/problem+json"
+DOCUMENTATION = "tag:vambrace.dev,2026:problem/"
+
+# The first class that an error is an instance of decides.
+STATUS: tuple[tuple[type[VambraceError], int, str], ...] = (
+    (NotFound, 404, "not-found"),
+    (CapacityError, 507, "capacity"),
+    (Conflict, 409, "conflict"),
+    (MessageRefused, 403, "message-refused"),
+    (VerificationError, 403, "message-refused"),
+    (ImageError, 422, "image"),
+    (ConfigError, 422, "configuration"),
+    (UsageError, 400, "request"),
+    (TrustZoneError, 503, "trustzone"),
+    (HostError, 503, "host"),
+)
+
+
+def problem(status: int, kind: str, detail: str, hint: str) -> web.Response:
+    """A response with ``application/problem+json``."""
+    body = {
+        "type": DOCUMENTATION + kind,
+        "title": http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "hint": hint,
+    }
+    return web.Response(status=status, text=json.dumps(body), content_type=CONTENT_TYPE)
+
+
+def from_error(error: VambraceError) -> web.Response:
+    """The response for an error of our tree; ``HostError.status`` overrides the class's own."""
+    status, kind = 500, "internal"
+    for cls, candidate, name in STATUS:
+        if isinstance(error, cls):
+            status, kind = candidate, name
+            break
+    if isinstance(error, HostError) and error.status:
+        status = error.status
+    return problem(status, kind, error.message, error.hint or HINTS.get(status, "see the host's log"))
+
+
+def from_http(error: web.HTTPException) -> web.Response:
+    """The response for what aiohttp itself refuses (no such route, wrong method, body too large)."""
+    response = problem(error.status, "request", error.reason, HINTS.get(error.status, "see /v1/openapi.json"))
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
+
+
+HINTS = {
+    400: "correct the request; see /v1/openapi.json",
+    403: "sign with the owner's key, for this instance and token",
+    404: "list what exists with GET /v1/realms or GET /v1/images",
+    405: "see /v1/openapi.json",
+    409: "look at the Realm's state with GET /v1/realms/{uuid}",
+    413: "make the image smaller, or raise image_limit in the host's settings",
+    422: "build the image again",
+    507: "destroy a Realm, or use a host with more memory",
+}

@@ -1,0 +1,340 @@
+"""One Realm, from 401 to 406: its VMM, its deadlines, its verdict, its agent and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vambrace.attest import owner
+from vambrace.attest.challenge import launch_challenge
+from vambrace.errors import Conflict, MessageRefused, RealmError, UsageError, VambraceError
+from vambrace.host.agent import AgentFlood, AgentPort
+from vambrace.host.lifecycle import Lifecycle, State, require
+from vambrace.host.platform import Platform
+from vambrace.host.settings import Settings
+from vambrace.host.store import RealmRecord, Store, StoredImage
+from vambrace.host.vmm import AgentBytes, ConsoleBytes, Died, Ended, Event, Vmm, printable, started_at
+from vambrace.realm import RealmConfig
+from vambrace.trustzone import RealmClaims
+
+REM = bytes(32)
+CONSOLE_LIMIT = 256 << 10
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``reason`` is for the record; ``logged`` is what of it may stand in the host's log."""
+
+    state: State
+    reason: str
+    logged: str
+
+
+class Realm:
+    """Runs its stages in one task, made by ``begin``; ``finish`` from anywhere ends them.
+
+    Every way out leads through ``destroying``: the VMM wipes and is reaped before a final state is entered.
+    """
+
+    def __init__(
+        self,
+        record: RealmRecord,
+        config: RealmConfig,
+        image: StoredImage,
+        *,
+        settings: Settings,
+        store: Store,
+        platform: Platform,
+        cid: int,
+        handler_cpu: int | None,
+    ) -> None:
+        self.record = record
+        self.config = config
+        self.cid = cid
+        self.handler_cpu = handler_cpu
+        self.lifecycle = Lifecycle()
+        self.token: bytes | None = None
+        self.deadline: float | None = None
+        self.closers: set[Callable[[], None]] = set()
+        self._image = image
+        self._settings = settings
+        self._store = store
+        self._platform = platform
+        self._percents = [zone.percent for zone in config.zones]
+        self._spawning: asyncio.Task[Vmm] | None = None
+        self._vmm: Vmm | None = None
+        self._saving = asyncio.Lock()
+        self._agent = AgentPort(self, self._send_agent)
+        self._console = 0
+        loop = asyncio.get_running_loop()
+        self._outcome: asyncio.Future[Outcome] = loop.create_future()
+        self._verdict: asyncio.Future[bool] = loop.create_future()
+        self._ready = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._event(State.CREATED)
+
+    # Called by the host
+
+    def begin(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"realm {self.record.uuid}")
+
+    def finish(self, state: State, reason: str, logged: str | None = None) -> None:
+        """End the Realm in the final ``state``. The first call decides."""
+        if not self._outcome.done():
+            reason = printable(reason, state.value)
+            self._outcome.set_result(Outcome(state, reason, reason if logged is None else logged))
+
+    async def ended(self) -> None:
+        """Return when the Realm is in a final state."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    @require(State.AWAITING_VERDICT)
+    def accept_verdict(self, message: bytes) -> None:
+        """Take the owner's verdict, once. Raises ``MessageRefused``, ``Conflict`` (no longer awaited)."""
+        assert self.token is not None
+        if self._verdict.done() or self._outcome.done():
+            raise Conflict("a verdict was already given, or the Realm is ending", status=409)
+        if self.deadline is not None and time.time() > self.deadline:
+            raise Conflict("the verdict comes after its deadline", status=409)
+        digest = hashlib.sha256(self.token).digest()
+        yes = owner.verify_verdict(message, owner=self.config.owner, instance=self._instance, token_digest=digest)
+        self._verdict.set_result(yes)
+
+    # Called by the agent's port (section 6)
+
+    def identity(self) -> bytes:
+        return self._instance
+
+    async def attest(self, challenge: bytes) -> bytes:
+        return await self._platform.token(self._claims(challenge))
+
+    async def encrypt(self, message: bytes) -> tuple[int, int]:
+        """Apply an owner's percentage. The counter is on disk before anything changes: no replay, ever."""
+        order = owner.verify_percent(
+            message, owner=self.config.owner, instance=self._instance, last_counter=self.record.counter
+        )
+        if order.zone >= len(self._percents):
+            raise MessageRefused(f"there is no zone {order.zone}")
+        follows = self.config.zones[0].follow
+        if follows and order.zone == 0:
+            raise MessageRefused("the system's zone follows the applications'", hint="name an application's zone")
+        self.record.counter = order.counter
+        await self._save()
+        wanted = list(self._percents)
+        wanted[order.zone] = order.percent
+        if follows:
+            wanted[0] = max(wanted[1:])
+        # The system's share is never below an application's: up before it, down after it.
+        system_first = wanted[0] > self._percents[0]
+        zones = dict.fromkeys((0, order.zone) if system_first else (order.zone, 0))
+        for zone in zones:
+            if zone == order.zone or wanted[zone] != self._percents[zone]:
+                await self._request("encrypt", zone=zone, percent=wanted[zone])
+                self._percents[zone] = wanted[zone]
+        return order.zone, order.percent
+
+    async def stats(self) -> list[Any]:
+        zones = (await self._request("stats")).get("zones")
+        if not isinstance(zones, list):
+            raise RealmError("the VMM gave no statistics")
+        return zones
+
+    def report(self, state: str, detail: str) -> None:
+        if state == "succeeded":
+            self.finish(State.SUCCEEDED, detail or "all applications have succeeded", "by its agent")
+        elif state == "failed":
+            self.finish(State.FAILED, detail or "an application failed", "by its agent")
+        elif self.record.agent != state:
+            if state == "ready" and self.record.agent == "running":
+                raise UsageError("the agent was ready before")
+            self.record.agent = state
+            self.record.events.append({"name": f"agent {state}", "step": 405, "at": time.time()})
+            self._ready.set()
+
+    # Stages
+
+    async def _run(self) -> None:
+        stages = asyncio.create_task(self._stages())
+        await asyncio.wait((stages, self._outcome), return_when=asyncio.FIRST_COMPLETED)
+        if stages.done() and not stages.cancelled() and (error := stages.exception()) is not None:
+            if isinstance(error, VambraceError):
+                self.finish(State.FAILED, error.message)
+            else:
+                log.error("realm %s: internal error", self.record.uuid, exc_info=error)
+                self.finish(State.FAILED, "internal error of the host")
+        stages.cancel()
+        await asyncio.gather(stages, return_exceptions=True)
+        outcome = await self._outcome
+        self.record.reason = outcome.reason
+        log.info("realm %s: ends: %s", self.record.uuid, outcome.logged)
+        await self._leave(State.DESTROYING)
+        for close in tuple(self.closers):
+            close()
+        # A VMM that was being spawned when the end came is waited for, then ended like any other.
+        with contextlib.suppress(RealmError):
+            if self._spawning is not None:
+                await (await self._spawning).destroy()
+        self.record.vmm_pid = self.record.vmm_started = 0
+        await self._leave(outcome.state)
+
+    async def _stages(self) -> None:
+        await self._save()
+        await self._create_and_load()
+        if not await self._await_verdict():
+            return
+        await self._start()
+        agent = asyncio.create_task(self._agent.serve())
+        try:
+            ready = asyncio.create_task(self._await_ready())
+            await asyncio.gather(agent, ready)
+        finally:
+            agent.cancel()
+            ready.cancel()
+
+    async def _create_and_load(self) -> None:
+        keys = await self._platform.fresh_keys()
+        self.record.instance = keys.instance.hex()
+        self._spawning = asyncio.create_task(
+            Vmm.spawn(self._settings.vmm_command, self._on_event, cpus=self._settings.vmm_cpus)
+        )
+        self._vmm = await asyncio.shield(self._spawning)
+        self.record.vmm_pid = self._vmm.pid
+        self.record.vmm_started = started_at(self._vmm.pid)
+        await self._move(State.LOADING)
+        placement = {} if self.handler_cpu is None else {"handler_cpu": self.handler_cpu}
+        answer = await self._request(
+            "load",
+            config=str(self._image.config),
+            kernel=str(self._image.kernel),
+            initrd=str(self._image.initrd),
+            disks=[str(disk) for disk in self._image.disks],
+            instance=keys.instance.hex(),
+            share=keys.share.hex(),
+            cid=self.cid,
+            **placement,
+        )
+        try:
+            measurement = bytes.fromhex(answer["measurement"])
+        except (KeyError, TypeError, ValueError):
+            raise RealmError("the VMM gave no measurement") from None
+        self.record.measurement = measurement.hex()
+        challenge = launch_challenge(bytes.fromhex(self.record.nonce), self._instance)
+        self.token = await self._platform.token(self._claims(challenge))
+
+    async def _await_verdict(self) -> bool:
+        """Whether the owner said yes in time; otherwise the outcome is set."""
+        self.deadline = time.time() + self.config.verdict_seconds
+        await self._move(State.AWAITING_VERDICT)
+        try:
+            async with asyncio.timeout(self.config.verdict_seconds):
+                yes = await self._verdict
+        except TimeoutError:
+            self.finish(State.REFUSED, f"no verdict within {self.config.verdict_seconds} s")
+            return False
+        if not yes:
+            self.finish(State.REFUSED, "the owner's verdict is no")
+        return yes
+
+    async def _start(self) -> None:
+        self.record.executed = True
+        await self._move(State.ENCRYPTING)
+        await self._request("start")
+        await self._move(State.RUNNING)
+
+    async def _await_ready(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.agent_seconds):
+                await self._ready.wait()
+        except TimeoutError:
+            raise RealmError(f"the agent was not ready within {self._settings.agent_seconds} s") from None
+        await self._save()
+
+    # The VMM
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case AgentBytes(data):
+                try:
+                    self._agent.receive(data)
+                except AgentFlood as error:
+                    self.finish(State.FAILED, error.message)
+            case ConsoleBytes(data):
+                self._log_console(data)
+            case Ended("poweroff"):
+                self.finish(State.FAILED, "powered off")
+            case Ended("reset"):
+                self.finish(State.FAILED, "reset: a restart is a new instance")
+            case Ended(reason, detail):
+                self.finish(State.FAILED, f"{reason}: {detail}" if detail else reason)
+            case Died(detail):
+                self.finish(State.FAILED, detail)
+
+    async def _request(self, op: str, **arguments: Any) -> dict[str, Any]:
+        if self._vmm is None:
+            raise RealmError("there is no VMM")
+        return await self._vmm.request(op, self._settings.vmm_seconds, **arguments)
+
+    async def _send_agent(self, data: bytes) -> None:
+        if self._vmm is not None:
+            await self._vmm.send_agent(data, self._settings.vmm_seconds)
+
+    def _log_console(self, data: bytes) -> None:
+        """The console of a debug Realm (measured, and allowed by the settings), up to a bound."""
+        if not self.config.debug or self._console > CONSOLE_LIMIT:
+            return
+        self._console += len(data)
+        for line in data.decode(errors="replace").splitlines():
+            log.info("realm %s console: %s", self.record.uuid, printable(line, ""))
+
+    # State
+
+    @property
+    def _instance(self) -> bytes:
+        return bytes.fromhex(self.record.instance)
+
+    def _claims(self, challenge: bytes) -> RealmClaims:
+        return RealmClaims(
+            instance=self._instance,
+            rim=bytes.fromhex(self.record.measurement),
+            rems=(REM, REM, REM, REM),
+            personalization=self.config.personalization(),
+            challenge=challenge,
+            hash_algorithm=self.config.hash,
+            debug=self.config.debug,
+            key_storage="dram",
+            cache_partition="none",
+        )
+
+    async def _move(self, state: State) -> None:
+        """Record ``state`` on the disk, then enter it: nobody sees a state that a power cut would undo."""
+        self.record.state = state.value
+        self._event(state)
+        await self._save()
+        self.lifecycle.move(state)
+        log.info("realm %s: %d %s", self.record.uuid, state.step, state.value)
+
+    async def _leave(self, state: State) -> None:
+        """As ``_move``, but a full or broken disk does not keep a Realm from being destroyed."""
+        try:
+            await self._move(state)
+        except OSError as error:
+            log.error("realm %s: its record cannot be written: %s", self.record.uuid, error.strerror)
+            self.lifecycle.move(state)
+
+    def _event(self, state: State) -> None:
+        self.record.events.append({"name": state.value, "step": state.step, "at": time.time()})
+
+    async def _save(self) -> None:
+        snapshot = dataclasses.replace(self.record, events=list(self.record.events))
+        async with self._saving:
+            await asyncio.to_thread(self._store.save, snapshot)

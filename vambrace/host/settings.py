@@ -1,0 +1,102 @@
+"""The daemon's settings: one TOML file, unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vambrace.errors import ConfigError
+
+NO_TRUSTZONE = "no-trustzone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the file may say. Sizes are in bytes, times in seconds.
+
+    ``guest_memory`` 0 means: what the machine has available when the daemon starts.
+    ``insecure`` is empty or ``"no-trustzone"``; the latter uses software keys and every token says so.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path
+    state: Path
+    endorsement: Path
+    listen: str = "0.0.0.0"
+    port: int = 8443
+    vmm_cpus: tuple[int, ...] = ()
+    guest_memory: int = 0
+    allow_debug: bool = False
+    insecure: str = ""
+    image_limit: int = 4 << 30
+    agent_seconds: int = 300
+    vmm_seconds: int = 300
+    channels: int = 8
+    # Not in the file: the program that is started for each domain.
+    vmm_command: tuple[str, ...] = (sys.executable, "-m", "vambrace.machine")
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.port < 65536, "port must be 0 to 65535")
+        _check(self.insecure in ("", NO_TRUSTZONE), f'insecure must be absent or "{NO_TRUSTZONE}"')
+        _check(self.guest_memory >= 0, "guest_memory must not be negative")
+        _check(all(0 <= cpu < 4096 for cpu in self.vmm_cpus), "vmm_cpus must name processors by number")
+        for name in ("image_limit", "agent_seconds", "vmm_seconds", "channels"):
+            _check(getattr(self, name) > 0, f"{name} must be positive")
+
+
+PATHS = frozenset(("certificate", "key", "client_ca", "state", "endorsement"))
+NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vmm_seconds", "channels"))
+STRINGS = frozenset(("listen", "insecure"))
+INTERNAL = frozenset(("vmm_command",))
+
+
+def load_settings(path: Path) -> Settings:
+    """Read the settings file at ``path``; raises ``ConfigError``."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="give --config FILE") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", hint="the file is TOML") from error
+    return parse_settings(table)
+
+
+def parse_settings(table: dict[str, Any]) -> Settings:
+    """Check one table of settings; raises ``ConfigError`` that names the key."""
+    fields = {field.name: field for field in dataclasses.fields(Settings) if field.name not in INTERNAL}
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in fields:
+            raise ConfigError(f"unknown setting {key}", hint=f"known: {', '.join(sorted(fields))}")
+        values[key] = _value(key, value)
+    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    if missing:
+        raise ConfigError(f"settings missing: {', '.join(missing)}", hint="add them to the settings file")
+    return Settings(**values)
+
+
+def _value(key: str, value: Any) -> Any:
+    if key in PATHS:
+        _check(isinstance(value, str) and value.startswith("/"), f"{key} must be an absolute path")
+        return Path(value)
+    if key in NUMBERS:
+        _check(type(value) is int, f"{key} must be an integer")
+        return value
+    if key in STRINGS:
+        _check(isinstance(value, str), f"{key} must be a string")
+        return value
+    if key == "vmm_cpus":
+        _check(isinstance(value, list) and all(type(cpu) is int for cpu in value), f"{key} must list integers")
+        return tuple(value)
+    _check(isinstance(value, bool), f"{key} must be true or false")
+    return value
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message, hint="correct the settings file")

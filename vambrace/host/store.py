@@ -1,0 +1,237 @@
+"""The state directory: unpacked images by digest, and one small JSON record for each Realm. No secrets.
+
+    images/<sha256>/          the parts of a bundle, and image.json
+    realms/<uuid>.json        a RealmRecord
+    tmp/                      uploads under way; emptied at start
+
+Everything is written aside, synced and renamed, so that a power cut leaves the old or the new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vambrace.errors import CapacityError, ImageError, NotFound
+from vambrace.host.lifecycle import State
+from vambrace.image import Bundle
+from vambrace.realm import RealmConfig
+
+RECORDS_KEPT = 200
+SPARE = 64 << 20
+
+
+@dataclass
+class RealmRecord:
+    """What outlives the daemon. ``counter`` is the last one used by an owner's message, -1 for none."""
+
+    uuid: str
+    name: str
+    image: str
+    nonce: str
+    created: float
+    state: str = State.CREATED.value
+    reason: str = ""
+    executed: bool = False
+    instance: str = ""
+    measurement: str = ""
+    memory: int = 0
+    counter: int = -1
+    agent: str = ""
+    vmm_pid: int = 0
+    vmm_started: int = 0
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An unpacked bundle. ``size`` is that of the uploaded tar in bytes, ``disks`` are in order."""
+
+    digest: str
+    name: str
+    size: int
+    stored: float
+    config: Path
+    kernel: Path
+    initrd: Path
+    disks: tuple[Path, ...]
+
+    def read_config(self) -> RealmConfig:
+        return RealmConfig.parse(self.config.read_bytes())
+
+
+class Store:
+    """Raises ``CapacityError`` without space, ``ImageError`` for a broken bundle, ``NotFound``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.images = directory / "images"
+        self.realms = directory / "realms"
+        self.temporary = directory / "tmp"
+        for path in (directory, self.images, self.realms, self.temporary):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    # Start
+
+    def recover(self) -> list[RealmRecord]:
+        """Clear what a stopped daemon left; returns every record, those not final now ``failed``.
+
+        The VMM processes that the records name must be ended by the caller first (``records``).
+        """
+        for path in self.temporary.iterdir():
+            _remove(path)
+        for path in self.realms.iterdir():
+            if path.suffix != ".json":
+                path.unlink()
+        records = self.records()
+        for record in records:
+            if not State(record.state).final:
+                record.state = State.FAILED.value
+                record.reason = "host restarted"
+                record.vmm_pid = record.vmm_started = 0
+                record.events.append({"name": State.FAILED.value, "step": 406, "at": time.time()})
+                self.save(record)
+        return records
+
+    # Realms
+
+    def records(self) -> list[RealmRecord]:
+        """Every readable record, oldest first. One that is damaged is put aside, not trusted."""
+        records = []
+        for path in sorted(self.realms.glob("*.json")):
+            try:
+                record = RealmRecord(**json.loads(path.read_bytes()))
+                State(record.state)
+            except (ValueError, TypeError):
+                path.rename(path.with_suffix(".damaged"))
+                continue
+            records.append(record)
+        return sorted(records, key=lambda record: record.created)
+
+    def save(self, record: RealmRecord) -> None:
+        write_atomically(self.realms / f"{record.uuid}.json", json.dumps(dataclasses.asdict(record)).encode())
+
+    def forget(self, uuid: str) -> None:
+        (self.realms / f"{uuid}.json").unlink(missing_ok=True)
+
+    # Images
+
+    def free(self) -> int:
+        """Bytes that may still be written."""
+        status = os.statvfs(self.images)
+        return max(0, status.f_bavail * status.f_frsize - SPARE)
+
+    def require_space(self, size: int) -> None:
+        if size > self.free():
+            raise CapacityError(
+                f"no space on the host for {size} bytes", hint="delete images with DELETE /v1/images/{sha256}"
+            )
+
+    def new_upload(self) -> tuple[int, Path]:
+        """A file descriptor and the path of a new empty file; the caller unlinks it."""
+        descriptor, name = tempfile.mkstemp(dir=self.temporary)
+        return descriptor, Path(name)
+
+    def add_image(self, digest: str, upload: Path) -> StoredImage:
+        """Check the bundle in ``upload`` (whose digest the caller has checked), unpack and store it."""
+        size = upload.stat().st_size
+        self.require_space(size)
+        directory = Path(tempfile.mkdtemp(dir=self.temporary))
+        try:
+            bundle = Bundle.open(upload)
+            parts = bundle.unpack(directory)
+            description = {
+                "name": bundle.config.name,
+                "size": size,
+                "stored": time.time(),
+                "config": _inside(parts.config_path, directory),
+                "kernel": _inside(parts.kernel_path, directory),
+                "initrd": _inside(parts.initrd_path, directory),
+                "disks": [_inside(path, directory) for path in parts.disk_paths],
+            }
+            for path in directory.rglob("*"):
+                if path.is_file():
+                    _sync(path)
+            write_atomically(directory / "image.json", json.dumps(description).encode())
+            with contextlib.suppress(FileExistsError):
+                # Two uploads of the same image: the first one stays.
+                if not (self.images / digest).exists():
+                    directory.rename(self.images / digest)
+            _sync(self.images)
+        except OSError as error:
+            raise CapacityError(
+                f"the image could not be stored: {error.strerror}", hint="look at the host's state disk"
+            ) from error
+        finally:
+            _remove(directory)
+        return self.image(digest)
+
+    def has_image(self, digest: str) -> bool:
+        return (self.images / digest / "image.json").is_file()
+
+    def image(self, digest: str) -> StoredImage:
+        directory = self.images / digest
+        try:
+            description = json.loads((directory / "image.json").read_bytes())
+        except FileNotFoundError:
+            raise NotFound(f"no image {digest}", hint="send it with PUT /v1/images/{sha256}") from None
+        except ValueError as error:
+            raise ImageError(f"the stored image {digest} is damaged", hint="delete it, send it again") from error
+        return StoredImage(
+            digest=digest,
+            name=description["name"],
+            size=description["size"],
+            stored=description["stored"],
+            config=directory / description["config"],
+            kernel=directory / description["kernel"],
+            initrd=directory / description["initrd"],
+            disks=tuple(directory / disk for disk in description["disks"]),
+        )
+
+    def list_images(self) -> list[StoredImage]:
+        return [self.image(path.name) for path in sorted(self.images.iterdir()) if self.has_image(path.name)]
+
+    def delete_image(self, digest: str) -> None:
+        if not self.has_image(digest):
+            raise NotFound(f"no image {digest}")
+        # Out of sight in one step, then removed at leisure.
+        aside = Path(tempfile.mkdtemp(dir=self.temporary))
+        (self.images / digest).rename(aside / digest)
+        _remove(aside)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` aside, sync, rename over ``path``, sync the directory."""
+    aside = path.with_name(f".{path.name}.new")
+    with aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    _sync(path.parent)
+
+
+def _inside(path: Path, directory: Path) -> str:
+    return str(path.relative_to(directory))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

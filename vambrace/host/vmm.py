@@ -1,0 +1,262 @@
+"""One VMM process and the daemon's side of its control protocol (architecture, section 5).
+
+Packets are JSON objects over SOCK_SEQPACKET. The VMM faces a hostile guest, so what it says is checked too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vambrace.errors import RealmError
+
+PACKET_LIMIT = 64 << 10
+AGENT_CHUNK = 32 << 10
+DESTROY_SECONDS = 30
+EXIT_SECONDS = 15
+STDERR_LIMIT = 16 << 10
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AgentBytes:
+    data: bytes
+
+
+@dataclass(frozen=True)
+class ConsoleBytes:
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The guest ended; ``reason`` is poweroff, reset, crash or integrity."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Died:
+    """The process closed its control socket, or broke the protocol, without having been told to end."""
+
+    detail: str
+
+
+Event = AgentBytes | ConsoleBytes | Ended | Died
+
+
+class Vmm:
+    """Client of one VMM process. ``on_event`` is called in the event loop, ``Died`` at most once, last."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, control: socket.socket, on_event: Callable[[Event], None]
+    ) -> None:
+        self._process = process
+        self._control = control
+        self._on_event = on_event
+        self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._next = 0
+        self._sending = asyncio.Lock()
+        self._closing = False
+        self._reader = asyncio.create_task(self._read())
+        self._stderr = asyncio.create_task(self._drain_stderr())
+
+    @classmethod
+    async def spawn(cls, command: Sequence[str], on_event: Callable[[Event], None], *, cpus: Sequence[int] = ()) -> Vmm:
+        """Start ``command`` with ``--control FD``; raises ``RealmError`` if it cannot be started."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                "--control",
+                str(theirs.fileno()),
+                pass_fds=(theirs.fileno(),),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env={key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ},
+            )
+        except OSError as error:
+            ours.close()
+            raise RealmError(f"the VMM cannot be started: {error.strerror}") from error
+        finally:
+            theirs.close()
+        with contextlib.suppress(ProcessLookupError):
+            # Guest memory must not end in a core file. The process has nothing secret before "load".
+            resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
+            if cpus:
+                os.sched_setaffinity(process.pid, cpus)
+        ours.setblocking(False)
+        return cls(process, ours, on_event)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def request(self, op: str, seconds: float, **arguments: Any) -> dict[str, Any]:
+        """Send one request and return its reply; raises ``RealmError`` (refused, dead or too slow)."""
+        self._next += 1
+        number = self._next
+        packet = json.dumps({"id": number, "op": op, **arguments}).encode()
+        if len(packet) > PACKET_LIMIT:
+            raise RealmError(f"a {op} request is too large for the VMM")
+        if self._reader.done():
+            raise RealmError("the VMM is gone")
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._replies[number] = reply
+        try:
+            async with asyncio.timeout(seconds):
+                async with self._sending:
+                    await asyncio.get_running_loop().sock_sendall(self._control, packet)
+                answer = await reply
+        except TimeoutError:
+            raise RealmError(f"the VMM did not answer {op} within {seconds:g} s") from None
+        except OSError:
+            raise RealmError("the VMM is gone") from None
+        finally:
+            self._replies.pop(number, None)
+        if answer.get("ok") is not True:
+            raise RealmError(
+                printable(answer.get("error"), f"the VMM refused {op}"),
+                hint=printable(answer.get("hint"), "") or None,
+            )
+        return answer
+
+    async def send_agent(self, data: bytes, seconds: float) -> None:
+        """Send bytes towards the agent's port."""
+        for start in range(0, len(data), AGENT_CHUNK):
+            chunk = base64.b64encode(data[start : start + AGENT_CHUNK]).decode()
+            await self.request("agent", seconds, data=chunk)
+
+    async def destroy(self) -> None:
+        """Ask the VMM to wipe and exit, kill it if it does not, and reap it. Never raises."""
+        self._closing = True
+        with contextlib.suppress(RealmError):
+            await self.request("destroy", DESTROY_SECONDS)
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+        try:
+            async with asyncio.timeout(EXIT_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            log.warning("VMM %d does not end: killed", self.pid)
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        self._reader.cancel()
+        await asyncio.gather(self._reader, self._stderr, return_exceptions=True)
+        self._control.close()
+
+    async def _read(self) -> None:
+        loop = asyncio.get_running_loop()
+        detail = "the VMM process ended"
+        try:
+            while packet := await loop.sock_recv(self._control, PACKET_LIMIT + 1):
+                self._dispatch(packet)
+        except OSError:
+            pass
+        except ValueError as error:
+            detail = f"the VMM broke its protocol: {error}"
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        for reply in self._replies.values():
+            if not reply.done():
+                reply.set_exception(RealmError("the VMM is gone"))
+        if not self._closing:
+            self._on_event(Died(detail))
+
+    def _dispatch(self, packet: bytes) -> None:
+        if len(packet) > PACKET_LIMIT:
+            raise ValueError("packet too long")
+        try:
+            message = json.loads(packet)
+        except (ValueError, RecursionError):
+            raise ValueError("packet is not JSON") from None
+        if not isinstance(message, dict):
+            raise ValueError("packet is not an object")
+        if "event" in message:
+            self._on_event(_event(message))
+            return
+        number = message.get("id")
+        reply = self._replies.get(number) if type(number) is int else None
+        # A reply that comes after its request was given up is no error.
+        if reply is not None and not reply.done():
+            reply.set_result(message)
+
+    async def _drain_stderr(self) -> None:
+        """Keep the end of what the VMM wrote on stderr; log it only if the process died by itself."""
+        assert self._process.stderr is not None
+        tail = b""
+        while chunk := await self._process.stderr.read(4096):
+            tail = (tail + chunk)[-STDERR_LIMIT:]
+        status = await self._process.wait()
+        if status != 0 and tail:
+            for line in tail.decode(errors="replace").splitlines()[-30:]:
+                log.warning("VMM %d: %s", self.pid, printable(line, ""))
+
+
+def _event(message: dict[str, Any]) -> Event:
+    match message["event"]:
+        case "agent":
+            return AgentBytes(_bytes(message))
+        case "console":
+            return ConsoleBytes(_bytes(message))
+        case "ended":
+            return Ended(printable(message.get("reason"), "crash"), printable(message.get("detail"), ""))
+    raise ValueError("unknown event")
+
+
+def _bytes(message: dict[str, Any]) -> bytes:
+    try:
+        return base64.b64decode(message["data"], validate=True)
+    except (KeyError, TypeError, binascii.Error):
+        raise ValueError("event without data") from None
+
+
+def printable(value: Any, otherwise: str, limit: int = 200) -> str:
+    """``value`` as one short printable line if it is a string, else ``otherwise``."""
+    if not isinstance(value, str) or not value:
+        return otherwise
+    return "".join(letter if letter.isprintable() else "?" for letter in value[:limit])
+
+
+def started_at(pid: int) -> int:
+    """The start time of a process in clock ticks since boot, 0 if there is none (proc(5), field 22)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def kill_leftover(pid: int, started: int) -> bool:
+    """Kill the process of an earlier daemon, if it is still that process. A PID is reused; both are not."""
+    if pid <= 1 or not started or started_at(pid) != started:
+        return False
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        if started_at(pid) != started:
+            return False
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
