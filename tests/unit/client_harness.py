@@ -1,0 +1,427 @@
+"""A small host on loopback for the client's tests: real TLS, real tokens, the real agent behind the channel.
+
+Only what needs an ARM machine is a stand-in: the trusted application (``attest_factory.Platform``) and the
+monitor. ``LoopbackHost`` is a host as the operator could write one, so that it can also misbehave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import ssl
+import sys
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import WSMsgType, web
+from attest_factory import COMPONENTS, Platform
+from cryptography.hazmat.primitives.serialization import Encoding
+from realm_factory import MIB, make_application, make_disk, make_kernel
+
+from vambrace.attest.challenge import launch_challenge
+from vambrace.attest.endorsement import VendorAuthority
+from vambrace.attest.owner import OwnerIdentity, verify_percent, verify_verdict
+from vambrace.attest.references import publish
+from vambrace.client.context import Context, HostEntry
+from vambrace.emulator.provision import Credentials
+from vambrace.errors import VambraceError
+from vambrace.image import Bundle, write_bundle
+from vambrace.realm import RealmConfig, Zone
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "guest" / "agent"))
+
+from vambrace_agent import AgentError, channel  # noqa: E402
+from vambrace_agent import main as agent_main  # noqa: E402
+from vambrace_agent.logs import Log  # noqa: E402
+from vambrace_agent.service import Service  # noqa: E402
+from vambrace_agent.settings import Application  # noqa: E402
+from vambrace_agent.supervisor import Process, Supervisor  # noqa: E402
+
+FINAL = ("succeeded", "refused", "failed", "destroyed")
+SCRIPT = (
+    'echo "hello from $NAME"; mkdir -p "$ROOT/results/$NAME"; printf "%s" "result of $NAME" > '
+    '"$ROOT/results/$NAME/out.txt"; while [ ! -e "$ROOT/go" ]; do sleep 0.05; done; echo done'
+)
+
+
+def make_platform() -> Platform:
+    """A good machine that is endorsed today."""
+    platform = Platform(VendorAuthority.create())
+    platform.chain = [platform.authority.certify(platform.pak_cose).public_bytes(Encoding.DER)]
+    return platform
+
+
+class Monitor:
+    """Stands for the monitor: tokens by the platform's keys, percentages by the owner's signed word."""
+
+    def __init__(self, platform: Platform, config: RealmConfig, measurement: bytes, instance: bytes) -> None:
+        self.platform, self.config = platform, config
+        self.measurement, self.instance = measurement, instance
+        self.percents = [zone.percent for zone in config.zones]
+        self.counter = -1
+
+    def token(self, challenge: bytes) -> bytes:
+        def claims(values: dict[int, Any]) -> None:
+            values[10] = challenge
+            values[44235] = self.config.personalization()
+            values[44238] = self.measurement
+
+        return self.platform.token(realm=claims, instance=self.instance)
+
+    attest = token
+
+    def encrypt(self, message: str) -> dict[str, object]:
+        try:
+            order = verify_percent(
+                base64.b64decode(message),
+                owner=self.config.owner,
+                instance=self.instance,
+                last_counter=self.counter,
+            )
+        except VambraceError as error:
+            raise AgentError(str(error)) from None
+        self.counter = order.counter
+        self.percents[order.zone] = order.percent
+        return {"zone": order.zone, "percent": order.percent}
+
+    def stats(self) -> list[object]:
+        return [
+            {"pages": zone.memory >> 12, "percent": percent, "plaintext": 7}
+            for zone, percent in zip(self.config.zones, self.percents, strict=True)
+        ]
+
+
+class Agent:
+    """The real agent's loop, channel and supervisor in a thread; its port is TCP, its programs run here."""
+
+    def __init__(
+        self, directory: Path, monitor: Monitor, ended: Callable[[str, str], None], *, key: bytes | None = None
+    ) -> None:
+        directory.mkdir(parents=True)
+        self.root = directory
+        tls_key, certificate = channel.make_key(str(directory))
+        self.spki = channel.public_key(certificate)
+        owner = monitor.config.owner
+        context = channel.make_context(tls_key, certificate, owner)
+        import socket
+
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        loop = agent_main.Loop()
+        processes = []
+        for index, application in enumerate(monitor.config.applications, 1):
+            logs = directory / f"log-{index}"
+            logs.mkdir()
+            fields = {
+                "name": application.name,
+                "command": list(application.command),
+                "environment": dict(application.environment),
+                "directory": application.directory,
+                "restarts": application.restarts,
+                "results": list(application.results),
+                "memory": 0,
+            }
+            processes.append(Process(Application(index, fields), Log(str(logs))))
+        supervisor = Supervisor(processes, self.launch, lambda application: None, loop.poll)
+        self.service = Service(supervisor, monitor, key or self.spki, monitor.instance, loop.wake, str(directory))
+        doors = channel.Channel(self.listener, context, ssl.PEM_cert_to_DER_cert(owner), self.service, loop.wake)
+
+        def life() -> None:
+            states: list[str] = []
+            seconds = monitor.config.collect_seconds
+            ended(
+                *agent_main.run(loop, supervisor, self.service, doors, lambda state, _: states.append(state), seconds)
+            )
+
+        threading.Thread(target=life, daemon=True).start()
+
+    def launch(self, application: Application, output: int) -> int:
+        environment = {**os.environ, **application.environment, "ROOT": str(self.root), "NAME": application.name}
+        actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
+        return os.posix_spawnp(application.command[0], application.command, environment, file_actions=actions)
+
+    def go(self) -> None:
+        """Let the applications end."""
+        (self.root / "go").touch()
+
+
+@dataclass
+class Record:
+    uuid: str
+    name: str
+    image: str
+    nonce: str
+    monitor: Monitor
+    token: bytes
+    state: str = "awaiting-verdict"
+    reason: str = ""
+    executed: bool = False
+    verdicts: list[bool] = field(default_factory=list)
+    agent: Agent | None = None
+    channel_to: int | None = None  # a port instead of the agent's: a host that lies
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "uuid": self.uuid,
+            "name": self.name,
+            "image": self.image,
+            "nonce": self.nonce,
+            "state": self.state,
+            "reason": self.reason,
+            "executed": self.executed,
+            "instance": self.monitor.instance.hex(),
+            "measurement": self.monitor.measurement.hex(),
+            "memory": 1 << 28,
+            "agent": None,
+            "created": 1.0,
+        }
+
+
+class LoopbackHost:
+    """Context manager: the host runs in a thread. ``measurement`` is what its Realms measure as."""
+
+    def __init__(self, directory: Path, platform: Platform, config: RealmConfig, measurement: bytes) -> None:
+        self.directory, self.platform, self.config = directory, platform, config
+        self.measurement = measurement
+        self.images: dict[str, int] = {}
+        self.realms: dict[str, Record] = {}
+        self.busy = 0  # how many channels to refuse with 503 first
+        self.credentials = Credentials(directory / "credentials")
+        self.credentials.create()
+        self.url = ""
+
+    def __enter__(self) -> LoopbackHost:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._do(self._start())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._do(self._runner.cleanup())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(20)
+
+    async def _start(self) -> None:
+        app = web.Application(client_max_size=1 << 30, middlewares=[_problems])
+        app.router.add_get("/v1/host", self._host)
+        app.router.add_get("/v1/images", self._list_images)
+        app.router.add_head("/v1/images/{digest}", self._has_image)
+        app.router.add_put("/v1/images/{digest}", self._put_image)
+        app.router.add_get("/v1/realms", self._list_realms)
+        app.router.add_put("/v1/realms/{uuid}", self._create)
+        app.router.add_get("/v1/realms/{uuid}", self._get)
+        app.router.add_delete("/v1/realms/{uuid}", self._delete)
+        app.router.add_get("/v1/realms/{uuid}/token", self._token)
+        app.router.add_post("/v1/realms/{uuid}/verdict", self._verdict)
+        app.router.add_get("/v1/realms/{uuid}/channel", self._channel)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.5)
+        await self._runner.setup()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(self.credentials.server / "server.pem", self.credentials.server / "server.key")
+        context.load_verify_locations(self.credentials.server / "clients.pem")
+        context.verify_mode = ssl.CERT_REQUIRED
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=context)
+        await site.start()
+        self.url = f"https://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    def record(self, request: web.Request) -> Record:
+        record = self.realms.get(request.match_info["uuid"])
+        if record is None:
+            raise _Problem(404, "not-found", "no such Realm", "list them")
+        return record
+
+    async def _host(self, _: web.Request) -> web.Response:
+        return web.json_response({"version": "test"})
+
+    async def _list_images(self, _: web.Request) -> web.Response:
+        return web.json_response({"images": [{"sha256": digest} for digest in self.images]})
+
+    async def _has_image(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if request.match_info["digest"] in self.images else 404)
+
+    async def _put_image(self, request: web.Request) -> web.Response:
+        data = await request.read()
+        digest = request.match_info["digest"]
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise _Problem(422, "image", "the digest differs", "send it again")
+        self.images[digest] = len(data)
+        return web.json_response({"sha256": digest}, status=201)
+
+    async def _list_realms(self, _: web.Request) -> web.Response:
+        return web.json_response({"realms": [record.as_dict() for record in self.realms.values()]})
+
+    async def _create(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if any(r.name == body["name"] and r.state not in FINAL for r in self.realms.values()):
+            raise _Problem(409, "conflict", f"a Realm is called {body['name']}", "choose another name")
+        uuid, instance = request.match_info["uuid"], os.urandom(16)
+        monitor = Monitor(self.platform, self.config, self.measurement, instance)
+        token = monitor.token(launch_challenge(bytes.fromhex(body["nonce"]), instance))
+        record = Record(uuid, body["name"], body["image"], body["nonce"], monitor, token)
+        self.realms[uuid] = record
+        return web.json_response(record.as_dict(), status=201)
+
+    async def _get(self, request: web.Request) -> web.Response:
+        record = self.record(request)
+        wait, unless = float(request.query.get("wait", "0")), request.query.get("unless", "")
+        for _ in range(int(wait * 20)):
+            if record.state != unless or record.state in FINAL:
+                break
+            await asyncio.sleep(0.05)
+        return web.json_response(record.as_dict())
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        record = self.record(request)
+        if record.state not in FINAL:
+            record.state, record.reason = "destroyed", "on request"
+        return web.json_response(record.as_dict())
+
+    async def _token(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.record(request).token)
+
+    async def _verdict(self, request: web.Request) -> web.Response:
+        record = self.record(request)
+        try:
+            yes = verify_verdict(
+                await request.read(),
+                owner=self.config.owner,
+                instance=record.monitor.instance,
+                token_digest=hashlib.sha256(record.token).digest(),
+            )
+        except VambraceError as error:
+            raise _Problem(403, "message-refused", str(error), "sign it") from None
+        record.verdicts.append(yes)
+        if yes:
+            self.start(record)
+        else:
+            record.state, record.reason = "refused", "the owner said no"
+        return web.json_response(record.as_dict())
+
+    def start(self, record: Record) -> None:
+        def ended(state: str, detail: str) -> None:
+            if record.state == "running":
+                record.state, record.reason = state, detail
+
+        record.agent = Agent(self.directory / record.uuid, record.monitor, ended)
+        record.state, record.executed = "running", True
+
+    async def _channel(self, request: web.Request) -> web.StreamResponse:
+        record = self.record(request)
+        if record.state != "running" or record.agent is None:
+            raise _Problem(409, "conflict", f"the Realm is {record.state}", "wait")
+        if self.busy:
+            self.busy -= 1
+            raise _Problem(503, "host", "the agent does not answer yet", "try again")
+        reader, writer = await asyncio.open_connection("127.0.0.1", record.channel_to or record.agent.port)
+        answer = web.WebSocketResponse(compress=False)
+        await answer.prepare(request)
+
+        async def down() -> None:
+            while data := await reader.read(5000):
+                await answer.send_bytes(data)
+            await answer.close()
+
+        task = asyncio.create_task(down())
+        async for message in answer:
+            if message.type is WSMsgType.BINARY:
+                writer.write(message.data)
+        task.cancel()
+        writer.close()
+        return answer
+
+
+class _Problem(Exception):
+    def __init__(self, status: int, kind: str, detail: str, hint: str) -> None:
+        self.status = status
+        self.body = {"type": f"tag:vambrace.dev,2026:problem/{kind}", "status": status, "detail": detail, "hint": hint}
+
+
+@web.middleware
+async def _problems(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        answer: web.StreamResponse = await handler(request)
+        return answer
+    except _Problem as error:
+        return web.json_response(error.body, status=error.status, content_type="application/problem+json")
+
+
+@dataclass
+class World:
+    """A user with an owner's identity, an image, and a host that is set up as the current one."""
+
+    context: Context
+    owner: OwnerIdentity
+    bundle: Path
+    config: RealmConfig
+    platform: Platform
+    host: LoopbackHost
+    measurement: bytes
+
+    @property
+    def record(self) -> Record:
+        """The only Realm, or the last."""
+        return list(self.host.realms.values())[-1]
+
+    @property
+    def agent(self) -> Agent:
+        assert self.record.agent is not None
+        return self.record.agent
+
+
+def make_bundle(directory: Path, owner: OwnerIdentity, **changes: Any) -> Bundle:
+    """A bundle of two shell scripts that this machine can run in the place of a Realm's."""
+    parts = [(directory / name) for name in ("kernel", "initrd", "base.erofs", "apps.erofs")]
+    for part, data in zip(parts, (make_kernel(), b"initrd", bytes(8192), b"\1" * 8192), strict=True):
+        part.write_bytes(data)
+    names = ("analysis", "report")
+    disks = [make_disk(part.stem, sha256=hashlib.sha256(part.read_bytes()).hexdigest()) for part in parts[2:]]
+    fields: dict[str, Any] = {
+        "name": "patients",
+        "cmdline": "quiet",
+        "owner": owner.certificate_pem,
+        "zones": (Zone("system", 128 * MIB, 80, True), *(Zone(name, 16 * MIB, 80) for name in names)),
+        "applications": tuple(make_application(name, command=("sh", "-c", SCRIPT)) for name in names),
+        "disks": tuple(disks),
+        "collect_seconds": 20,
+    }
+    return write_bundle(
+        directory / "patients.vambrace", RealmConfig(**{**fields, **changes}), parts[0], parts[1], parts[2:]
+    )
+
+
+def make_world(directory: Path, host_directory: Path) -> World:
+    """Everything but a running host; ``world.host`` is to be entered, then ``register``."""
+    context = Context()
+    context.owner.mkdir(parents=True, mode=0o700)
+    owner = OwnerIdentity.create(context.owner)
+    bundle = make_bundle(directory, owner)
+    platform = make_platform()
+    measurement = bundle.measurement()
+    host = LoopbackHost(host_directory, platform, bundle.config, measurement)
+    return World(context, owner, bundle.path, bundle.config, platform, host, measurement)
+
+
+def register(world: World, directory: Path) -> None:
+    root, references = directory / "vendor-root.pem", directory / "reference-values.corim"
+    root.write_bytes(world.platform.authority.certificate_pem)
+    references.write_bytes(publish(COMPONENTS, world.platform.authority))
+    keys = world.host.credentials
+    entry = HostEntry(
+        url=world.host.url,
+        certificate=str(keys.client_certificate),
+        key=str(keys.client_key),
+        ca=str(keys.ca),
+        vendor_root=str(root),
+        references=str(references),
+    )
+    world.context.add_host("test", entry)

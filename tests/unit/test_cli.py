@@ -1,0 +1,329 @@
+"""The commands: help, exit codes, JSON, and one whole run."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client_harness import World, make_world, register
+
+from vambrace import Realm
+from vambrace.cli.main import main, make_parser
+from vambrace.cli.output import Output, printable
+from vambrace.client.context import RealmState
+
+ROOT = Path(__file__).parents[2]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    made = make_world(tmp_path, tmp_path / "host")
+    with made.host:
+        register(made, tmp_path)
+        (tmp_path / "work").mkdir()
+        monkeypatch.chdir(tmp_path / "work")
+        yield made
+
+
+def later(world: World, act: Callable[[], None]) -> threading.Thread:
+    """Do ``act`` as soon as a Realm runs."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if world.host.realms and world.record.state == "running":
+                act()
+                return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def json_of(capsys: Capture) -> Any:
+    return json.loads(capsys.readouterr().out)
+
+
+def leaves(parser: argparse.ArgumentParser, words: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        yield words
+    for action in below:
+        for name, child in action.choices.items():
+            yield from leaves(child, (*words, name))
+
+
+COMMANDS = list(leaves(make_parser()))
+
+
+def test_every_command_of_the_specification_is_there() -> None:
+    wanted = {
+        *(("server", name) for name in ("build", "up", "down", "status", "reset", "dump")),
+        *(("owner", name) for name in ("create", "show")),
+        *(("image", name) for name in ("build", "measure", "inspect")),
+        *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "logs", "results", "destroy")),
+        ("token", "show"),
+    }
+    assert set(COMMANDS) == wanted
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_has_an_example(words: tuple[str, ...], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert f"example:\n  vambrace {' '.join(words)}" in text
+    assert "--json" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["encrypt", "x", "--app", "a", "101"], "whole number from 0 to 100"),
+        (["encrypt", "x", "--app", "a", "-1"], ""),
+        (["encrypt", "x", "--app", "a", "１"], "whole number from 0 to 100"),
+        (["encrypt", "x", "50"], "--app"),
+        (["nonsense"], "nonsense"),
+        (["image"], "COMMAND"),
+        (["ps"], "no host is set up"),
+        (["verify", "t", "--root", "r", "--references", "x", "--nonce", "00"], "32 bytes"),
+        (["verify", "t", "--root", "r", "--references", "x", "--nonce", "00" * 32], "not given"),
+    ],
+)
+def test_wrong_use_is_one_line_and_a_hint(words: list[str], message: str, capsys: Capture) -> None:
+    assert main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: ")
+    assert message in lines[0]
+
+
+def test_errors_as_json(capsys: Capture) -> None:
+    assert main(["ps", "--json"]) == 2
+    value = json_of(capsys)
+    assert value["kind"] == "UsageError" and value["exit_code"] == 2 and "server up" in value["hint"]
+
+
+def test_a_host_that_is_down(world: World, capsys: Capture) -> None:
+    world.host.__exit__()
+    try:
+        assert main(["ps"]) == 5
+        assert "cannot be reached" in capsys.readouterr().err
+    finally:
+        world.host.__enter__()
+
+
+def test_owner(capsys: Capture, own_state: Path) -> None:
+    assert main(["owner", "show"]) == 3
+    assert "owner create" in capsys.readouterr().err
+    assert main(["owner", "create", "--json"]) == 0
+    created = json_of(capsys)
+    assert main(["owner", "show"]) == 0
+    assert capsys.readouterr().out == Path(created["certificate"]).read_text()
+    assert main(["owner", "create"]) == 3
+    assert ((own_state / "owner/key.pem").stat().st_mode & 0o777) == 0o600
+
+
+def test_measure_and_inspect(world: World, capsys: Capture) -> None:
+    assert main(["image", "measure", str(world.bundle)]) == 0
+    assert capsys.readouterr().out.strip() == world.measurement.hex()
+    assert main(["image", "inspect", str(world.bundle), "--json"]) == 0
+    assert json_of(capsys)["measurement"] == world.measurement.hex()
+    assert main(["image", "inspect", str(world.bundle)]) == 0
+    assert "analysis" in capsys.readouterr().out
+    assert main(["image", "measure", "/nowhere"]) == 3
+    assert "/nowhere" in capsys.readouterr().err
+
+
+def test_build_says_what_is_wrong_before_anything_long(tmp_path: Path, capsys: Capture) -> None:
+    manifest = tmp_path / "m.yaml"
+    manifest.write_text("name: x\nnonsense: 1\n")
+    assert main(["image", "build", str(manifest)]) == 3
+    assert "line" in capsys.readouterr().err
+
+
+def test_run(world: World, capsys: Capture) -> None:
+    thread = later(world, lambda: world.agent.go())
+    assert main(["run", str(world.bundle)]) == 0
+    thread.join()
+    text = capsys.readouterr().out
+    assert "analysis | hello from analysis" in text and "verified" in text
+    assert Path("patients-results/analysis/out.txt").read_text() == "result of analysis"
+    assert world.record.state == "succeeded"
+
+
+def test_run_as_json(world: World, capsys: Capture) -> None:
+    thread = later(world, lambda: world.agent.go())
+    assert main(["run", str(world.bundle), "--json", "--results", "out"]) == 0
+    thread.join()
+    value = json_of(capsys)
+    assert value["state"] == "succeeded" and value["results"] == "out"
+    assert value["measurement"]["expected"] == value["measurement"]["token"] == world.measurement.hex()
+    assert value["verification"]["verified"] is True
+
+
+def test_run_refuses_another_measurement(world: World, capsys: Capture) -> None:
+    assert main(["run", str(world.bundle), "--measurement", "00" * 32]) == 4
+    assert "measurement" in capsys.readouterr().err
+    assert world.record.state == "refused" and not world.record.executed
+
+
+def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None:
+    assert main(["run", str(world.bundle), "--detach", "--json"]) == 0
+    uuid = json_of(capsys)["uuid"]
+
+    assert main(["ps", "--json"]) == 0
+    assert [realm["uuid"] for realm in json_of(capsys)] == [uuid]
+    assert main(["encrypt", "patients", "--app", "analysis", "95", "--json"]) == 0
+    assert json_of(capsys)["percent"] == 95
+    assert main(["stats", uuid[:8], "--json"]) == 0
+    assert [zone["percent"] for zone in json_of(capsys)["zones"]] == [80, 95, 80]
+    assert main(["attest", "patients", "--json"]) == 0
+    assert json_of(capsys)["verified"] is True
+    assert main(["encrypt", "patients", "--app", "nobody", "5"]) == 3
+    assert main(["logs", "patients", "--app", "nobody"]) == 3
+    assert main(["logs", "nobody"]) == 5
+    assert "vambrace ps" in capsys.readouterr().err
+
+    world.agent.go()
+    assert main(["logs", "patients", "--app", "report", "--follow"]) == 0
+    assert capsys.readouterr().out == "hello from report\ndone\n"
+    assert main(["logs", "patients", "--json"]) == 0
+    assert json_of(capsys)["logs"]["analysis"].startswith("hello")
+    assert main(["results", "patients", "--json"]) == 0
+    assert len(json_of(capsys)["results"]) == 2
+    assert main(["results", "patients", "--to", "out", "--collected"]) == 0
+    assert capsys.readouterr().out.split() == ["out/analysis/out.txt", "out/report/out.txt"]
+    assert Path("out/report/out.txt").exists()
+
+    token = tmp_path / "token.cbor"
+    assert main(["token", "show", "patients", "--save", str(token), "--json"]) == 0
+    shown = json_of(capsys)
+    assert shown["verified"] is False
+    verify = ["verify", str(token), "--root", str(tmp_path / "vendor-root.pem")]
+    verify += ["--references", str(tmp_path / "reference-values.corim"), "--json"]
+    expected = ["--bundle", str(world.bundle)]
+    assert main([*verify, *expected, "--nonce", shown["nonce"]]) == 0
+    assert json_of(capsys)["verified"] is True
+    owner = ["--measurement", shown["expected-measurement"], "--owner", str(world.owner.certificate_path)]
+    assert main([*verify, *owner, "--nonce", shown["nonce"]]) == 0
+    assert json_of(capsys)["measurement"] == world.measurement.hex()
+    assert main([*verify, *expected, "--nonce", "00" * 32]) == 4
+    assert json_of(capsys)["kind"] == "ChallengeMismatch"
+    token.write_bytes(token.read_bytes()[:-1])
+    assert main([*verify, *expected, "--nonce", shown["nonce"]]) == 4
+    assert main(["token", "show", str(tmp_path / "none")]) == 5
+
+
+def test_destroy_and_ambiguity(world: World, capsys: Capture) -> None:
+    first = Realm.create(world.bundle)
+    second = Realm.create(world.bundle, name="second")
+    # Another host's Realm could have the same name: make the user's own notes say so.
+    state = second.state
+    world.context.save_realm(RealmState(**{**state.__dict__, "name": "patients"}))
+    assert main(["destroy", "patients"]) == 2
+    assert first.uuid in capsys.readouterr().err
+    assert main(["destroy", first.uuid]) == 0
+    assert "never executed" in capsys.readouterr().out
+    assert main(["destroy", "patients", "--json"]) == 0
+    assert json_of(capsys)["uuid"] == second.uuid
+    assert main(["ps", "--json"]) == 0
+    assert json_of(capsys) == []
+    assert main(["ps", "--all"]) == 0
+    assert capsys.readouterr().out.count("destroyed") == 2
+    assert main(["destroy", "nobody"]) == 5
+
+
+def test_another_owners_image_is_refused(world: World, tmp_path: Path, capsys: Capture) -> None:
+    for name in ("key.pem", "certificate.pem"):
+        (world.context.owner / name).unlink()
+    assert main(["owner", "create"]) == 0
+    assert main(["run", str(world.bundle)]) == 4
+    assert "another owner" in capsys.readouterr().err
+    assert not world.host.realms
+
+
+def test_ctrl_c_ends_the_realm_and_says_no_traceback(world: World) -> None:
+    command = [sys.executable, "-m", "vambrace.cli.main", "run", str(world.bundle)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "approved" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted"
+    assert world.record.state == "destroyed"
+
+
+def test_a_reader_that_goes_away() -> None:
+    code = f"{sys.executable} -m vambrace.cli.main image build --help | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_internal_errors_need_debug_for_a_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def broken(self: object) -> None:
+        raise ValueError("oh")
+
+    monkeypatch.setattr("vambrace.client.context.Context.hosts", broken)
+    assert main(["ps"]) == 1
+    errors = capsys.readouterr().err
+    assert "internal error: ValueError: oh" in errors and "Traceback" not in errors
+    assert main(["ps", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_progress_without_a_terminal(capsys: Capture) -> None:
+    Output().progress("x", 1, 2)
+    output = Output(progress=True)
+    for done in range(5):
+        output.progress("sending", done, 4)
+    output.progress("waiting")
+    assert capsys.readouterr().err.splitlines() == ["sending 0 %", "sending 100 %", "waiting …"]
+
+
+def test_no_escape_sequence_passes(capsys: Capture) -> None:
+    assert printable("a\x1b[2J\u202eb\x9b") == "a?[2J?b?"
+    Output().raw(b"\x1b]0;evil\x07\n", "app | ")
+    assert capsys.readouterr().out == "app | ?]0;evil?\n"
+
+
+def test_the_documented_exit_codes_are_the_real_ones() -> None:
+    from vambrace import errors
+
+    text = (ROOT / "docs/cli.md").read_text()
+    found = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.VambraceError)]
+    for code in {cls.exit_code for cls in found} | {0, 130}:
+        assert f"| {code} |" in text
+    for words in COMMANDS:
+        assert f"vambrace {' '.join(words)}" in text
+
+
+def test_the_documented_sdk_example_is_valid() -> None:
+    text = (ROOT / "docs/cli.md").read_text()
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    compile(code, "docs/cli.md", "exec")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+
+
+def test_digest_helper_is_the_hosts(world: World) -> None:
+    Realm.create(world.bundle).destroy()
+    assert list(world.host.images) == [hashlib.sha256(world.bundle.read_bytes()).hexdigest()]

@@ -1,0 +1,139 @@
+"""Evidence: ``attest`` (fresh, from a running Realm), ``verify`` (offline), ``token show``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vambrace.cli import session
+from vambrace.cli.output import Output
+from vambrace.cli.parser import Commands, hexadecimal, host_option, policy_options
+
+
+def add(commands: Commands) -> None:
+    attest = commands.add("attest", "ask a running Realm for fresh evidence and verify it", _attest,
+                          "vambrace attest patients")  # fmt: skip
+    attest.add_argument("realm", metavar="REALM")
+    host_option(attest)
+    verify = commands.add(
+        "verify",
+        "verify a launch token offline",
+        _verify,
+        "vambrace verify token.cbor --root vendor-root.pem --references reference-values.corim \\\n"
+        "    --bundle patients.vambrace --nonce HEX",
+    )
+    verify.add_argument("token", type=Path, help="the token's file ('vambrace token show REALM --save FILE')")
+    verify.add_argument("--root", type=Path, required=True, help="the vendor's root certificate (PEM)")
+    verify.add_argument("--references", type=Path, required=True, help="the reference values (CoRIM)")
+    verify.add_argument("--nonce", type=hexadecimal(32), required=True, metavar="HEX", help="the nonce you chose")
+    verify.add_argument("--bundle", type=Path, help="the image: gives measurement and owner")
+    verify.add_argument("--measurement", type=hexadecimal(32), metavar="HEX", help="the expected measurement")
+    verify.add_argument("--owner", type=Path, help="the owner's certificate (PEM)")
+    for parser in (attest, verify):
+        policy_options(parser)
+    token = commands.group("token", "look at evidence without believing it")
+    show = token.add("show", "decode a token; verifies nothing", _show, "vambrace token show patients")
+    show.add_argument("token", metavar="FILE_OR_REALM", help="a token's file, or a Realm that was started from here")
+    show.add_argument("--save", type=Path, metavar="FILE", help="write the token to a file")
+    host_option(show)
+
+
+def describe(value: dict[str, Any], indent: str = "") -> list[str]:
+    """A token's fields as indented lines."""
+    lines: list[str] = []
+    for key, item in value.items():
+        if isinstance(item, dict):
+            lines += [f"{indent}{key}:", *describe(item, indent + "  ")]
+        elif isinstance(item, list):
+            lines.append(f"{indent}{key}:")
+            for entry in item:
+                text = ", ".join(f"{k} {v}" for k, v in entry.items()) if isinstance(entry, dict) else str(entry)
+                lines.append(f"{indent}  - {text}")
+        else:
+            shown = {True: "yes", False: "no"}.get(item, item) if isinstance(item, bool) else item
+            lines.append(f"{indent}{key}: {shown}")
+    return lines
+
+
+def _attest(options: argparse.Namespace, output: Output) -> int:
+    with session.open_realm(options) as realm:
+        output.progress("asking for evidence")
+        verified = realm.attest()
+    output.result({"realm": realm.uuid, **verified.as_dict()}, describe(verified.as_dict()))
+    return 0
+
+
+def _verify(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.client.trust import Trust
+
+    expected = _expected(options)
+    trust = Trust.load(options.root, options.references, session.open_policy(options))
+    verified = trust.launch(_read(options.token), options.nonce, expected)
+    output.result(verified.as_dict(), ["verified", *describe(verified.as_dict(), "  ")])
+    return 0
+
+
+def _expected(options: argparse.Namespace) -> Any:
+    import hashlib
+
+    from vambrace.client.trust import Expected
+    from vambrace.errors import UsageError
+    from vambrace.realm import owner_public_key
+
+    if not options.bundle and not (options.measurement and options.owner):
+        raise UsageError("what is expected is not given", hint="give --bundle, or --measurement and --owner")
+    measurement, personalization, algorithm = options.measurement, None, "sha-256"
+    if options.bundle:
+        from vambrace.image import Bundle
+
+        bundle = Bundle.open(options.bundle)
+        measurement = measurement or bundle.measurement()
+        personalization, algorithm = bundle.config.personalization(), bundle.config.hash
+    if options.owner:
+        spki = owner_public_key(_read(options.owner).decode("ascii", errors="replace"))
+        personalization = hashlib.sha512(b"vambrace-rpv-1" + spki).digest()
+    assert personalization is not None
+    return Expected(measurement, personalization, algorithm)
+
+
+def _show(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.attest.token import describe as describe_token
+
+    state = None
+    if Path(options.token).is_file():
+        token = _read(Path(options.token))
+    else:
+        from vambrace.client import names
+
+        context = session.open_context()
+        uuid = names.resolve(options.token, context, session.open_host(options, context))
+        token, state = context.realm_file(uuid, "token.cbor"), context.realm(uuid)
+    value = describe_token(token)
+    if options.save:
+        _write(options.save, token)
+    lines = ["NOT verified:", *describe(value, "  ")]
+    if state:
+        # What an offline verification needs besides the token.
+        value |= {"nonce": state.nonce, "expected-measurement": state.measurement}
+        lines += [f"your nonce: {state.nonce}", f"expected measurement: {state.measurement}"]
+    output.result(value, lines)
+    return 0
+
+
+def _read(path: Path) -> bytes:
+    from vambrace.errors import UsageError
+
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    from vambrace.errors import UsageError
+
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", hint="choose another path") from error

@@ -1,0 +1,48 @@
+"""``vambrace owner``: the identity that images name, and that verdicts and percentages are signed with."""
+
+from __future__ import annotations
+
+import argparse
+
+from vambrace.cli.output import Output
+from vambrace.cli.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    group = commands.group("owner", "your identity as an owner of Realms")
+    create = group.add("create", "make your key and certificate", _create, "vambrace owner create --name 'Ward 7'")
+    create.add_argument("--name", default="vambrace owner", help="the certificate's subject")
+    group.add("show", "print your certificate", _show, "vambrace owner show > owner.pem")
+
+
+def _create(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.attest.owner import OwnerIdentity
+    from vambrace.client.context import Context
+
+    directory = Context().owner
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = OwnerIdentity.create(directory, options.name)
+    personalization = owner.personalization().hex()
+    output.result(
+        {"certificate": str(owner.certificate_path), "personalization": personalization},
+        [f"certificate: {owner.certificate_path}", f"keep the key beside it safe: {owner.key_path}"],
+    )
+    return 0
+
+
+def _show(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.attest.owner import OwnerIdentity
+    from vambrace.client.context import Context
+    from vambrace.errors import ConfigError
+
+    try:
+        owner = OwnerIdentity.load(Context().owner)
+    except ConfigError as error:
+        raise ConfigError(error.message, hint=error.hint or "'vambrace owner create' makes one") from error
+    value = {
+        "certificate": owner.certificate_pem,
+        "path": str(owner.certificate_path),
+        "personalization": owner.personalization().hex(),
+    }
+    output.result(value, owner.certificate_pem.splitlines())
+    return 0

@@ -1,0 +1,119 @@
+"""``vambrace run``: the main job, from a manifest or bundle to the results and the Realm's end."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vambrace.cli import session
+from vambrace.cli.image import build_image, default_bundle
+from vambrace.cli.output import Output
+from vambrace.cli.parser import Commands, hexadecimal, host_option, policy_options
+
+if TYPE_CHECKING:
+    from vambrace.client.realm import Realm
+
+MANIFESTS = (".yaml", ".yml")
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add(
+        "run",
+        "start a Realm: build if needed, verify its token, approve, follow it, take its results",
+        _run,
+        "vambrace run examples/patients/manifest.yaml --results out",
+    )
+    parser.add_argument("image", type=Path, metavar="MANIFEST_OR_BUNDLE")
+    parser.add_argument("--name", help="the Realm's name (default: that in the image)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="where results go (default: NAME-results)")
+    parser.add_argument("--detach", action="store_true", help="return as soon as its applications were started")
+    parser.add_argument(
+        "--measurement",
+        type=hexadecimal(32),
+        metavar="HEX",
+        help="the launch measurement to insist on (default: computed from the image)",
+    )
+    parser.add_argument("--newer", action="store_true", help="take newer packages where the recorded are gone")
+    host_option(parser)
+    policy_options(parser)
+
+
+class Lines:
+    """Puts the output of several applications together, line by line."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._rests: dict[str, bytes] = {}
+
+    def __call__(self, application: str, data: bytes) -> None:
+        whole, newline, rest = (self._rests.get(application, b"") + data).rpartition(b"\n")
+        self._rests[application] = rest
+        if newline:
+            self._output.raw(whole + newline, f"{application} | ")
+
+    def end(self) -> None:
+        for application, rest in self._rests.items():
+            if rest:
+                self._output.raw(rest, f"{application} | ")
+
+
+def _run(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.client.realm import Realm
+    from vambrace.errors import VerificationError
+
+    context = session.open_context()
+    host = session.open_host(options, context)  # what is missing is said before anything long
+    trust = session.open_trust(options, context)
+    bundle = options.image
+    if bundle.suffix in MANIFESTS:
+        bundle = default_bundle(options.image)
+        build_image(options.image, bundle, output.progress, newer=options.newer)
+    realm = Realm.create(
+        bundle,
+        host=host,
+        trust=trust,
+        context=context,
+        name=options.name,
+        expected=options.measurement,
+        progress=output.progress,
+    )
+    with realm:
+        output.say(f"Realm {realm.state.name} ({realm.uuid})")
+        output.say(f"expected measurement  {realm.state.measurement}")
+        try:
+            verified = realm.verify(output.progress)
+        except VerificationError:
+            output.say("the token is not to be trusted: refused")
+            raise
+        output.say(f"token's measurement   {verified.measurement.hex()}: verified")
+        realm.approve()
+        realm.start(output.progress)
+        output.say("approved and started")
+        value: dict[str, Any] = {
+            "uuid": realm.uuid,
+            "name": realm.state.name,
+            "state": "running",
+            "measurement": {"expected": realm.state.measurement, "token": verified.measurement.hex()},
+            "verification": verified.as_dict(),
+        }
+        if options.detach:
+            realm.detach()
+            output.result(value, [f"follow it with 'vambrace logs {realm.uuid[:8]} --follow'"])
+            return 0
+        value |= _follow(realm, options, output)
+    lines = [f"succeeded and destroyed; results in {value['results']}" if value["results"] else "succeeded"]
+    output.result(value, lines)
+    return 0
+
+
+def _follow(realm: Realm, options: argparse.Namespace, output: Output) -> dict[str, Any]:
+    expects = any(application.results for application in realm.config.applications)
+    directory: Path | None = options.results or (Path(f"{realm.state.name}-results") if expects else None)
+    lines = None if output.json_mode else Lines(output)
+    try:
+        info = realm.finish(directory, on_log=lines, progress=output.progress)
+    finally:
+        if lines:
+            lines.end()
+    return {"state": info.state, "results": str(directory) if directory else None}

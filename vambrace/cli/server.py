@@ -1,0 +1,93 @@
+"""``vambrace server``: the emulated ARM server."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vambrace.cli.output import Output
+from vambrace.cli.parser import Commands
+
+if TYPE_CHECKING:
+    from vambrace.emulator.server import Server
+
+NAME = "emulated"
+
+
+def add(commands: Commands) -> None:
+    group = commands.group("server", "the emulated ARM server on this machine")
+    build = group.add("build", "build firmware, host and reference values", _build, "vambrace server build")
+    up = group.add("up", "start it, and make it the current host", _up, "vambrace server up")
+    group.add("down", "stop it", _down, "vambrace server down")
+    group.add("status", "whether it runs and answers", _status, "vambrace server status --json")
+    group.add("reset", "stop it and erase its state, its fuse included", _reset, "vambrace server reset")
+    dump = group.add("dump", "write its physical memory to a file", _dump, "vambrace server dump memory.bin")
+    dump.add_argument("file", type=Path)
+    for parser in (build, up):
+        parser.add_argument("--newer", action="store_true", help="take newer packages where the recorded are gone")
+        parser.add_argument(
+            "--insecure-no-trustzone", action="store_true", help="without TrustZone: its tokens PROVE NOTHING"
+        )
+    up.add_argument("--port", type=int, default=0, help="TCP port of the API (or VAMBRACE_PORT; 8443)")
+
+
+def _server(options: argparse.Namespace) -> Server:
+    from vambrace.emulator.server import Server
+
+    insecure = getattr(options, "insecure_no_trustzone", False)
+    newer = getattr(options, "newer", False)
+    return Server(port=getattr(options, "port", 0), insecure=insecure, newer=newer)
+
+
+def _build(options: argparse.Namespace, output: Output) -> int:
+    server = _server(options)
+    server.build(output.progress)
+    output.result({"published": str(server.published)}, [f"reference values are in {server.published}"])
+    return 0
+
+
+def _up(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.client.context import Context, HostEntry
+
+    access = _server(options).up(output.progress)
+    entry = HostEntry(
+        url=access.url,
+        certificate=str(access.certificate),
+        key=str(access.key),
+        ca=str(access.ca),
+        vendor_root=str(access.vendor_root),
+        references=str(access.references),
+    )
+    Context().add_host(NAME, entry)
+    output.result({"host": NAME, "url": access.url}, [f"up at {access.url}; it is the current host"])
+    return 0
+
+
+def _down(options: argparse.Namespace, output: Output) -> int:
+    stopped = _server(options).down()
+    output.result({"stopped": stopped}, ["stopped" if stopped else "it was not running"])
+    return 0
+
+
+def _status(options: argparse.Namespace, output: Output) -> int:
+    status = _server(options).status()
+    state = "running" if status["running"] else "not running"
+    lines = [state + (f" at {status['url']}" if "url" in status else "")]
+    if status["running"]:
+        lines.append("its API answers" if status["answers"] else f"its API does not answer: {status.get('error')}")
+    output.result(status, lines)
+    return 0 if status["answers"] else 7
+
+
+def _reset(options: argparse.Namespace, output: Output) -> int:
+    _server(options).reset()
+    output.result({"reset": True}, ["its state is erased; the build stays"])
+    return 0
+
+
+def _dump(options: argparse.Namespace, output: Output) -> int:
+    output.progress("writing the memory")
+    written = _server(options).dump(options.file)
+    output.result({"file": str(options.file), "bytes": written}, [f"{written >> 20} MiB written to {options.file}"])
+    return 0

@@ -1,0 +1,9 @@
+"""The user's side: hosts, Realms, attested channels.
+
+    context    the user's state directory          channel    attested TLS to a Realm's agent
+    host       the host's HTTP API                 realm      a Realm from its bundle to its end
+    trust      vendor roots, reference values      results    files of a Realm, safely on disk
+    progress   how far a long step is
+
+Specification: ``docs/architecture.md``, sections 7, 8, 9, 11 and 12.
+"""

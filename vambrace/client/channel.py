@@ -1,0 +1,229 @@
+"""The attested channel (section 7): TLS 1.3 to the agent, through a WebSocket of the host's.
+
+The host carries opaque bytes. The agent's certificate is checked by no CA: a token made for this very session
+binds its key to the verified Realm, and until it is verified nothing but ``attest`` is sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from vambrace.attest.verify import VerifiedRealm
+from vambrace.client.host import Host, plain, problem, unreachable
+from vambrace.errors import ConfigError, HostUnreachable, MalformedEvidence, RealmError
+
+MAX_LINE = 256 << 10
+MAX_DATA = 16 << 20
+MAX_MESSAGE = 1 << 20
+BLOCK = 64 << 10
+CONNECT_SECONDS = 60.0
+REPLY_SECONDS = 180.0
+
+Verify = Callable[[bytes, bytes, bytes], VerifiedRealm]
+Result = TypeVar("Result")
+
+
+class ChannelClosed(RealmError):
+    """The connection ended; a new one may work, if the Realm still runs."""
+
+
+class Channel:
+    """An open, verified channel: a context manager. ``realm`` is what its token states.
+
+    ``verify(token, nonce, spki)`` must raise unless the token was made for this nonce and this TLS key by the
+    Realm that is meant. ``certificate`` and ``key`` are paths of the owner's PEM files.
+
+    Raises ``HostError`` where the host does not connect, ``RealmError`` where the agent refuses, and what
+    ``verify`` raises; the connection is closed then.
+    """
+
+    def __init__(self, host: Host, uuid: str, certificate: Path, key: Path, verify: Verify) -> None:
+        self._lock = threading.Lock()
+        self._buffer = bytearray()
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = _context(certificate, key)
+        self._stack = contextlib.ExitStack()
+        self._socket = self._stack.enter_context(_websocket(host, uuid))
+        try:
+            self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=False)
+            self._run(self._tls.do_handshake)
+            self.realm = self._attest(verify)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(WebSocketException, OSError, ssl.SSLError):
+            self._stack.close()
+
+    def request(self, operation: str, **arguments: Any) -> tuple[dict[str, Any], bytes]:
+        """Send one request; returns the reply and the bytes that followed it. ``RealmError`` if refused."""
+        with self._lock:
+            line = json.dumps({"op": operation, **arguments}).encode() + b"\n"
+            self._write(line)
+            reply = self._reply()
+            length = reply.get("length", 0)
+            if type(length) is not int or not 0 <= length <= MAX_DATA:
+                raise RealmError("the agent's reply has a wrong length")
+            data = self._take(length) if length else b""
+        if reply.get("ok") is not True:
+            raise RealmError(f"the Realm refused: {plain(reply.get('error') or 'no reason given')}")
+        return reply, data
+
+    def _attest(self, verify: Verify) -> VerifiedRealm:
+        der = self._tls.getpeercert(binary_form=True)
+        try:
+            public = x509.load_der_x509_certificate(der or b"").public_key()
+            spki = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        except ValueError as error:
+            raise MalformedEvidence("the channel's certificate is damaged") from error
+        nonce = os.urandom(32)
+        reply, _ = self.request("attest", nonce=nonce.hex())
+        try:
+            token = base64.b64decode(reply.get("token", ""), validate=True)
+        except (ValueError, TypeError) as error:
+            raise MalformedEvidence("the agent's reply holds no token") from error
+        return verify(token, nonce, spki)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            sent = self._run(lambda part=view: self._tls.write(part))  # type: ignore[misc]
+            view = view[sent:]
+
+    def _reply(self) -> dict[str, Any]:
+        while (end := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > MAX_LINE:
+                raise RealmError("the agent's reply is too long")
+            self._fill()
+        line = self._take(end + 1)
+        try:
+            reply = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RealmError("the agent's reply is not JSON") from error
+        if not isinstance(reply, dict):
+            raise RealmError("the agent's reply is not an object")
+        return reply
+
+    def _take(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            self._fill()
+        data = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return data
+
+    def _fill(self) -> None:
+        data = self._run(lambda: self._tls.read(BLOCK))
+        if not data:
+            raise ChannelClosed("the Realm closed the channel")
+        self._buffer += data
+
+    def _run(self, action: Callable[[], Result]) -> Result:
+        """Do one TLS operation, carrying what it sends and needs."""
+        while True:
+            try:
+                result = action()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._receive()
+            except ssl.SSLZeroReturnError as error:
+                raise ChannelClosed("the Realm closed the channel") from error
+            except ssl.SSLEOFError as error:
+                raise ChannelClosed("the channel was cut") from error
+            except ssl.SSLError as error:
+                with contextlib.suppress(ChannelClosed):
+                    self._flush()
+                reason = plain(error.reason or "TLS failed").lower().replace("_", " ")
+                raise RealmError(
+                    f"the Realm's TLS failed ({reason})", hint="only the owner named in its image may connect"
+                ) from error
+            else:
+                self._flush()
+                return result
+
+    def _flush(self) -> None:
+        if data := self._outgoing.read():
+            try:
+                self._socket.send(data)
+            except (ConnectionClosed, OSError) as error:
+                # What the other side said last (an alert, say) may still be waiting to be read.
+                self._drain()
+                raise ChannelClosed("the channel was cut") from error
+
+    def _drain(self) -> None:
+        with contextlib.suppress(ConnectionClosed, OSError, TimeoutError, ssl.SSLWantReadError):
+            while isinstance(data := self._socket.recv(timeout=1), bytes):
+                self._incoming.write(data)
+
+    def _receive(self) -> None:
+        try:
+            data = self._socket.recv(timeout=REPLY_SECONDS)
+        except TimeoutError as error:
+            raise HostUnreachable("the Realm does not answer", hint="see 'vambrace ps'") from error
+        except (ConnectionClosed, OSError) as error:
+            raise ChannelClosed("the channel was cut") from error
+        if not isinstance(data, bytes):
+            raise RealmError("the host sent text on the channel", hint="is this a vambrace host?")
+        self._incoming.write(data)
+
+
+def _context(certificate: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # By design: the token is what proves the server's key (see the module's docstring).
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        context.load_cert_chain(str(certificate), str(key))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"the owner's identity cannot be read ({certificate.parent})",
+            hint="'vambrace owner create' makes one",
+        ) from error
+    return context
+
+
+@contextlib.contextmanager
+def _websocket(host: Host, uuid: str) -> Iterator[ClientConnection]:
+    url = urlsplit(host.url)
+    with contextlib.ExitStack() as stack:
+        try:
+            # A socket of our own: no proxy of the environment's comes between.
+            stream = socket.create_connection((url.hostname, url.port or 443), timeout=CONNECT_SECONDS)
+            stack.callback(stream.close)
+            connection = connect(
+                host.channel_url(uuid),
+                sock=stream,
+                ssl=host.tls,
+                server_hostname=url.hostname,
+                compression=None,
+                max_size=MAX_MESSAGE,
+                open_timeout=CONNECT_SECONDS,
+            )
+            opened = stack.enter_context(connection)
+        except InvalidStatus as error:
+            raise problem(error.response.status_code, bytes(error.response.body or b"")) from error
+        except (WebSocketException, OSError) as error:
+            raise unreachable(host.url, error) from error
+        yield opened

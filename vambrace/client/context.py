@@ -1,0 +1,236 @@
+"""The user's state directory: hosts, owner identity, and what the user knows about each Realm.
+
+    hosts.toml                     the hosts, and which one is current
+    owner/{key,certificate}.pem    the owner's identity (vambrace.attest.owner)
+    realms/<uuid>/state.json       a RealmState
+    realms/<uuid>/config.json      the measured configuration the user expects
+    realms/<uuid>/token.cbor       the launch token, once it was verified
+
+``VAMBRACE_HOME``, else ``$XDG_STATE_HOME/vambrace``, else ``~/.local/state/vambrace``. Everything is 0600 in
+0700, written aside and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vambrace.errors import ConfigError, NotFound, UsageError
+
+UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+HOST_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,62})")
+
+
+@dataclass(frozen=True)
+class HostEntry:
+    """One host of ``hosts.toml``: its URL, and paths of what is needed to reach it and to trust it."""
+
+    url: str
+    certificate: str
+    key: str
+    ca: str
+    vendor_root: str = ""
+    references: str = ""
+
+
+@dataclass(frozen=True)
+class RealmState:
+    """What the user must remember of one Realm. Nothing in it is taken from the host unverified.
+
+    ``host`` is its URL; ``measurement`` (the expected one) and ``nonce`` (the user's own) are hexadecimal;
+    ``instance`` is empty until the launch token was verified.
+    """
+
+    uuid: str
+    name: str
+    host: str
+    image: str
+    nonce: str
+    measurement: str
+    instance: str = ""
+    created: float = 0.0
+
+
+class Context:
+    """Raises ``ConfigError`` where a file of the user's is damaged, ``UsageError`` where one is missing."""
+
+    def __init__(self, home: Path | None = None) -> None:
+        self.home = home or default_home()
+        self.owner = self.home / "owner"
+        self.realms = self.home / "realms"
+
+    # Hosts
+
+    def hosts(self) -> tuple[str, dict[str, HostEntry]]:
+        """The current host's name ("" for none), and every host by name."""
+        path = self.home / "hosts.toml"
+        try:
+            table = tomllib.loads(path.read_text())
+        except FileNotFoundError:
+            return "", {}
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}", hint="correct it, or remove it") from error
+        entries = {}
+        known = {field.name for field in dataclasses.fields(HostEntry)}
+        hosts = table.get("hosts", {})
+        for name, values in hosts.items() if isinstance(hosts, dict) else ():
+            if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+                raise ConfigError(f"{path}: host {name} is not a table of strings", hint="correct the file")
+            if unknown := set(values) - known:
+                raise ConfigError(f"{path}: host {name}: unknown key {min(unknown)}", hint="correct the file")
+            try:
+                entries[name] = HostEntry(**values)
+            except TypeError as error:
+                raise ConfigError(f"{path}: host {name} is not complete", hint="correct the file") from error
+        current = table.get("current", "")
+        return (current if isinstance(current, str) else ""), entries
+
+    def host(self, name: str | None = None) -> tuple[str, HostEntry]:
+        """The host called ``name``, or the one in ``VAMBRACE_HOST``, or the current one."""
+        current, entries = self.hosts()
+        wanted = name or os.environ.get("VAMBRACE_HOST") or current
+        if not wanted:
+            raise UsageError("no host is set up", hint="start one with 'vambrace server up'")
+        if wanted not in entries:
+            known = ", ".join(sorted(entries)) or "none"
+            raise UsageError(f"no host is called {wanted}", hint=f"known hosts: {known}")
+        return wanted, entries[wanted]
+
+    def add_host(self, name: str, entry: HostEntry, *, current: bool = True) -> None:
+        """Add or replace a host, and make it the current one."""
+        if not HOST_NAME.fullmatch(name):
+            raise UsageError(f"{name!r} cannot name a host", hint="use a-z, 0-9, dots and hyphens")
+        with self.locked():
+            before, entries = self.hosts()
+            entries[name] = entry
+            lines = [f"current = {toml_string(name if current or not before else before)}"]
+            for key, value in sorted(entries.items()):
+                lines += ["", f"[hosts.{toml_string(key)}]"]
+                lines += [f"{k} = {toml_string(v)}" for k, v in dataclasses.asdict(value).items() if v]
+            self.write("hosts.toml", ("\n".join(lines) + "\n").encode())
+
+    # Realms
+
+    def save_realm(self, state: RealmState, config: bytes | None = None, token: bytes | None = None) -> None:
+        """Keep ``state``, and the configuration and the verified token where they are given."""
+        folder = f"realms/{self._uuid(state.uuid)}"
+        if config is not None:
+            self.write(f"{folder}/config.json", config)
+        if token is not None:
+            self.write(f"{folder}/token.cbor", token)
+        self.write(f"{folder}/state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
+
+    def realm(self, uuid: str) -> RealmState:
+        """What is known about the Realm ``uuid``; ``NotFound`` if it was not started from here."""
+        return self._state(self.realms / self._uuid(uuid) / "state.json")
+
+    def realm_file(self, uuid: str, name: str) -> bytes:
+        """``config.json`` or ``token.cbor`` of a Realm; ``NotFound`` if there is none."""
+        try:
+            return (self.realms / self._uuid(uuid) / name).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"nothing is kept of Realm {uuid}", hint="use the machine that started it, or VAMBRACE_HOME"
+            ) from error
+
+    def all_realms(self) -> list[RealmState]:
+        """Every Realm started from here, oldest first."""
+        states = [self._state(path) for path in self.realms.glob("*/state.json")]
+        return sorted(states, key=lambda state: state.created)
+
+    def forget_realm(self, uuid: str) -> None:
+        shutil.rmtree(self.realms / self._uuid(uuid), ignore_errors=True)
+
+    def next_counter(self, uuid: str) -> int:
+        """A number greater than any before for this Realm: microseconds since 1970, or the last one plus one.
+
+        Time makes numbers from several machines of one owner rise together; the file makes them rise on one
+        machine whose clock was set back.
+        """
+        name = f"realms/{self._uuid(uuid)}/counter"
+        with self.locked():
+            try:
+                last = int((self.home / name).read_text())
+            except (FileNotFoundError, ValueError):
+                last = 0
+            counter = max(last + 1, time.time_ns() // 1000)
+            self.write(name, str(counter).encode())
+        return counter
+
+    # Files
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file of the state directory as a whole or not at all."""
+        path = self.home / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(path, data)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other commands of the same user out."""
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _uuid(self, uuid: str) -> str:
+        if not UUID.fullmatch(uuid):
+            raise UsageError(f"{uuid!r} is not the identifier of a Realm", hint="see 'vambrace ps'")
+        return uuid
+
+    def _state(self, path: Path) -> RealmState:
+        try:
+            value: dict[str, Any] = json.loads(path.read_bytes())
+            return RealmState(**value)
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"Realm {path.parent.name} was not started from here",
+                hint="use the machine that started it, or VAMBRACE_HOME",
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path} is damaged", hint="remove its folder") from error
+
+
+def default_home() -> Path:
+    """The state directory that the environment asks for."""
+    if home := os.environ.get("VAMBRACE_HOME"):
+        return Path(home).absolute()
+    if base := os.environ.get("XDG_STATE_HOME"):
+        return Path(base) / "vambrace"
+    return Path.home() / ".local" / "state" / "vambrace"
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write ``path`` with mode 0600, aside and renamed, so that it is there as a whole or not at all."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def toml_string(text: str) -> str:
+    """``text`` as a TOML basic string; refuses control characters."""
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        raise UsageError(f"{text!r} has control characters", hint="use a plain path or URL")
+    return json.dumps(text, ensure_ascii=False)

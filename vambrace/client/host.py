@@ -1,0 +1,329 @@
+"""A host's HTTP API (section 11): TLS with client certificates, problem details as our errors."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlencode
+
+import urllib3
+
+from vambrace.client.context import UUID, Context
+from vambrace.client.progress import Progress, silent
+from vambrace.errors import (
+    CapacityError,
+    ConfigError,
+    Conflict,
+    HostError,
+    HostUnreachable,
+    ImageError,
+    MessageRefused,
+    NotFound,
+    RealmError,
+    TrustZoneError,
+    UsageError,
+    VambraceError,
+)
+
+URL = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::\d{1,5})?")
+FINAL = frozenset(("succeeded", "refused", "failed", "destroyed"))
+MAX_JSON = 8 << 20
+MAX_TOKEN = 1 << 20
+POLL_SECONDS = 20
+BLOCK = 1 << 20
+
+_KINDS: dict[str, type[VambraceError]] = {
+    "message-refused": MessageRefused,
+    "image": ImageError,
+    "configuration": ConfigError,
+    "request": UsageError,
+    "trustzone": TrustZoneError,
+}
+_STATUS: dict[int, type[HostError]] = {404: NotFound, 409: Conflict, 507: CapacityError}
+
+
+@dataclass(frozen=True)
+class RealmInfo:
+    """What the host says about a Realm. The host's word only: nothing here is verified."""
+
+    uuid: str
+    name: str
+    image: str
+    state: str
+    reason: str
+    executed: bool
+    instance: str
+    measurement: str
+    memory: int
+    agent: str
+    created: float
+    raw: dict[str, Any]
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL
+
+    @classmethod
+    def decode(cls, value: Any) -> RealmInfo:
+        """Raises ``HostError`` where the answer is not one about a Realm."""
+        if not isinstance(value, dict) or not UUID.fullmatch(str(value.get("uuid"))):
+            raise HostError("the host's answer is not one about a Realm", hint="is this a vambrace host?")
+        text = {key: plain(value.get(key) or "") for key in ("name", "image", "state", "reason", "agent")}
+        instance = plain(value.get("instance") or "")
+        measurement = plain(value.get("measurement") or "")
+        memory, created = value.get("memory"), value.get("created")
+        return cls(
+            uuid=value["uuid"],
+            executed=value.get("executed") is True,
+            instance=instance,
+            measurement=measurement,
+            memory=memory if type(memory) is int else 0,
+            created=float(created) if isinstance(created, int | float) else 0.0,
+            raw=value,
+            **text,
+        )
+
+
+class Host:
+    """One host. Connections are kept and reused; close, or use it as a context manager.
+
+    ``client_cert``, ``client_key`` and ``ca`` are paths of PEM files. Every call raises ``HostUnreachable``
+    without a connection, and otherwise the error that the host names.
+    """
+
+    def __init__(self, url: str, client_cert: Path | str, client_key: Path | str, ca: Path | str) -> None:
+        self.url = url.rstrip("/")
+        if not re.fullmatch(r"https://[A-Za-z0-9.\-]+(?::\d{1,5})?|https://\[[0-9a-fA-F:]+\](?::\d{1,5})?", self.url):
+            raise UsageError(f"{url!r} is not a host's URL", hint="it looks like https://host.example:8443")
+        self.tls = client_context(client_cert, client_key, ca)
+        self._pool = urllib3.PoolManager(ssl_context=self.tls, retries=False, maxsize=4)
+
+    @classmethod
+    def current(cls, name: str | None = None, context: Context | None = None) -> Host:
+        """The host called ``name``, or the user's current one."""
+        entry = (context or Context()).host(name)[1]
+        return cls(entry.url, entry.certificate, entry.key, entry.ca)
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    # The host itself
+
+    def info(self) -> dict[str, Any]:
+        """What the host says about itself: versions, capacity, platform."""
+        return _mapping(self._json("GET", "/v1/host"))
+
+    def openapi(self) -> dict[str, Any]:
+        """The description of the API."""
+        return _mapping(self._json("GET", "/v1/openapi.json"))
+
+    # Images
+
+    def images(self) -> list[dict[str, Any]]:
+        """The images that the host keeps."""
+        return _list(self._json("GET", "/v1/images"), "images")
+
+    def has_image(self, digest: str) -> bool:
+        """Whether the host has the bundle with this SHA-256 (hexadecimal)."""
+        try:
+            self._request("HEAD", f"/v1/images/{digest}")
+        except NotFound:
+            return False
+        return True
+
+    def upload(self, bundle: Path, digest: str, progress: Progress = silent) -> None:
+        """Send a bundle's tar file; the host checks its digest."""
+        size = bundle.stat().st_size
+        with bundle.open("rb") as file:
+            body = _Upload(file, size, progress)
+            headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+            self._request("PUT", f"/v1/images/{digest}", body=body, headers=headers, read_timeout=600)
+
+    def delete_image(self, digest: str) -> None:
+        self._request("DELETE", f"/v1/images/{digest}")
+
+    # Realms
+
+    def create(self, uuid: str, name: str, image: str, nonce: bytes) -> RealmInfo:
+        """Ask for a Realm of the bundle ``image``; repeating the same request changes nothing."""
+        body = {"name": name, "image": image, "nonce": nonce.hex()}
+        return RealmInfo.decode(self._json("PUT", f"/v1/realms/{uuid}", json=body))
+
+    def realms(self) -> list[RealmInfo]:
+        """The Realms of this host, those that have ended included."""
+        return [RealmInfo.decode(item) for item in _list(self._json("GET", "/v1/realms"), "realms")]
+
+    def realm(self, uuid: str, *, wait: int = 0, unless: str = "") -> RealmInfo:
+        """A Realm's state; with ``wait``, up to so many seconds later, as soon as it is not ``unless``."""
+        query = f"?{urlencode({'wait': wait, 'unless': unless})}" if wait else ""
+        return RealmInfo.decode(self._json("GET", f"/v1/realms/{uuid}{query}", read_timeout=wait + 60))
+
+    def wait(
+        self,
+        uuid: str,
+        until: Callable[[RealmInfo], bool],
+        *,
+        timeout: float | None = None,
+        progress: Progress = silent,
+    ) -> RealmInfo:
+        """Long-poll until ``until`` holds or the Realm ended. ``RealmError`` after ``timeout`` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        info = self.realm(uuid)
+        while not (until(info) or info.final):
+            progress(info.state)
+            left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - time.monotonic())
+            if left <= 0:
+                raise RealmError(f"the Realm is still {info.state}", hint="see 'vambrace ps', or destroy it")
+            info = self.realm(uuid, wait=max(1, int(left)), unless=info.state)
+        return info
+
+    def token(self, uuid: str) -> bytes:
+        """The launch token: not verified."""
+        return self._request("GET", f"/v1/realms/{uuid}/token", limit=MAX_TOKEN)
+
+    def verdict(self, uuid: str, message: bytes) -> None:
+        """Hand in the owner's signed yes or no (section 8)."""
+        headers = {"Content-Type": 'application/cose; cose-type="cose-sign1"'}
+        self._request("POST", f"/v1/realms/{uuid}/verdict", body=message, headers=headers)
+
+    def destroy(self, uuid: str) -> None:
+        self._request("DELETE", f"/v1/realms/{uuid}", read_timeout=120)
+
+    def channel_url(self, uuid: str) -> str:
+        """Where the WebSocket to the Realm's agent is."""
+        return f"wss{self.url.removeprefix('https')}/v1/realms/{uuid}/channel"
+
+    # One request
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        data = self._request(method, path, **options)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise HostError("the host's answer is not JSON", hint="is this a vambrace host?") from error
+
+    def _request(
+        self, method: str, path: str, *, limit: int = MAX_JSON, read_timeout: float = 60, **options: Any
+    ) -> bytes:
+        timeout = urllib3.Timeout(connect=10, read=read_timeout)
+        try:
+            response = self._pool.request(
+                method, self.url + path, timeout=timeout, redirect=False, preload_content=False, **options
+            )
+            try:
+                data = _read(response, limit)
+            finally:
+                response.release_conn()
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise unreachable(self.url, error) from error
+        if not 200 <= response.status < 300:
+            raise problem(response.status, data)
+        return data
+
+
+class _Upload:
+    """A file as a request's body that tells how much of it was read."""
+
+    def __init__(self, file: BinaryIO, size: int, progress: Progress) -> None:
+        self._file, self._size, self._progress = file, size, progress
+
+    def __iter__(self) -> Iterator[bytes]:
+        done = 0
+        while block := self._file.read(BLOCK):
+            yield block
+            done += len(block)
+            self._progress("sending the image", done, self._size)
+
+
+def client_context(client_cert: Path | str, client_key: Path | str, ca: Path | str) -> ssl.SSLContext:
+    """TLS 1.3 towards a host's API: its certificate checked with ``ca``, ours presented."""
+    try:
+        tls = ssl.create_default_context(cafile=str(ca))
+        tls.minimum_version = ssl.TLSVersion.TLSv1_3
+        tls.load_cert_chain(str(client_cert), str(client_key))
+    except (OSError, ssl.SSLError) as error:
+        what = getattr(error, "filename", None) or f"{ca}, {client_cert} or {client_key}"
+        raise ConfigError(
+            f"the certificates for the host cannot be read ({what})",
+            hint="see 'vambrace server up' or hosts.toml",
+        ) from error
+    return tls
+
+
+def unreachable(url: str, error: Exception) -> HostUnreachable:
+    """The error for a connection that failed, with the reason that can be acted on."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return HostUnreachable(
+            f"{url} is not the host that was expected (its certificate is another's)",
+            hint="after a new 'vambrace server build' run 'vambrace server up' again; else do not trust it",
+        )
+    if "_ALERT_" in text:
+        # What a server says that does not like our side: in TLS 1.3 that is the certificate.
+        return HostUnreachable(f"{url} does not accept our client certificate", hint="ask its operator for one")
+    closed = any(isinstance(part, ConnectionError) for part in (error, *error.args))
+    if closed and not isinstance(error, ConnectionRefusedError):
+        # asyncio's TLS closes without saying the alert, so this is what a refused certificate looks like too.
+        return HostUnreachable(
+            f"{url} closed the connection without an answer",
+            hint="it does so to client certificates that it does not accept; see hosts.toml",
+        )
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # a TimeoutError to urllib3
+    if isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError) and not refused:
+        return HostUnreachable(f"{url} does not answer in time", hint="try again; see 'vambrace server status'")
+    return HostUnreachable(f"{url} cannot be reached", hint="is it up? 'vambrace server up' starts the emulated one")
+
+
+def problem(status: int, body: bytes) -> VambraceError:
+    """The error of our tree that a host's answer means (RFC 9457)."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        value = None
+    details: dict[str, Any] = value if isinstance(value, dict) else {}
+    message = plain(details.get("detail") or details.get("title") or f"the host answered {status}")
+    hint = plain(details.get("hint") or "") or None
+    kind = str(details.get("type", "")).rpartition("/")[2]
+    if cls := _KINDS.get(kind):
+        return cls(message, hint=hint)
+    return _STATUS.get(status, HostError)(message, hint=hint, status=status)
+
+
+def plain(text: object) -> str:
+    """Text of the host's as one printable line: it must not speak to our terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:1000])
+
+
+def _read(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
+    data = bytearray()
+    for block in response.stream(1 << 16):
+        data += block
+        if len(data) > limit:
+            response.close()
+            raise HostError(f"the host answered more than {limit} bytes", hint="is this a vambrace host?")
+    return bytes(data)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise HostError("the host's answer is not an object", hint="is this a vambrace host?")
+    return value
+
+
+def _list(value: Any, key: str) -> list[dict[str, Any]]:
+    items = value.get(key) if isinstance(value, dict) else value
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise HostError(f"the host's answer is not a list of {key}", hint="is this a vambrace host?")
+    return items

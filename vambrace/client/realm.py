@@ -1,0 +1,449 @@
+"""A Realm, as its user sees it: from the bundle over the verified token and the verdict to its end."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import os
+import time
+import uuid as uuids
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vambrace.attest.owner import OwnerIdentity
+from vambrace.attest.token import decode_evidence
+from vambrace.attest.verify import VerifiedRealm
+from vambrace.client import names, results
+from vambrace.client.channel import Channel, ChannelClosed
+from vambrace.client.context import Context, RealmState
+from vambrace.client.host import Host, RealmInfo, plain
+from vambrace.client.progress import Progress, silent
+from vambrace.client.results import ResultFile
+from vambrace.client.trust import Expected, Trust
+from vambrace.errors import (
+    ConfigError,
+    Conflict,
+    HostError,
+    NotFound,
+    OwnerMismatch,
+    RealmError,
+    UsageError,
+    VambraceError,
+    VerificationError,
+)
+from vambrace.realm import RealmConfig
+
+LOAD_SECONDS = 900.0
+START_SECONDS = 300.0
+END_SECONDS = 120.0
+POLL_SECONDS = 1.0
+LOADING = ("created", "loading")
+OnLog = Callable[[str, bytes], None]
+
+
+class Realm:
+    """One Realm on one host. As a context manager it destroys the Realm when left, unless it was detached.
+
+    ``run`` does all of it; ``create``, ``verify``, ``approve`` or ``refuse``, ``start`` are its steps.
+    """
+
+    def __init__(
+        self, host: Host, owner: OwnerIdentity, trust: Trust, context: Context, uuid: str, config: RealmConfig
+    ) -> None:
+        self.host, self.owner, self.trust = host, owner, trust
+        self.uuid, self.config = uuid, config
+        self.verified: VerifiedRealm | None = None
+        self._context = context
+        self._channel: Channel | None = None
+        self._detached = False
+
+    @classmethod
+    def create(
+        cls,
+        bundle: Path | str,
+        *,
+        host: Host | None = None,
+        owner: OwnerIdentity | None = None,
+        trust: Trust | None = None,
+        context: Context | None = None,
+        name: str | None = None,
+        expected: bytes | None = None,
+        progress: Progress = silent,
+    ) -> Realm:
+        """Send the bundle if the host has not got it, and ask for a Realm of it (401).
+
+        What is not given is the user's current one. ``expected`` is the launch measurement to insist on,
+        computed from the bundle if not given. Raises ``ImageError``, ``OwnerMismatch``, ``HostError``.
+        """
+        from vambrace.image import Bundle
+
+        context = context or Context()
+        owner = owner or OwnerIdentity.load(context.owner)
+        trust = trust or Trust.current(context=context)
+        host = host or Host.current(context=context)
+        path = Path(bundle)
+        progress("checking the image")
+        opened = Bundle.open(path)
+        config = opened.config
+        if config.owner_spki != owner.spki:
+            raise OwnerMismatch(
+                f"{path} is another owner's image",
+                hint="build it with your own certificate ('vambrace owner show')",
+            )
+        measurement = expected or opened.measurement()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        state = RealmState(
+            uuid=str(uuids.uuid4()),
+            name=name or config.name,
+            host=host.url,
+            image=digest,
+            nonce=os.urandom(32).hex(),
+            measurement=measurement.hex(),
+            created=time.time(),
+        )
+        if not host.has_image(digest):
+            host.upload(path, digest, progress)
+        context.save_realm(state, config=config.encode())
+        progress("asking for the Realm")
+        try:
+            host.create(state.uuid, state.name, digest, bytes.fromhex(state.nonce))
+        except VambraceError:
+            context.forget_realm(state.uuid)
+            raise
+        return cls(host, owner, trust, context, state.uuid, config)
+
+    @classmethod
+    def attach(
+        cls,
+        realm: str,
+        *,
+        host: Host | None = None,
+        owner: OwnerIdentity | None = None,
+        trust: Trust | None = None,
+        context: Context | None = None,
+    ) -> Realm:
+        """A Realm that was started before, from here, by its name or identifier. Leaving it ends nothing."""
+        context = context or Context()
+        host = host or Host.current(context=context)
+        uuid = names.resolve(realm, context, host)
+        config = RealmConfig.parse(context.realm_file(uuid, "config.json"))
+        owner = owner or OwnerIdentity.load(context.owner)
+        found = cls(host, owner, trust or Trust.current(context=context), context, uuid, config)
+        found._detached = True
+        return found
+
+    @classmethod
+    def run(cls, bundle: Path | str, *, progress: Progress = silent, **options: Any) -> Realm:
+        """Create, verify, approve and start a Realm; the options are those of ``create``.
+
+        A Realm whose token is not to be trusted is refused, destroyed unexecuted, and the error is raised.
+        """
+        realm = cls.create(bundle, progress=progress, **options)
+        try:
+            realm.verify(progress)
+            realm.approve()
+            realm.start(progress)
+        except BaseException:
+            realm.abandon()
+            raise
+        return realm
+
+    def __enter__(self) -> Realm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        if not self._detached:
+            self.abandon()
+
+    def detach(self) -> None:
+        """Let the Realm go on after this object."""
+        self._detached = True
+
+    def close(self) -> None:
+        """Close the channel, if one is open."""
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+
+    def abandon(self) -> None:
+        """Destroy the Realm if it still lives; silent if that fails (the deadline ends it)."""
+        self.close()
+        with contextlib.suppress(VambraceError):
+            if not self.info().final:
+                self.host.destroy(self.uuid)
+
+    # What is known
+
+    @property
+    def state(self) -> RealmState:
+        return self._context.realm(self.uuid)
+
+    @property
+    def expected(self) -> Expected:
+        measurement = bytes.fromhex(self.state.measurement)
+        return Expected(measurement, self.owner.personalization(), self.config.hash)
+
+    def info(self) -> RealmInfo:
+        """What the host says of it."""
+        return self.host.realm(self.uuid)
+
+    def token(self) -> bytes:
+        """The launch token, as it was verified and kept."""
+        return self._context.realm_file(self.uuid, "token.cbor")
+
+    # 403: the verdict
+
+    def verify(self, progress: Progress = silent) -> VerifiedRealm:
+        """Wait for the launch token and verify it.
+
+        Where it is not to be trusted, the Realm is refused and the ``VerificationError`` raised.
+        """
+        info = self.host.wait(
+            self.uuid, lambda info: info.state not in LOADING, timeout=LOAD_SECONDS, progress=progress
+        )
+        if info.final:
+            raise self._ended(info)
+        token = self.host.token(self.uuid)
+        state = self.state
+        try:
+            verified = self.trust.launch(token, bytes.fromhex(state.nonce), self.expected)
+        except VerificationError:
+            self.refuse(token)
+            raise
+        self._context.save_realm(dataclasses.replace(state, instance=verified.instance.hex()), token=token)
+        self.verified = verified
+        return verified
+
+    def approve(self) -> None:
+        """Sign and send the yes. Only for a token that ``verify`` accepted."""
+        if self.verified is None:
+            raise UsageError("a Realm is approved only after its token was verified", hint="call verify first")
+        message = self.owner.sign_verdict(self.verified.instance, self.verified.token_sha256, yes=True)
+        self.host.verdict(self.uuid, message)
+
+    def refuse(self, token: bytes) -> RealmInfo:
+        """Sign and send the no for ``token``, and wait until the Realm is destroyed; returns its end."""
+        try:
+            instance = decode_evidence(token).realm.instance
+            message = self.owner.sign_verdict(instance, hashlib.sha256(token).digest(), yes=False)
+            self.host.verdict(self.uuid, message)
+        except VambraceError:
+            # A token that cannot even be read: a no needs no proof, silence would do as well.
+            with contextlib.suppress(VambraceError):
+                self.host.destroy(self.uuid)
+        return self.host.wait(self.uuid, lambda info: info.final, timeout=END_SECONDS)
+
+    # 405: running
+
+    def start(self, progress: Progress = silent) -> None:
+        """Wait until the Realm runs, connect, and start its applications."""
+        info = self.host.wait(self.uuid, lambda info: info.state == "running", timeout=START_SECONDS, progress=progress)
+        if info.final:
+            raise self._ended(info)
+        progress("connecting to the agent")
+        self._ask("start")
+
+    def attest(self) -> VerifiedRealm:
+        """Fresh evidence: a new connection, with a new nonce and a token for it."""
+        self.close()
+        return self._connect().realm
+
+    def status(self) -> dict[str, Any]:
+        """``state``, and for each application ``name``, ``state``, ``exit_code``, ``restarts``."""
+        reply, _ = self._ask("status")
+        return {"state": reply.get("state"), "applications": _objects(reply, "applications")}
+
+    def encrypt(self, application: str, percent: int) -> None:
+        """Set the encrypted percentage of an application's zone (or of ``system``), 0 to 100.
+
+        Returns when the invariant holds at the new value.
+        """
+        zone = self.config.zone_of(application)
+        self._connect()
+        try:
+            reply = self._order(zone, percent)
+        except ChannelClosed:
+            # Perhaps it had closed long ago. A new order, with a new counter: the old one may have arrived.
+            self.close()
+            reply = self._order(zone, percent)
+        if reply.get("zone") != zone or reply.get("percent") != percent:
+            raise RealmError("the Realm confirmed another percentage", hint="see 'vambrace stats'")
+
+    def stats(self) -> list[dict[str, Any]]:
+        """For each zone its ``name`` and ``ZoneStats`` (section 4)."""
+        zones = _objects(self._ask("stats")[0], "zones")
+        if len(zones) != len(self.config.zones):
+            raise RealmError("the Realm reports other zones than its configuration has")
+        return [{**zone, "name": known.name} for known, zone in zip(self.config.zones, zones, strict=True)]
+
+    def logs(self, application: str, offset: int = 0) -> tuple[int, bytes, bool]:
+        """Output from ``offset`` on: where to go on, the bytes, and whether that is all there will be.
+
+        At most 256 KiB at once; what is too old to be kept is skipped.
+        """
+        reply, data = self._ask("logs", application=application, offset=offset)
+        start, end = reply.get("offset"), reply.get("end")
+        if type(start) is not int or type(end) is not int:
+            raise RealmError("the agent's reply has no offset")
+        done = start + len(data) >= end and reply.get("state") in ("succeeded", "failed")
+        return start + len(data), data, done
+
+    def follow(self, application: str, poll: float = POLL_SECONDS) -> Iterator[bytes]:
+        """Output as it comes, until the application or the Realm has ended."""
+        self.check_application(application)
+        offset, done = 0, False
+        while not done:
+            try:
+                offset, data, done = self.logs(application, offset)
+            except (ChannelClosed, NotFound, Conflict):
+                if self.info().final:
+                    return
+                raise
+            if data:
+                yield data
+            elif not done:
+                time.sleep(poll)
+
+    def results(self) -> list[ResultFile]:
+        """The results that are there now."""
+        return [ResultFile.decode(item) for item in _objects(self._ask("results")[0], "results")]
+
+    def download(self, directory: Path | str, progress: Progress = silent) -> list[Path]:
+        """Fetch every result into ``directory``, as ``<application>/<file>``; resumes where it was cut."""
+        found = self.results()
+        return [results.download(file, Path(directory), self.uuid, self._fetch, progress) for file in found]
+
+    def collected(self) -> None:
+        """Say that all results were taken: the Realm may end."""
+        self._ask("collected")
+
+    # 406: the end
+
+    def finish(
+        self, directory: Path | str | None = None, *, on_log: OnLog | None = None, progress: Progress = silent
+    ) -> RealmInfo:
+        """Wait until all applications have ended, take the results, let the Realm end, and wait for that.
+
+        Without a ``directory`` the results are given up. Raises ``RealmError`` if the Realm failed.
+        """
+        offsets = {application.name: 0 for application in self.config.applications}
+        taken = directory is None
+        try:
+            while True:
+                status = self.status()
+                for name in offsets if on_log else ():
+                    offsets[name] = self._drain(name, offsets[name], on_log)
+                if status["state"] in ("succeeded", "failed"):
+                    break
+                progress(_summary(status))
+                time.sleep(POLL_SECONDS)
+            if status["state"] == "succeeded" and directory is not None:
+                self.download(directory, progress)
+                taken = True
+            self.collected()
+        except (ChannelClosed, Conflict, NotFound):
+            if not self.info().final:
+                self.host.wait(self.uuid, lambda info: info.final, timeout=END_SECONDS)
+        self.close()
+        progress("waiting for its end")
+        info = self.host.wait(self.uuid, lambda info: info.final, timeout=END_SECONDS)
+        if info.state != "succeeded":
+            raise self._ended(info)
+        if not taken:
+            raise RealmError("the Realm ended before its results were taken", hint="raise collect_seconds")
+        return info
+
+    def destroy(self) -> RealmInfo:
+        """End the Realm now; returns when nothing of it is left on the host."""
+        self.close()
+        self.host.destroy(self.uuid)
+        return self.host.wait(self.uuid, lambda info: info.final, timeout=END_SECONDS)
+
+    # The channel
+
+    def _connect(self) -> Channel:
+        """The open channel, or a new one: the agent may need a moment until it listens."""
+        if self._channel:
+            return self._channel
+        state = self.state
+        if not state.instance:
+            raise UsageError("this Realm was never approved", hint="'vambrace run' starts one")
+        instance, expected = bytes.fromhex(state.instance), self.expected
+
+        def verify(token: bytes, nonce: bytes, spki: bytes) -> VerifiedRealm:
+            return self.trust.channel(token, nonce, spki, instance, expected)
+
+        owner = self.owner
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self._channel = Channel(self.host, self.uuid, owner.certificate_path, owner.key_path, verify)
+                return self._channel
+            except Conflict as error:
+                info = self.info()
+                raise (self._ended(info) if info.final else error) from error
+            except (HostError, ChannelClosed) as error:
+                again = isinstance(error, ChannelClosed) or error.status in (429, 503)
+                if not again or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_SECONDS)
+
+    def _ask(self, operation: str, **arguments: Any) -> tuple[dict[str, Any], bytes]:
+        """A request that may be repeated: once more, on a new channel, where the first one was cut."""
+        fresh = self._channel is None
+        try:
+            return self._connect().request(operation, **arguments)
+        except ChannelClosed:
+            self.close()
+            if fresh:
+                raise
+        return self._connect().request(operation, **arguments)
+
+    def _order(self, zone: int, percent: int) -> dict[str, Any]:
+        instance = bytes.fromhex(self.state.instance)
+        counter = self._context.next_counter(self.uuid)
+        message = self.owner.sign_percent(instance, zone, percent, counter)
+        return self._connect().request("encrypt", message=base64.b64encode(message).decode())[0]
+
+    def _fetch(self, application: str, path: str, offset: int) -> tuple[int, bytes]:
+        reply, data = self._ask("result", application=application, path=path, offset=offset)
+        size = reply.get("size")
+        if type(size) is not int or reply.get("offset") != offset:
+            raise RealmError("the agent's reply is not the part that was asked for")
+        return size, data
+
+    def _drain(self, application: str, offset: int, on_log: OnLog | None) -> int:
+        while True:
+            offset, data, _ = self.logs(application, offset)
+            if not data or on_log is None:
+                return offset
+            on_log(application, data)
+
+    def check_application(self, name: str) -> None:
+        """Raises ``ConfigError`` unless the image has an application called ``name``."""
+        known = [application.name for application in self.config.applications]
+        if name not in known:
+            raise ConfigError(f"{name}: no such application", hint=f"there are {', '.join(known)}")
+
+    def _ended(self, info: RealmInfo) -> RealmError:
+        unexecuted = "" if info.executed else "; it never executed"
+        return RealmError(
+            f"the Realm is {info.state}: {info.reason or 'no reason given'}{unexecuted}",
+            hint="'vambrace ps --all' shows how it ended",
+        )
+
+
+def _objects(reply: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    items = reply.get(key)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise RealmError(f"the agent's reply has no {key}")
+    return items
+
+
+def _summary(status: dict[str, Any]) -> str:
+    return ", ".join(f"{plain(app.get('name'))} {plain(app.get('state'))}" for app in status["applications"])

@@ -1,0 +1,96 @@
+"""What the user trusts: the vendor's root, the published reference values, and a policy."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from vambrace.attest import chain, references
+from vambrace.attest.claims import Component
+from vambrace.attest.policy import Policy
+from vambrace.attest.references import ReferenceValues
+from vambrace.attest.verify import VerifiedRealm, verify_channel, verify_launch
+from vambrace.client.context import Context
+from vambrace.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the user expects: the launch measurement and the owner's personalization (64 bytes)."""
+
+    measurement: bytes
+    personalization: bytes
+    hash_algorithm: str = "sha-256"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """``launch`` and ``channel`` raise a subclass of ``VerificationError`` for each way of being wrong."""
+
+    roots: tuple[x509.Certificate, ...]
+    references: ReferenceValues
+    policy: Policy
+
+    @classmethod
+    def load(cls, root: Path | str, values: Path | str, policy: Policy | None = None) -> Trust:
+        """Read the vendor's root (PEM) and the reference values (signed CoRIM), and check the latter."""
+        roots = chain.load_roots(_read(root, "vendor root"))
+        checked = references.load(_read(values, "reference values"), roots)
+        return cls(tuple(roots), checked, policy or Policy())
+
+    @classmethod
+    def current(cls, name: str | None = None, context: Context | None = None, policy: Policy | None = None) -> Trust:
+        """What ``hosts.toml`` names for the host called ``name``, or for the current one."""
+        name, entry = (context or Context()).host(name)
+        if policy and policy.allow_insecure and not Path(entry.references).is_file():
+            # Without measured boot the token has but one component, which says so.
+            from vambrace.trustzone.insecure import COMPONENT, COMPONENT_DIGEST
+
+            roots = chain.load_roots(_read(entry.vendor_root, "vendor root"))
+            nothing = ReferenceValues((Component(COMPONENT, COMPONENT_DIGEST),))
+            return cls(tuple(roots), nothing, policy)
+        if not (entry.vendor_root and entry.references):
+            raise ConfigError(f"host {name} has no vendor root or reference values", hint="add them in hosts.toml")
+        return cls.load(entry.vendor_root, entry.references, policy)
+
+    def launch(self, token: bytes, nonce: bytes, expected: Expected) -> VerifiedRealm:
+        """Verify the token issued before the first instruction."""
+        return verify_launch(
+            token,
+            nonce=nonce,
+            roots=self.roots,
+            references=self.references,
+            measurement=expected.measurement,
+            personalization=expected.personalization,
+            policy=self._policy(expected),
+        )
+
+    def channel(self, token: bytes, nonce: bytes, spki: bytes, instance: bytes, expected: Expected) -> VerifiedRealm:
+        """Verify the token of a TLS session whose server showed the key ``spki``."""
+        return verify_channel(
+            token,
+            nonce=nonce,
+            spki=spki,
+            instance=instance,
+            roots=self.roots,
+            references=self.references,
+            measurement=expected.measurement,
+            personalization=expected.personalization,
+            policy=self._policy(expected),
+        )
+
+    def _policy(self, expected: Expected) -> Policy:
+        return dataclasses.replace(self.policy, hash_algorithm=expected.hash_algorithm)
+
+
+def _read(path: Path | str, what: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"the {what} cannot be read: {path}: {error.strerror}",
+            hint="'vambrace server build' publishes it",
+        ) from error
