@@ -1,0 +1,124 @@
+"""Everything the emulated server boots from, built into the cache.
+
+``build`` is a pure function of Debian's locked packages, this source tree and the vendor's root-of-trust key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vambrace.debian.archive import UNSTABLE, Archive
+from vambrace.debian.cache import Cache, hash_tree
+from vambrace.emulator import devicetree, firmware, hostroot
+from vambrace.emulator.hostroot import HostImage
+
+Progress = Callable[[str], None]
+LOCK_FILE = Path(__file__).parent.parent / "debian/packages.lock"
+
+HOST_SETTINGS = """\
+# The host daemon's settings, part of the measured root.
+certificate = "/state/api/server.pem"
+key = "/state/api/server.key"
+client_ca = "/state/api/clients.pem"
+state = "/state/host"
+endorsement = "/state/endorsement.pem"
+port = 8443
+guest_memory = 2147483648
+"""
+
+
+@dataclass(frozen=True)
+class Firmware:
+    """The secure flash's firmware part, and what the boot event log will say of it."""
+
+    image: Path
+    device_tree: Path
+    components: tuple[tuple[str, str], ...]
+    signer: bytes
+
+
+@dataclass(frozen=True)
+class ServerBuild:
+    """``firmware`` is None for a server without TrustZone, which can be had by explicit choice only."""
+
+    host: HostImage
+    firmware: Firmware | None
+
+
+def build(
+    cache: Cache, progress: Progress, *, rot_key: Path | None, insecure: bool = False, newer: bool = False
+) -> ServerBuild:
+    """Build what is not in the cache. ``rot_key`` signs the firmware's certificates.
+
+    Raises BuildError, ToolMissing.
+    """
+    archive = Archive(cache.root / "archive", LOCK_FILE, newer=newer)
+    progress("the host's root: Debian packages and vambrace")
+    settings = HOST_SETTINGS + ('insecure = "no-trustzone"\n' if insecure else "")
+    host = hostroot.build_host(archive, cache, settings)
+    if insecure or rot_key is None:
+        return ServerBuild(host, None)
+    return ServerBuild(host, _firmware(archive, cache, progress, host, rot_key))
+
+
+def _firmware(archive: Archive, cache: Cache, progress: Progress, host: HostImage, rot_key: Path) -> Firmware:
+    sources = {
+        "tfa": archive.source("arm-trusted-firmware", "arm-trusted-firmware"),
+        "mbedtls": archive.source("mbedtls", "mbedtls"),
+        "optee": archive.source("optee-os", "optee-os", UNSTABLE),
+    }
+    ours = Path(__file__).parent.parent.parent / "firmware"
+
+    progress("OP-TEE with the trusted application")
+
+    def build_optee(work: Path) -> None:
+        source = archive.unpack_source(sources["optee"], work / "source")
+        firmware.build_optee(source, work / "out", rot_key=rot_key)
+
+    inputs = {
+        "optee": archive.key(sources["optee"]),
+        "ours": hash_tree(ours / "ta", ours / "optee", ours / "common"),
+        "signer": firmware.signer_id(rot_key).hex(),
+        "recipe": hash_tree(Path(firmware.__file__)),
+    }
+    optee = cache.build("optee", inputs, build_optee) / "out"
+
+    progress("the device tree and the stub that pins the host")
+
+    def build_tree(work: Path) -> None:
+        devicetree.make(work / "host.dtb", host.cmdline(), host.initrd.stat().st_size)
+
+    dtb_inputs = {
+        "cmdline": host.cmdline(),
+        "initrd": str(host.initrd.stat().st_size),
+        "recipe": hash_tree(Path(devicetree.__file__), Path(devicetree.__file__).with_name("qemu.py")),
+        "qemu": devicetree.qemu_version(),
+    }
+    dtb = cache.build("device-tree", dtb_inputs, build_tree) / "host.dtb"
+
+    progress("trusted firmware")
+
+    def build_tfa(work: Path) -> None:
+        firmware.build_stub(host.kernel.image, host.initrd, dtb, work / "stub")
+        source = archive.unpack_source(sources["tfa"], work / "source")
+        mbedtls = archive.unpack_source(sources["mbedtls"], work / "mbedtls")
+        firmware.build_tfa(source, mbedtls, optee, work / "stub/stub.bin", rot_key, work / "out")
+        (work / "flash.img").write_bytes(firmware.flash_image(work / "out"))
+
+    tfa_inputs = {
+        "tfa": archive.key(sources["tfa"]),
+        "mbedtls": archive.key(sources["mbedtls"]),
+        "optee": hash_tree(optee),
+        "stub": hash_tree(ours / "stub"),
+        "kernel": hash_tree(host.kernel.image),
+        "initrd": hash_tree(host.initrd),
+        "dtb": hash_tree(dtb),
+        "rot_key": hashlib.sha256(rot_key.read_bytes()).hexdigest(),
+        "recipe": hash_tree(Path(firmware.__file__)),
+    }
+    product = cache.build("firmware", tfa_inputs, build_tfa)
+    components = tuple(firmware.component_digests(product / "out"))
+    return Firmware(product / "flash.img", dtb, components, firmware.signer_id(rot_key))

@@ -1,0 +1,168 @@
+"""The host's read-only root, with vambrace installed in it as on a real server."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import vambrace
+from vambrace.debian import root
+from vambrace.debian.archive import Archive
+from vambrace.debian.cache import Cache, hash_tree
+from vambrace.debian.erofs import VerityDisk, make_erofs
+from vambrace.debian.initrd import DISK_MODULES, make_initrd
+from vambrace.debian.kernel import Kernel, kernel
+from vambrace.emulator.crossbuild import cross_build
+from vambrace.errors import BuildError
+
+PACKAGES = (
+    "base-files",
+    "base-passwd",
+    "busybox-static",
+    "coreutils",
+    "libssl3t64",
+    "libteec2",
+    "openssl",
+    "python3",
+    "python3-aiohttp",
+    "python3-cbor2",
+    "python3-cryptography",
+    "tee-supplicant",
+)
+SYSROOT_PACKAGES = ("libc6-dev", "libpython3.13-dev", "libssl-dev")
+# Loaded by the measured initrd, so that the running host needs no module loading at all.
+MODULES = (*DISK_MODULES, "virtio_net", "ext4", "tee", "optee", "vsock", "vhost_vsock", "virtio_console")
+APPLETS = ("sh", "mount", "mkdir", "mkfifo", "ip", "sleep", "poweroff", "false")
+# What a host runs; the user's side of vambrace stays with the user.
+PARTS = ("attest", "host", "image", "kvm", "machine", "measure", "pager", "trustzone", "virtio")
+INIT = "/usr/lib/vambrace/host-init"
+SITE = "usr/lib/python3/dist-packages"
+
+
+@dataclass(frozen=True)
+class HostImage:
+    """What the emulated server boots: files of the cache and the disk's verity parameters."""
+
+    kernel: Kernel
+    initrd: Path
+    disk: Path
+    verity: VerityDisk
+
+    def cmdline(self, *extra: str) -> str:
+        """The measured kernel command line."""
+        return " ".join(
+            [
+                "console=ttyAMA0",
+                "quiet",
+                "loglevel=4",
+                "panic=-1",
+                "init_on_free=1",
+                "lockdown=confidentiality",
+                "hibernate=no",
+                "oops=panic",
+                self.verity.mount_word("/dev/vda", "/"),
+                f"vambrace.init={INIT}",
+                *extra,
+            ]
+        )
+
+
+def build_host(archive: Archive, cache: Cache, settings: str) -> HostImage:
+    """The host image; ``settings`` is the text of /etc/vambrace/host.toml. Raises BuildError."""
+    package = Path(vambrace.__file__).parent
+    core = package.parent / "core"
+    packages = archive.binaries("host", PACKAGES)
+    host_kernel = kernel(archive, cache)
+    scripts = {
+        INIT: (package / "emulator/host-init.sh").read_text(),
+        "/usr/lib/vambrace/host-gate": (package / "emulator/host-gate.py").read_text(),
+    }
+    fdt = _wheel("fdt")
+    extension = _extension(archive, cache, core)
+    base = _base(archive, cache)
+    parts = [package / part for part in PARTS]
+    inputs = {
+        "packages": archive.key(packages),
+        "vambrace": hash_tree(*parts, package / "__init__.py", package / "errors.py", package / "realm.py"),
+        "extension": hash_tree(extension),
+        "fdt": hash_tree(fdt),
+        **scripts,
+        "settings": settings,
+        "recipe": "4",
+    }
+
+    def build(work: Path) -> None:
+        tree = work / "tree"
+        shutil.copytree(base, tree, symlinks=True)
+        ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.pyc")
+        site = tree / SITE
+        for part in parts:
+            shutil.copytree(part, site / "vambrace" / part.name, ignore=ignored)
+        for name in ("__init__.py", "errors.py", "realm.py"):
+            shutil.copyfile(package / name, site / "vambrace" / name)
+        shutil.copyfile(extension, site / "vambrace/pager" / extension.name)
+        shutil.copytree(fdt, site / "fdt", ignore=ignored)
+        root.compile_python(tree, f"{SITE}/vambrace", f"{SITE}/fdt")
+        (tree / "usr/lib/vambrace").mkdir()
+        for where, text in scripts.items():
+            script = tree / where.lstrip("/")
+            script.write_text(text)
+            script.chmod(0o755)
+        (tree / "etc/vambrace").mkdir()
+        (tree / "etc/vambrace/host.toml").write_text(settings)
+        verity = make_erofs(tree, work / "root.img")
+        (work / "verity.json").write_text(json.dumps(asdict(verity)))
+        shutil.rmtree(tree)
+
+    product = cache.build("host", inputs, build)
+    verity = VerityDisk(**json.loads((product / "verity.json").read_text()))
+    initrd = make_initrd(archive, cache, host_kernel, MODULES)
+    return HostImage(host_kernel, initrd, product / "root.img", verity)
+
+
+def _base(archive: Archive, cache: Cache) -> Path:
+    """Debian's part of the root, byte-compiled: it changes seldom and takes longest."""
+    packages = archive.binaries("host", PACKAGES)
+
+    def build(work: Path) -> None:
+        tree = work / "tree"
+        root.build_root(archive.fetch(packages), tree)
+        for applet in APPLETS:
+            link = tree / "usr/bin" / applet
+            if not link.exists():
+                link.symlink_to("busybox")
+        shutil.rmtree(tree / "var/lib/tee", ignore_errors=True)
+        (tree / "var/lib").mkdir(parents=True, exist_ok=True)
+        (tree / "var/lib/tee").symlink_to("/state/tee")
+        root.compile_python(tree, "usr/lib/python3.13", "usr/lib/python3")
+
+    inputs = {"packages": archive.key(packages), "applets": " ".join(APPLETS), "recipe": "3"}
+    return cache.build("host-base", inputs, build) / "tree"
+
+
+def _extension(archive: Archive, cache: Cache, core: Path) -> Path:
+    packages = archive.binaries("sysroot", SYSROOT_PACKAGES)
+    if not core.is_dir():
+        raise BuildError("the C core's source is not here", hint="run from a source checkout of vambrace")
+
+    def unpack(work: Path) -> None:
+        root.unpack(archive.fetch(packages), work / "tree")
+
+    sysroot = cache.build("sysroot", {"packages": archive.key(packages)}, unpack) / "tree"
+
+    def build(work: Path) -> None:
+        cross_build(core, sysroot, work)
+
+    product = cache.build("core-arm64", {"source": hash_tree(core), "sysroot": archive.key(packages)}, build)
+    return next(product.rglob("*.so"))
+
+
+def _wheel(name: str) -> Path:
+    """The folder of a pure Python package of this environment."""
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        raise BuildError(f"the Python package {name} is not installed", hint="pip install vambrace's dependencies")
+    return Path(next(iter(found.submodule_search_locations)))
