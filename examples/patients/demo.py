@@ -1,0 +1,247 @@
+"""The main job, told step by step: a Realm from its image to its destruction on the emulated server.
+
+``python -m examples.patients.demo`` (or ``make demo``). Ends with a table and build/demo-report.json; exit code 0
+only if every step showed what it claims.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from vambrace.attest.owner import OwnerIdentity
+from vambrace.attest.token import describe
+from vambrace.client.context import Context
+from vambrace.client.host import Host
+from vambrace.client.realm import Realm
+from vambrace.client.trust import Trust
+from vambrace.debian.archive import Archive
+from vambrace.debian.cache import Cache
+from vambrace.emulator import memory
+from vambrace.emulator.build import LOCK_FILE
+from vambrace.emulator.server import Access, Server
+from vambrace.errors import MeasurementMismatch, VambraceError
+from vambrace.image.base import RuntimeBase, runtime_base
+from vambrace.image.build import build_bundle
+from vambrace.pager import window_pages
+
+HERE = Path(__file__).parent
+CANARY = b"VAMBRACE-CANARY-"
+ANALYSIS_SECONDS = 150
+# Buffers of vhost, of the virtio console and of sockets on the host, in pages (docs/threat-model.md).
+HOST_BOUND = 64
+
+
+class Story:
+    """Prints the steps, keeps the figures, and remembers whether any claim failed."""
+
+    def __init__(self, report: Path) -> None:
+        self.path = report
+        self.report: dict[str, Any] = {"seconds": {}, "dumps": []}
+        self.rows: list[tuple[str, str, bool]] = []
+        self._told = ""
+
+    def say(self, text: str) -> None:
+        print(f"    {text}", flush=True)
+
+    def progress(self, step: str, done: int = 0, total: int = 0) -> None:
+        if step != self._told:
+            self._told = step
+            print(f"    … {step}", flush=True)
+
+    def claim(self, what: str, figure: str, holds: bool) -> None:
+        """One line of the summary: ``holds`` decides the exit code."""
+        self.rows.append((what, figure, holds))
+        print(f"    {'✓' if holds else '✗'} {what}: {figure}", flush=True)
+
+    @contextlib.contextmanager
+    def step(self, name: str, title: str, proves: str) -> Iterator[None]:
+        print(f"\n== {title}\n   shows: {proves}", flush=True)
+        begin = time.monotonic()
+        yield
+        self.report["seconds"][name] = round(time.monotonic() - begin, 1)
+
+    def end(self) -> int:
+        good = all(holds for _, _, holds in self.rows)
+        self.report["seconds"]["total"] = round(sum(self.report["seconds"].values()), 1)
+        self.report["passed"] = good
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.report, indent=1) + "\n")
+        width = max(len(what) for what, _, _ in self.rows)
+        print("\n== Summary")
+        for what, figure, holds in self.rows:
+            print(f"   {'✓' if holds else '✗'} {what:<{width}}  {figure}")
+        print(f"   {self.report['seconds']['total']:.0f} s in all; every figure is in {self.path}")
+        return 0 if good else 1
+
+
+class Demo:
+    def __init__(self, work: Path, server: Server, story: Story) -> None:
+        self.work = work
+        self.server = server
+        self.story = story
+        self.context = Context(work / "user")
+
+    def run(self) -> None:
+        story = self.story
+        with story.step("server", "An ARM server", "TF-A at EL3, OP-TEE in TrustZone, Linux/KVM at EL2, all measured"):
+            access = self.server.up(story.progress)
+            host, owner, trust = self._user(access)
+        with story.step("image", "The secure image", "anyone computes the launch measurement offline"):
+            base = runtime_base(Archive(Cache().root / "archive", LOCK_FILE), Cache())
+            bundle = build_bundle(self._manifest(owner), self.work / "patients.vambrace", base)
+            expected = bundle.measurement()
+            story.report["measurement"] = {"expected": expected.hex()}
+            story.say(f"expected measurement {expected.hex()}")
+        options: dict[str, Any] = {"host": host, "owner": owner, "trust": trust, "context": self.context}
+        with story.step("launch", "401, 402: create, load, measure; sign in TrustZone", "the host runs what was built"):
+            realm = Realm.create(self.work / "patients.vambrace", progress=story.progress, **options)
+            verified = realm.verify(story.progress)
+            story.say(json.dumps(describe(realm.token()), indent=1).replace("\n", "\n    "))
+            story.report["measurement"]["token"] = verified.measurement.hex()
+            story.report["verification"] = {"verdict": "yes"}
+            story.claim("measurement in the token", "as computed offline", verified.measurement == expected)
+        try:
+            self._life(realm)
+        finally:
+            realm.abandon()
+        with story.step("after", "406: destroyed", "nothing of the Realm is left in memory"):
+            self._dump("after destruction", None, None)
+        with story.step("tampered", "403: an image changed by one byte", "the user's no destroys it unexecuted"):
+            self._tampered(base, expected, options)
+
+    def _life(self, realm: Realm) -> None:
+        story = self.story
+        with story.step("start", "403 yes, 404: encrypt, 405: run", "attested TLS to the agent; applications run"):
+            realm.approve()
+            realm.start(story.progress)
+            self._await_log(realm, "analysis", b"table of")
+        for percent in (80, 30, 95):
+            with story.step(f"percent-{percent}", f"{percent} % of the analysis encrypted", "plaintext is bounded"):
+                before = self._plaintext(realm)
+                realm.encrypt("analysis", percent)
+                after = self._plaintext(realm)
+                story.say(f"plaintext pages of the analysis: {before} before, {after} after")
+                self._dump("running", percent, realm)
+        with story.step("results", "405: every application succeeded", "results go to their owner only"):
+            results = self.work / "results"
+            shutil.rmtree(results, ignore_errors=True)
+            info = realm.finish(results, progress=story.progress)
+            files = sorted(path for path in results.rglob("*") if path.is_file())
+            for file in files:
+                story.say(f"{file.relative_to(results)}: {file.read_text()[:200]!r}")
+            story.claim("results received", f"{len(files)} files, the Realm {info.state}", len(files) == 2)
+
+    def _user(self, access: Access) -> tuple[Host, OwnerIdentity, Trust]:
+        directory = self.context.owner
+        if not (directory / "certificate.pem").exists():
+            OwnerIdentity.create(directory)
+        host = Host(access.url, str(access.certificate), str(access.key), str(access.ca))
+        trust = Trust.load(access.vendor_root, access.references)
+        return host, OwnerIdentity.load(directory), trust
+
+    def _manifest(self, owner: OwnerIdentity) -> Path:
+        folder = self.work / "image"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("__pycache__", "*.pem", "demo.py"))
+        (folder / "owner.pem").write_text(owner.certificate_pem)
+        manifest = folder / "manifest.yaml"
+        content = yaml.safe_load(manifest.read_text())
+        command = content["applications"][0]["command"]
+        command[command.index("--seconds") + 1] = str(ANALYSIS_SECONDS)
+        manifest.write_text(yaml.safe_dump(content))
+        return manifest
+
+    def _plaintext(self, realm: Realm) -> int:
+        return int(next(zone for zone in realm.stats() if zone["name"] == "analysis")["plaintext"])
+
+    def _await_log(self, realm: Realm, application: str, word: bytes) -> None:
+        said = b""
+        deadline = time.monotonic() + 240
+        offset = 0
+        while word not in said:
+            offset, data, done = realm.logs(application, offset)
+            said += data
+            if (done and word not in said) or time.monotonic() > deadline:
+                raise VambraceError(f"{application} did not say {word.decode()!r}: {said[-300:].decode()}")
+            time.sleep(1)
+
+    def _dump(self, moment: str, percent: int | None, realm: Realm | None) -> None:
+        story = self.story
+        file = self.work / "memory.dump"
+        self.server.dump(file)
+        try:
+            found = len(memory.pages_with(file, CANARY))
+            schedules = memory.aes256_schedules(file)
+        finally:
+            file.unlink()
+        figures: dict[str, Any] = {"moment": moment, "percent": percent, "pages_found": found, "pages_allowed": 0}
+        if realm is not None and percent is not None:
+            zones = {zone["name"]: zone for zone in realm.stats()}
+            parts = {
+                "application": window_pages(zones["analysis"]["pages"], percent),
+                "system": int(zones["system"]["window"]),
+                "host": HOST_BOUND,
+            }
+            figures["pages_allowed"] = sum(parts.values())
+            figures["allowed_by"] = parts
+        figures["aes256_key_schedules"] = len(schedules)
+        story.report["dumps"].append(figures)
+        what = f"pages with patients' data, {moment}" + (f" at {percent} %" if percent is not None else "")
+        allowed = figures["pages_allowed"]
+        story.claim(what, f"{found} found, {allowed} allowed {figures.get('allowed_by', '')}", found <= allowed)
+        story.say(f"AES-256 key schedules in the dump: {len(schedules)} (the page key is in the host's memory)")
+
+    def _tampered(self, base: RuntimeBase, expected: bytes, options: dict[str, Any]) -> None:
+        changed = bytearray(base.initrd.read_bytes())
+        changed[len(changed) // 2] ^= 1
+        initrd = self.work / "tampered-initrd"
+        initrd.write_bytes(changed)
+        path = self.work / "tampered.vambrace"
+        build_bundle(self.work / "image/manifest.yaml", path, replace(base, initrd=initrd))
+        realm = Realm.create(path, expected=expected, name="tampered", progress=self.story.progress, **options)
+        try:
+            realm.verify(self.story.progress)
+            verdict = "yes"
+        except MeasurementMismatch as error:
+            verdict = "no"
+            self.story.say(str(error))
+        info = realm.info()
+        self.story.report["tampered"] = {"verdict": verdict, "executed": info.executed, "state": info.state}
+        refused = verdict == "no" and not info.executed
+        self.story.claim("tampered image", f"{info.state}, executed: {info.executed}", refused)
+        realm.abandon()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder for what the demo makes")
+    parser.add_argument("--report", type=Path, default=Path("build/demo-report.json"))
+    parser.add_argument("--keep", action="store_true", help="leave the server running")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    story = Story(options.report)
+    server = Server()
+    was_running = bool(server.status()["running"])
+    try:
+        Demo(options.work, server, story).run()
+    except VambraceError as error:
+        print(f"\ndemo: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        return error.exit_code
+    finally:
+        if not options.keep and not was_running:
+            server.down()
+    return story.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
