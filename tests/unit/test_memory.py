@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -197,23 +198,46 @@ def test_memory_without_keys_has_none(tmp_path: Path) -> None:
     assert aes_schedules(dump) == []
 
 
+# What OpenSSL keeps lies wherever malloc put it: the heap, or any other mapping that is written and nobody else's.
+_WITH_A_CIPHER = """
+import sys
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+def dump(path):
+    with open("/proc/self/maps") as maps:
+        lines = [line.split() for line in maps]
+    with open("/proc/self/mem", "rb", buffering=0) as memory, open(path, "wb") as out:
+        for bounds, access, _, _, inode, *name in lines:
+            if access != "rw-p" or inode != "0" or name[:1] in (["[vvar]"], ["[vvar_vclock]"]):
+                continue
+            position, end = (int(bound, 16) for bound in bounds.split("-"))
+            memory.seek(position)
+            while position < end and (block := memory.read(min(1 << 20, end - position))):
+                position += out.write(block)
+
+key = bytes.fromhex(sys.argv[1])
+dump(sys.argv[2])
+encryptor = Cipher(algorithms.AES(key), modes.GCM(bytes(12))).encryptor()
+encryptor.update(bytes(64))
+dump(sys.argv[3])
+encryptor.finalize()
+"""
+
+
 def test_libcrypto_s_own_schedule_is_found(tmp_path: Path) -> None:
-    """What OpenSSL keeps in this process's memory while a cipher is alive, found in a dump of that memory."""
+    """What OpenSSL keeps in memory while a cipher is alive, found in a dump of a process with nothing else to do."""
     key = random.Random(4).randbytes(32)
-    encryptor = Cipher(algorithms.AES(key), modes.GCM(bytes(12))).encryptor()
-    encryptor.update(bytes(64))
-    dump = tmp_path / "heap.bin"
-    with Path("/proc/self/maps").open() as maps, Path("/proc/self/mem").open("rb") as memory:
-        heap = next(line for line in maps if line.rstrip().endswith("[heap]"))
-        low, high = (int(bound, 16) for bound in heap.split()[0].split("-"))
-        memory.seek(low)
-        dump.write_bytes(memory.read(high - low))
-    heap_bytes = dump.read_bytes()
-    places = {found.offset for found in aes256_schedules(dump) if heap_bytes[found.offset :].startswith(key)}
-    words = reversed_words(key)
-    places |= {f.offset for f in aes256_schedules(dump) if heap_bytes[f.offset :].startswith(words)}
-    assert places
-    encryptor.finalize()
+    before, alive = tmp_path / "before.bin", tmp_path / "alive.bin"
+    subprocess.run([sys.executable, "-c", _WITH_A_CIPHER, key.hex(), before, alive], check=True, timeout=60)
+    assert key in before.read_bytes(), "the dump misses what the process has"
+    assert not schedules_of(key, before), "a key is no schedule yet"
+    assert schedules_of(key, alive)
+
+
+def schedules_of(key: bytes, dump: Path) -> list[KeySchedule]:
+    """The schedules in ``dump`` that begin with ``key``, in either order of bytes."""
+    memory = dump.read_bytes()
+    return [s for s in aes256_schedules(dump) if memory.startswith((key, reversed_words(key)), s.offset)]
 
 
 # What is refused, and what it costs
