@@ -4,7 +4,8 @@
     ├── UsageError                  a command or call that makes no sense as given
     ├── ConfigError                 a manifest, configuration or setting is wrong
     ├── ImageError                  a bundle or one of its parts is broken
-    ├── BuildError                  a build step failed (ToolMissing: a program is not installed)
+    ├── BuildError                  a build step failed (ToolMissing: a program is not installed; NoSpace: the disk
+    │                               of what is built is full)
     ├── ServerError                 the emulated server cannot be started, reached or stopped
     ├── HostError                   the host refused or failed
     │   ├── HostUnreachable         no connection, or not the host that was expected
@@ -73,6 +74,14 @@ class ToolMissing(BuildError):
     def __init__(self, tool: str, *, hint: str | None = None) -> None:
         super().__init__(f"{tool} is not installed", hint=hint or "run 'make packages'")
         self.tool = tool
+
+
+class NoSpace(BuildError):
+    """``place`` is the folder whose disk is full."""
+
+    def __init__(self, place: str, what: str, *, hint: str | None = None) -> None:
+        super().__init__(f"no space left in {place} for {what}", hint=hint or "free some space there")
+        self.place = place
 
 
 class ServerError(VambraceError):

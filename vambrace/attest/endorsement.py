@@ -28,7 +28,7 @@ from cryptography.x509.oid import NameOID
 from vambrace.attest.chain import PLATFORM_PURPOSE, REFERENCES_PURPOSE
 from vambrace.attest.claims import UEID_RANDOM
 from vambrace.attest.cose import decode_key
-from vambrace.errors import ConfigError
+from vambrace.errors import ConfigError, UsageError
 
 ROOT_DAYS: Final = 3653
 LEAF_DAYS: Final = 1826
@@ -131,19 +131,32 @@ def load_private_key(pem: bytes) -> EllipticCurvePrivateKey:
 def write_private_key(path: Path, key: EllipticCurvePrivateKey) -> None:
     """Write ``key`` as PEM (PKCS #8), mode 0600 from its first moment. Raises ``ConfigError``."""
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise ConfigError(f"{path} is there already", hint="keys are never overwritten") from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(pem)
+    except OSError as error:
+        path.unlink()  # a part of a key would be in the way of the next attempt
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{path} cannot be written: {error.strerror}", hint="make room there, or choose another folder")
 
 
 # Also for the owner's certificate.
 
 
 def certificate_name(common_name: str) -> x509.Name:
+    """Raises ``UsageError`` for a name that X.509 has no room for."""
+    if not 1 <= len(common_name) <= 64:
+        raise UsageError(f"a certificate's name has 1 to 64 characters, not {len(common_name)}", hint="choose another")
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 

@@ -73,7 +73,16 @@ class OwnerIdentity:
         certificate = builder.sign(key, SHA256())
         identity = cls(key, certificate, directory / KEY_FILE, directory / CERTIFICATE_FILE)
         write_private_key(identity.key_path, key)
-        identity.certificate_path.write_text(identity.certificate_pem)
+        try:
+            identity.certificate_path.write_text(identity.certificate_pem)
+        except OSError as error:
+            # A key without its certificate would be in the way of the next attempt.
+            identity.key_path.unlink()
+            identity.certificate_path.unlink(missing_ok=True)
+            raise ConfigError(
+                f"{identity.certificate_path} cannot be written: {error.strerror}",
+                hint="make room there, or choose another folder",
+            ) from error
         return identity
 
     @classmethod

@@ -133,7 +133,10 @@ def _read(path: Path) -> bytes:
 def _write(path: Path, data: bytes) -> None:
     from vambrace.errors import UsageError
 
+    new = not path.exists()
     try:
         path.write_bytes(data)
     except OSError as error:
+        if new:
+            path.unlink(missing_ok=True)
         raise UsageError(f"{path} cannot be written: {error.strerror}", hint="choose another path") from error

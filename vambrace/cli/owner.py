@@ -20,7 +20,6 @@ def _create(options: argparse.Namespace, output: Output) -> int:
     from vambrace.client.context import Context
 
     directory = Context().owner
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = OwnerIdentity.create(directory, options.name)
     personalization = owner.personalization().hex()
     output.result(

@@ -58,6 +58,13 @@ def percent(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """A TCP port from 1 to 65535."""
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not a port from 1 to 65535")
+    return int(text)
+
+
 def hexadecimal(length: int) -> Callable[[str], bytes]:
     """So many bytes in hexadecimal."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vambrace.cli.output import Output
-from vambrace.cli.parser import Commands
+from vambrace.cli.parser import Commands, port
 
 if TYPE_CHECKING:
     from vambrace.emulator.server import Server
@@ -29,7 +29,8 @@ def add(commands: Commands) -> None:
         parser.add_argument(
             "--insecure-no-trustzone", action="store_true", help="without TrustZone: its tokens PROVE NOTHING"
         )
-    up.add_argument("--port", type=int, default=0, help="TCP port of the API (or VAMBRACE_PORT; 8443)")
+    up.add_argument("--cold", action="store_true", help="do not resume the saved state")
+    up.add_argument("--port", type=port, default=0, help="TCP port of the API (or VAMBRACE_PORT; 8443)")
 
 
 def _server(options: argparse.Namespace) -> Server:
@@ -40,7 +41,15 @@ def _server(options: argparse.Namespace) -> Server:
     return Server(port=getattr(options, "port", 0), insecure=insecure, newer=newer)
 
 
+def _check_qemu() -> None:
+    """The build needs QEMU too, but late: what is missing is said before anything long."""
+    from vambrace.emulator.qemu import program
+
+    program()
+
+
 def _build(options: argparse.Namespace, output: Output) -> int:
+    _check_qemu()
     server = _server(options)
     server.build(output.progress)
     output.result({"published": str(server.published)}, [f"reference values are in {server.published}"])
@@ -50,7 +59,8 @@ def _build(options: argparse.Namespace, output: Output) -> int:
 def _up(options: argparse.Namespace, output: Output) -> int:
     from vambrace.client.context import Context, HostEntry
 
-    access = _server(options).up(output.progress)
+    _check_qemu()
+    access = _server(options).up(output.progress, cold=options.cold)
     entry = HostEntry(
         url=access.url,
         certificate=str(access.certificate),

@@ -172,16 +172,26 @@ class Context:
     # Files
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file of the state directory as a whole or not at all."""
+        """Write a file of the state directory as a whole or not at all. Raises ``ConfigError``."""
         path = self.home / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_private(path, data)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(path, data)
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be written: {error.strerror}", hint="make room there, or name another VAMBRACE_HOME"
+            ) from error
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other commands of the same user out."""
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.home} cannot be used: {error.strerror}", hint="make room there, or name another VAMBRACE_HOME"
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

@@ -105,14 +105,19 @@ class Realm:
             measurement=measurement.hex(),
             created=time.time(),
         )
-        if not host.has_image(digest):
-            host.upload(path, digest, progress)
-        context.save_realm(state, config=config.encode())
-        progress("asking for the Realm")
+        ours = not host.has_image(digest)
         try:
+            if ours:
+                host.upload(path, digest, progress)
+            context.save_realm(state, config=config.encode())
+            progress("asking for the Realm")
             host.create(state.uuid, state.name, digest, bytes.fromhex(state.nonce))
         except VambraceError:
             context.forget_realm(state.uuid)
+            if ours:
+                # A Realm that is refused leaves no image behind. Somebody else's Realm keeps it, if it has one.
+                with contextlib.suppress(VambraceError):
+                    host.delete_image(digest)
             raise
         return cls(host, owner, trust, context, state.uuid, config)
 

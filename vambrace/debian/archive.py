@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from vambrace.debian import tools
-from vambrace.errors import BuildError
+from vambrace.errors import BuildError, NoSpace
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 STABLE = "trixie"
@@ -208,6 +208,8 @@ class Archive:
                     f"SHA256:{package.sha256}",
                 ]
             )
+        except NoSpace:
+            raise
         except BuildError as error:
             raise BuildError(
                 f"the archive does not give {package.name} {package.version}: {error.message.splitlines()[-1]}",

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from vambrace.errors import BuildError
+from vambrace.errors import BuildError, NoSpace
+
+_MORE_SPACE = "free some gigabytes there, or set XDG_CACHE_HOME to another disk"
 
 
 def default_cache() -> Path:
@@ -42,7 +44,12 @@ class Cache:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_cache()
         self.products = self.root / "products"
-        self.products.mkdir(parents=True, exist_ok=True)
+        try:
+            self.products.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BuildError(
+                f"the cache {self.root} cannot be made: {error.strerror}", hint="set XDG_CACHE_HOME to another folder"
+            ) from error
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -69,11 +76,10 @@ class Cache:
                 work.rename(product)
             except OSError as error:
                 if error.errno == errno.ENOSPC:
-                    raise BuildError(
-                        f"no space left in {self.root} while building {name}",
-                        hint="free some gigabytes there, or set XDG_CACHE_HOME to another disk",
-                    ) from error
+                    raise NoSpace(str(self.root), name, hint=_MORE_SPACE) from error
                 raise
+            except NoSpace as error:
+                raise NoSpace(str(self.root), name, hint=_MORE_SPACE) from error
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         return product

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vambrace.errors import BuildError, ToolMissing
+from vambrace.errors import BuildError, NoSpace, ToolMissing
 
+_FULL = os.strerror(errno.ENOSPC)  # in the C locale, which the tools run in
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -32,7 +34,7 @@ def run(
     """Run ``command`` and return its standard output.
 
     With ``log`` the output goes to that file instead (and the result is empty).
-    Raises ToolMissing, or BuildError with the tail of the output.
+    Raises ToolMissing, or BuildError with the tail of the output (NoSpace where that speaks of a full disk).
     """
     words = [find(str(command[0])), *(str(word) for word in command[1:])]
     environment = {
@@ -61,6 +63,9 @@ def run(
         trouble = result.stderr or result.stdout
     if result.returncode:
         tail = "\n".join(trouble.decode(errors="replace").splitlines()[-15:])
+        if _FULL in tail:
+            place = next((word.parent for word in command if isinstance(word, Path)), cwd or Path.cwd())
+            raise NoSpace(str(place), f"what {Path(words[0]).name} writes")
         raise BuildError(
             f"{Path(words[0]).name} failed with exit code {result.returncode}:\n{tail}",
             hint=f"the whole log is in {log}" if log else None,

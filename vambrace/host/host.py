@@ -209,7 +209,9 @@ class Host:
         except ConnectionError:
             raise
         except OSError as error:
-            raise CapacityError(f"the image could not be stored: {error.strerror}") from error
+            raise CapacityError(
+                f"the image could not be stored: {error.strerror}", hint="delete images that nobody needs any more"
+            ) from error
         return hasher.hexdigest()
 
     def delete_image(self, digest: str) -> None:

@@ -131,7 +131,8 @@ class Store:
     def require_space(self, size: int) -> None:
         if size > self.free():
             raise CapacityError(
-                f"no space on the host for {size} bytes", hint="delete images with DELETE /v1/images/{sha256}"
+                f"no space on the host for {-(-size >> 20)} MiB",
+                hint="delete images that nobody needs any more with DELETE /v1/images/{sha256}",
             )
 
     def new_upload(self) -> tuple[int, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vambrace.debian.erofs import VerityDisk, make_erofs
-from vambrace.errors import BuildError, ConfigError
+from vambrace.errors import BuildError, ConfigError, NoSpace
 from vambrace.image.base import INIT, RuntimeBase
 from vambrace.image.bundle import Bundle, write_bundle
 from vambrace.image.manifest import Manifest, Program, read_manifest
@@ -23,7 +24,7 @@ SETTINGS = "vambrace.json"  # read by the agent as /app/vambrace.json
 def build_bundle(manifest_path: Path, out_path: Path, base: RuntimeBase) -> Bundle:
     """Build the application image that ``manifest_path`` describes on ``base`` into ``out_path``.
 
-    Raises ``ConfigError`` for a wrong manifest, ``ImageError`` and ``BuildError`` (``ToolMissing``).
+    Raises ``ConfigError`` for a wrong manifest, ``ImageError`` and ``BuildError`` (``ToolMissing``, ``NoSpace``).
     """
     manifest = read_manifest(Path(manifest_path))
     out_path = Path(out_path)
@@ -49,8 +50,13 @@ def build_bundle(manifest_path: Path, out_path: Path, base: RuntimeBase) -> Bund
         # Whoever launches this would get the same refusal, but later.
         plan_boot(config, base.kernel.read_bytes(), base.initrd.read_bytes())
         return write_bundle(out_path, config, base.kernel, base.initrd, [base.disk, apps])
-    except OSError as error:
-        raise BuildError(f"the image cannot be built: {error.strerror}", hint="look for space on the disk") from error
+    except (OSError, NoSpace) as error:
+        if isinstance(error, NoSpace) or error.errno == errno.ENOSPC:
+            raise NoSpace(str(out_path.parent), "the image", hint="free some, or choose another --output") from error
+        where = error.filename or out_path
+        raise BuildError(
+            f"the image cannot be built: {where}: {error.strerror}", hint="look at this file and its permissions"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -10,6 +10,7 @@ changed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from vambrace.errors import ConfigError, ImageError
+from vambrace.errors import ConfigError, ImageError, NoSpace
 from vambrace.image import ustar
 from vambrace.realm import MAX_CONFIG_BYTES, MAX_DISKS, RealmConfig, canonical, decode_json
 
@@ -152,7 +153,7 @@ class Bundle:
 def write_bundle(out: Path, config: RealmConfig, kernel: Path, initrd: Path, disks: Sequence[Path]) -> Bundle:
     """Pack the parts into the bundle ``out`` (replaced whole or not at all) and return it opened.
 
-    The same parts give the same bytes. Raises ``ImageError`` where they contradict ``config``.
+    The same parts give the same bytes. Raises ``ImageError`` where they contradict ``config``, ``NoSpace``.
     """
     encoded = config.encode()
     blobs: list[tuple[str, int, Callable[[BinaryIO], None]]] = []
@@ -184,7 +185,10 @@ def write_bundle(out: Path, config: RealmConfig, kernel: Path, initrd: Path, dis
         Bundle.open(temporary)
         temporary.rename(out)
     except OSError as error:
-        raise ImageError(f"{out}: {error.strerror}", hint="choose another place with --output") from None
+        hint = "choose another place with --output"
+        if error.errno == errno.ENOSPC:
+            raise NoSpace(str(out.parent), "the image", hint=f"free some, or {hint}") from None
+        raise ImageError(f"{out}: {error.strerror}", hint=hint) from None
     finally:
         temporary.unlink(missing_ok=True)
     return Bundle.open(out)

@@ -168,7 +168,7 @@ def _owner(top: _Map, folder: Path) -> str:
             text = path.read_text(encoding="ascii")
         except OSError as error:
             raise ConfigError(f"owner: {path}: {error.strerror}", hint=hint) from None
-        except UnicodeDecodeError:
+        except ValueError:  # not ASCII, or no path at all
             raise ConfigError(f"owner: {path} is not in PEM form", hint=hint) from None
         if "PRIVATE KEY" in text:
             raise ConfigError(f"owner: {path} holds a private key", hint="give the certificate; the key stays with you")
@@ -232,7 +232,11 @@ def _files(item: _Map, folder: Path, where: str) -> tuple[tuple[Path, ...], bool
         names = (item.string("files"),) if merge else item.strings("files")
         paths = tuple(folder / name for name in names)
         for path in paths:
-            if not path.exists():
+            try:
+                there = path.exists()
+            except OSError as error:  # for example a name that no file system takes
+                raise ConfigError(f"{where}: {str(path)[:200]}: {error.strerror}", hint="correct the path") from None
+            if not there:
                 raise ConfigError(f"{where}: {path} does not exist", hint="paths are relative to the manifest's folder")
         if merge and not paths[0].is_dir():
             merge = False
