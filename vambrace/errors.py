@@ -16,13 +16,15 @@
     ├── VerificationError           evidence is not to be trusted
     │   ├── MalformedEvidence       not a well-formed token
     │   ├── SignatureInvalid        a signature does not verify
-    │   ├── ChallengeMismatch       another nonce, a replay, another Realm's channel
+    │   ├── ChallengeMismatch       another nonce, another connection's channel
+    │   │   ├── ReplayedToken       a token that the user has seen before
+    │   │   └── AnotherRealm        another Realm's token, of the same image even
     │   ├── UnknownRoot             the endorsement does not lead to the given root
     │   ├── CertificateExpired      an endorsement is out of its validity
     │   ├── InsecurePlatform        the platform states that it is insecure, in debug or not provisioned
     │   ├── ComponentChanged        firmware or host component differs from the reference values
     │   ├── MeasurementMismatch     another image or configuration
-    │   └── OwnerMismatch           another owner's key, or another instance
+    │   └── OwnerMismatch           another owner's key
     ├── MessageRefused              an owner's message is forged, replayed, late or for another instance
     ├── PagerError                  the encrypted window failed
     │   └── PageAuthenticationError a page's ciphertext was changed
@@ -132,6 +134,18 @@ class SignatureInvalid(VerificationError):
 
 class ChallengeMismatch(VerificationError):
     pass
+
+
+class ReplayedToken(ChallengeMismatch):
+    pass
+
+
+class AnotherRealm(ChallengeMismatch):
+    """``instance`` is the one that the token names."""
+
+    def __init__(self, message: str, *, instance: bytes, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.instance = instance
 
 
 class UnknownRoot(VerificationError):

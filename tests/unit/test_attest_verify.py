@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from datetime import timedelta
@@ -27,7 +28,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from vambrace.attest.challenge import channel_challenge
+from vambrace.attest.challenge import channel_challenge, launch_challenge
 from vambrace.attest.claims import Component
 from vambrace.attest.cose import encode_key
 from vambrace.attest.endorsement import VendorAuthority, certificate_builder, certificate_name, key_usage
@@ -36,6 +37,7 @@ from vambrace.attest.references import ReferenceValues
 from vambrace.attest.token import decode_evidence, describe
 from vambrace.attest.verify import verify_channel, verify_launch
 from vambrace.errors import (
+    AnotherRealm,
     CertificateExpired,
     ChallengeMismatch,
     ComponentChanged,
@@ -43,6 +45,7 @@ from vambrace.errors import (
     MalformedEvidence,
     MeasurementMismatch,
     OwnerMismatch,
+    ReplayedToken,
     SignatureInvalid,
     UnknownRoot,
     UsageError,
@@ -118,8 +121,11 @@ def test_launch_token(platform: Platform) -> None:
 
 def test_replayed_launch_token(platform: Platform) -> None:
     """An old token of the same image and owner, for the nonce of an earlier start."""
+    old = platform.token(nonce=bytes(32))
     with pytest.raises(ChallengeMismatch):
-        verify(platform.token(nonce=bytes(32)), platform)
+        verify(old, platform)
+    with pytest.raises(ReplayedToken):
+        verify_launch(old, nonce=NONCE, seen={hashlib.sha256(old).digest()}, **expected(platform))
 
 
 def test_instance_that_the_challenge_does_not_name(platform: Platform) -> None:
@@ -151,13 +157,21 @@ def test_channel_token_relayed_from_another_realm(platform: Platform) -> None:
     relayed = platform.token(
         realm=claim(10, channel_challenge(NONCE, spki, other)), nonce=NONCE, instance=other
     )
-    with pytest.raises(ChallengeMismatch):
+    with pytest.raises(AnotherRealm) as caught:
         verify_channel(relayed, nonce=NONCE, spki=spki, instance=INSTANCE, **expected(platform))
+    assert caught.value.instance == other
 
 
 def test_another_instance(platform: Platform) -> None:
-    with pytest.raises(OwnerMismatch, match="instance"):
+    with pytest.raises(AnotherRealm, match="instance"):
         verify(platform.token(), platform, instance=bytes(16))
+
+
+def test_an_instance_is_no_challenge(platform: Platform) -> None:
+    """The right instance in a token for another one's challenge: what is signed decides."""
+    token = platform.token(realm=claim(10, launch_challenge(NONCE, bytes(16))))
+    with pytest.raises(ChallengeMismatch):
+        verify(token, platform, instance=INSTANCE)
 
 
 # --- who signed -------------------------------------------------------------------------------------------

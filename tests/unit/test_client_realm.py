@@ -18,6 +18,7 @@ from vambrace.errors import (
     MeasurementMismatch,
     OwnerMismatch,
     RealmError,
+    ReplayedToken,
     UnknownRoot,
     UsageError,
     VerificationError,
@@ -99,6 +100,18 @@ def test_the_token_of_an_earlier_realm_is_refused(world: World) -> None:
     with pytest.raises(ChallengeMismatch):
         second.verify()
     assert not world.record.executed
+
+
+def test_a_token_that_was_verified_before_is_known(world: World) -> None:
+    with Realm.create(world.bundle) as first:
+        first.verify()
+        first.verify()  # its own token is no replay
+        old = world.record.token
+        with Realm.create(world.bundle, name="second") as second:
+            world.record.token = old
+            with pytest.raises(ReplayedToken):
+                second.verify()
+            assert not world.record.executed
 
 
 def test_nothing_is_approved_unverified(world: World) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,11 +27,13 @@ from vambrace.attest.policy import Policy, lifecycle_name
 from vambrace.attest.references import ReferenceValues
 from vambrace.attest.token import UnverifiedEvidence, decode_evidence, describe_component
 from vambrace.errors import (
+    AnotherRealm,
     ChallengeMismatch,
     ComponentChanged,
     InsecurePlatform,
     MeasurementMismatch,
     OwnerMismatch,
+    ReplayedToken,
     SignatureInvalid,
 )
 
@@ -91,10 +93,12 @@ def verify_launch(
     personalization: bytes,
     policy: Policy | None = None,
     now: datetime | None = None,
+    seen: Container[bytes] = (),
 ) -> VerifiedRealm:
     """Verify the token issued before the first instruction, for the user's ``nonce`` (32 bytes).
 
-    The instance is new to the user: it is the token's, and bound by its signed challenge.
+    The instance is new to the user: it is the token's, and bound by its signed challenge. ``seen`` are the SHA-256
+    of tokens that the user had for other starts: one of these is a ``ReplayedToken``, and not only a wrong answer.
     """
     evidence = decode_evidence(token)
     challenge = launch_challenge(nonce, evidence.realm.instance)
@@ -107,6 +111,7 @@ def verify_launch(
         personalization=personalization,
         policy=policy,
         now=now,
+        seen=seen,
     )
 
 
@@ -125,8 +130,8 @@ def verify_channel(
 ) -> VerifiedRealm:
     """Verify the token of a TLS session: ``spki`` is the DER SubjectPublicKeyInfo that the server showed.
 
-    ``instance`` is that of the launch token: a token relayed from another Realm, the same image even, is a
-    ``ChallengeMismatch``.
+    ``instance`` is that of the launch token: a token relayed from another Realm, the same image even, raises
+    ``AnotherRealm``.
     """
     return verify_evidence(
         token,
@@ -152,12 +157,14 @@ def verify_evidence(
     policy: Policy | None = None,
     now: datetime | None = None,
     instance: bytes | None = None,
+    seen: Container[bytes] = (),
 ) -> VerifiedRealm:
     """Verify ``token``. ``challenge`` has 64 bytes, ``personalization`` 64; ``now`` has a time zone.
 
     Raises, in the order of the checks: ``MalformedEvidence``; ``UnknownRoot``, ``CertificateExpired``;
     ``SignatureInvalid`` (either half, or halves that do not belong together); ``InsecurePlatform``;
-    ``ChallengeMismatch``; ``ComponentChanged``; ``MeasurementMismatch``; ``OwnerMismatch``.
+    ``ReplayedToken``, ``AnotherRealm``, ``ChallengeMismatch``; ``ComponentChanged``; ``MeasurementMismatch``;
+    ``OwnerMismatch``.
     """
     policy = policy or Policy()
     evidence = decode_evidence(token)
@@ -165,11 +172,7 @@ def verify_evidence(
     certificate, key = verify_chain(evidence.x5chain, roots, PLATFORM_PURPOSE, now or datetime.now(UTC))
     _check_signatures(evidence, key)
     _check_state(platform, realm, policy)
-    if not hmac.compare_digest(realm.challenge, challenge):
-        raise ChallengeMismatch(
-            "the token answers another challenge",
-            hint="it is replayed, or it is another Realm's or another connection's",
-        )
+    _check_freshness(hashlib.sha256(token).digest(), realm, challenge, instance, seen)
     _check_components(platform, references)
     if realm.hash_algorithm != policy.hash_algorithm:
         raise MeasurementMismatch(f"the Realm was measured with {realm.hash_algorithm}")
@@ -180,8 +183,6 @@ def verify_evidence(
         )
     if realm.personalization != personalization:
         raise OwnerMismatch("the Realm was started for another owner")
-    if instance is not None and realm.instance != instance:
-        raise OwnerMismatch("the token is of another instance of this image")
     return VerifiedRealm(
         instance=realm.instance,
         measurement=realm.measurement,
@@ -230,6 +231,22 @@ def _check_state(platform: UnverifiedPlatform, realm: UnverifiedRealm, policy: P
         )
     if realm.debug and not policy.allow_debug:
         raise InsecurePlatform("the Realm runs in debug mode: its console is open to the operator")
+
+
+def _check_freshness(
+    digest: bytes, realm: UnverifiedRealm, challenge: bytes, instance: bytes | None, seen: Container[bytes]
+) -> None:
+    """The challenge alone decides; the other two say more exactly what happened."""
+    if digest in seen:
+        raise ReplayedToken("the token is an old one, of an earlier start", hint="the host replays it: do not trust it")
+    if instance is not None and realm.instance != instance:
+        raise AnotherRealm(
+            "the token is of another instance of this image",
+            instance=realm.instance,
+            hint="the host relays another Realm's: do not trust it",
+        )
+    if not hmac.compare_digest(realm.challenge, challenge):
+        raise ChallengeMismatch("the token answers another challenge", hint="the nonce is wrong, or it is not fresh")
 
 
 def _check_components(platform: UnverifiedPlatform, references: ReferenceValues) -> None:

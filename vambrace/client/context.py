@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -149,6 +150,11 @@ class Context:
         """Every Realm started from here, oldest first."""
         states = [self._state(path) for path in self.realms.glob("*/state.json")]
         return sorted(states, key=lambda state: state.created)
+
+    def tokens_seen(self, but: str) -> frozenset[bytes]:
+        """SHA-256 of the verified launch tokens of every Realm started from here, except ``but``'s."""
+        paths = [path for path in self.realms.glob("*/token.cbor") if path.parent.name != but]
+        return frozenset(hashlib.sha256(path.read_bytes()).digest() for path in paths)
 
     def forget_realm(self, uuid: str) -> None:
         shutil.rmtree(self.realms / self._uuid(uuid), ignore_errors=True)

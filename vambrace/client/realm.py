@@ -216,7 +216,8 @@ class Realm:
         token = self.host.token(self.uuid)
         state = self.state
         try:
-            verified = self.trust.launch(token, bytes.fromhex(state.nonce), self.expected)
+            seen = self._context.tokens_seen(self.uuid)
+            verified = self.trust.launch(token, bytes.fromhex(state.nonce), self.expected, seen=seen)
         except VerificationError:
             self.refuse(token)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +57,10 @@ class Trust:
             raise ConfigError(f"host {name} has no vendor root or reference values", hint="add them in hosts.toml")
         return cls.load(entry.vendor_root, entry.references, policy)
 
-    def launch(self, token: bytes, nonce: bytes, expected: Expected) -> VerifiedRealm:
-        """Verify the token issued before the first instruction."""
+    def launch(
+        self, token: bytes, nonce: bytes, expected: Expected, *, seen: Container[bytes] = ()
+    ) -> VerifiedRealm:
+        """Verify the token issued before the first instruction; ``seen``: SHA-256 of those of other starts."""
         return verify_launch(
             token,
             nonce=nonce,
@@ -66,6 +69,7 @@ class Trust:
             measurement=expected.measurement,
             personalization=expected.personalization,
             policy=self._policy(expected),
+            seen=seen,
         )
 
     def channel(self, token: bytes, nonce: bytes, spki: bytes, instance: bytes, expected: Expected) -> VerifiedRealm:
