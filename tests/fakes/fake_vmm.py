@@ -2,8 +2,8 @@
 
 The "kernel" it is told to load is a JSON object: ``hub`` is the path of a SOCK_SEQPACKET listener of the
 test; ``load``, ``start`` and so on say what the fake does then: ``ok``, ``error``, ``die``, ``garbage``,
-``silent``. The test gets a copy of every request through the hub; what it sends there goes to the daemon as
-it is, but ``{"exit": n}`` ends the fake.
+``silent``; ``eof``: ``ignore`` makes it live on without its daemon. The test gets a copy of every request
+through the hub; what it sends there goes to the daemon as it is, but ``{"exit": n}`` ends the fake.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import select
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -38,6 +39,8 @@ class FakeVmm:
                     else:
                         self.control.send(packet)
                 elif not packet:
+                    if self.script.get("eof") == "ignore":
+                        signal.pause()
                     return 0
                 elif (status := self.serve(json.loads(packet))) is not None:
                     return status
