@@ -107,6 +107,9 @@ def test_the_example_is_valid(folder: Path) -> None:
         ("- name: report", "- name: analysis", 13, "twice"),
         ("    restarts: 2", "    restarts: -2", None, "restarts"),
         ("applications:", "applications: [", None, "not YAML"),
+        ("name: patients", 'name: "\\UFFFFFFFF"', None, "not YAML"),
+        ("owner: owner.pem", 'owner: "a\\0b"', 2, "not in PEM form"),
+        ("    files: analysis", f"    files: {'n' * 300}", 6, "File name too long"),
         ("name: patients", "name: !!python/object:os.system x", 1, "plain value"),
     ],
 )

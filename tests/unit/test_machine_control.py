@@ -98,6 +98,7 @@ def test_refuses_what_comes_before_load(daemon: Daemon, op: str) -> None:
         (b"[" * 60000, "not JSON"),
         (b" " * 70000, "too long"),
         (b'{"op":"agent","data":"%"}', "not base64"),
+        (b'{"op":"agent","data":"\xc3\xa9"}', "not base64"),
         (b'{"op":"encrypt","zone":"0","percent":5}', "zone: an integer"),
         (b'{"op":"encrypt","zone":true,"percent":5}', "zone: an integer"),
     ],
@@ -119,6 +120,7 @@ def test_survives_malformed_packets(daemon: Daemon, packet: bytes, error: str) -
         ({"cid": None}, "cid: an integer"),
         ({"kernel": "/nonexistent"}, "kernel: cannot be read"),
         ({"config": "/nonexistent"}, "nonexistent: No such file"),
+        ({"config": "/non\0existent"}, "null byte"),
         ({"config": "/dev/null"}, "configuration"),
     ],
 )

@@ -133,7 +133,11 @@ def test_wrong_calls(window: Window) -> None:
         window.load(window.size - 1, b"ab")
     with pytest.raises(PagerError):
         window.load(0, window.memory()[PAGE : 2 * PAGE])
-    for zone, percent in [(2, 0), (-1, 0), (0, 101), (0, -1)]:
+    for number in (2**70, -(2**70)):
+        for call in (lambda: window.read(number, 1), lambda: window.load(number, b"x"), lambda: window.stats(number)):  # noqa: B023
+            with pytest.raises(PagerError):
+                call()
+    for zone, percent in [(2, 0), (-1, 0), (0, 101), (0, -1), (2**70, 0), (0, 2**70)]:
         with pytest.raises(PagerError):
             window.set_percent(zone, percent)
     with pytest.raises(PagerError):

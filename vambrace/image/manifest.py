@@ -97,7 +97,8 @@ def read_manifest(path: Path) -> Manifest:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         raise ConfigError(f"not YAML: {error.problem}", hint=hint, line=mark.line + 1 if mark else None) from None
-    except (yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError):
+        # The last two: an escape or a number in it that Python has no character or integer for.
         raise ConfigError(f"{path}: not YAML", hint=hint) from None
     if node is None:
         raise ConfigError(f"{path}: the manifest is empty", hint=hint)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import json
 import os
@@ -61,7 +60,7 @@ class Control:
         reason, detail = self._machine.ended() or (Reason.CRASH, "for no known reason")
         # The memory is gone when the daemon hears of it.
         self._machine.close()
-        self._event("ended", reason=reason.value, detail=detail)
+        self._event("ended", reason=reason.value, detail=detail, ran=round(self._machine.ran, 3))
 
     def _receive(self) -> bool:
         """Serve one request; False when there will be no more."""
@@ -103,7 +102,7 @@ class Control:
                 raise UsageError(f"{str(other)[:40]!r} is no operation")
         return {}
 
-    def _event(self, name: str, **contents: str) -> None:
+    def _event(self, name: str, **contents: str | float) -> None:
         self._send({"event": name, **contents})
 
     def _send(self, message: dict[str, Any]) -> None:
@@ -181,7 +180,7 @@ def _hex(message: dict[str, Any], key: str, length: int) -> bytes:
 def _bytes64(message: dict[str, Any], key: str) -> bytes:
     try:
         return base64.b64decode(_string(message, key), validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error, or characters that are not ASCII
         raise UsageError(f"{key}: not base64") from None
 
 

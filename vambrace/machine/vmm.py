@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -95,9 +96,11 @@ class Machine:
     def __init__(self, agent: Callable[[bytes], None], console: Callable[[bytes], None]) -> None:
         self.state = State.EMPTY
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # readable when the domain ended
+        self.ran = 0.0  # seconds from the first instruction to the end
         self.failure_fd = -1  # readable when the pager failed; from ``load`` on
         self._agent_sink = agent
         self._console_sink = console
+        self._started = 0.0
         self._ended: tuple[Reason, str] | None = None
         self._ending = threading.Lock()
         self._stopping = False
@@ -173,6 +176,7 @@ class Machine:
         signal.signal(_KICK, lambda number, frame: None)
         self._io = threading.Thread(target=self._run_io, name="io", daemon=True)
         self._io.start()
+        self._started = time.monotonic()
         for _, thread in self._vcpus:
             thread.start()
         self.state = State.RUNNING
@@ -213,6 +217,7 @@ class Machine:
         with self._ending:
             if self._ended is None and not self._stopping:
                 self._ended = reason, detail
+                self.ran = time.monotonic() - self._started
                 wake(self.ended_fd)
 
     def _run_vcpu(self, vcpu: Vcpu, cpu: int | None) -> None:
@@ -335,8 +340,8 @@ def _read(path: Path, limit: int) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(limit + 1)
-    except OSError as error:
-        raise ConfigError(f"{path.name}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextlib.contextmanager

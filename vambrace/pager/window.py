@@ -122,14 +122,14 @@ class Window:
         """
         try:
             self._core.write(offset, data)
-        except _core.Error as error:
+        except (_core.Error, OverflowError) as error:
             raise self._error(error) from None
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes of guest memory from ``offset`` on. Raises as ``load`` does."""
         try:
             return self._core.read(offset, length)
-        except _core.Error as error:
+        except (_core.Error, OverflowError) as error:
             raise self._error(error) from None
 
     def set_percent(self, zone: int, percent: int) -> None:
@@ -140,14 +140,14 @@ class Window:
         """
         try:
             self._core.set_percent(zone, percent)
-        except _core.Error as error:
+        except (_core.Error, OverflowError) as error:
             raise self._error(error) from None
 
     def stats(self, zone: int) -> ZoneStats:
         """Raises PagerError: no such zone."""
         try:
             return ZoneStats(*self._core.stats(zone))
-        except _core.Error as error:
+        except (_core.Error, OverflowError) as error:
             raise self._error(error) from None
 
     def memory(self) -> memoryview:
@@ -172,7 +172,9 @@ class Window:
             self._view.release()
         self._core.close()
 
-    def _error(self, error: _core.Error) -> PagerError:
+    def _error(self, error: _core.Error | OverflowError) -> PagerError:
+        if isinstance(error, OverflowError):
+            return PagerError("the encrypted window: a number is out of range")
         if error.args[0] in (_core.AUTHENTICATION, _core.FAILED) and (found := self.failure()) is not None:
             if found.reason == AUTHENTICATION:
                 return PageAuthenticationError(found.zone, found.page)

@@ -32,8 +32,8 @@ class Block(Device):
     def __init__(self, path: Path, name: str) -> None:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise ConfigError(f"disk {name}: {error.strerror}") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"disk {name}: {getattr(error, 'strerror', None) or error}") from error
         self.size = os.fstat(self._fd).st_size
         if self.size == 0 or self.size % SECTOR:
             os.close(self._fd)

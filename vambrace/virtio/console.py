@@ -82,7 +82,9 @@ class Console(Device):
         queue = queues[RX_AGENT]
         if not self._open or queue is None:
             return
-        while self._pending and (chain := queue.pop()) is not None:
+        for _ in range(queue.size):  # as in ``requests``: buffers without room must not keep this thread
+            if not self._pending or (chain := queue.pop()) is None:
+                return
             count = chain.write(bytes(self._pending[:CHUNK]))
             del self._pending[:count]
             queue.push(chain, count)
