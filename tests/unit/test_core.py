@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fuzzing import SECONDS
 
 from vambrace.errors import PagerError
 from vambrace.pager import Window
@@ -27,9 +28,7 @@ def kernel() -> None:
 
 
 @pytest.fixture(scope="session", params=["address,undefined", "thread"])
-def objects(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, list[str]]:
+def objects(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[str]]:
     """The core's object files, built with one set of sanitizers."""
     compiler = shutil.which("cc")
     assert compiler, "cc is missing: run 'make packages'"
@@ -39,7 +38,7 @@ def objects(
     return request.param, [str(path) for path in sorted(directory.glob("*.o"))]
 
 
-def run(name: str, objects: tuple[str, list[str]], directory: Path) -> None:
+def run(name: str, objects: tuple[str, list[str]], directory: Path, *words: str, seconds: float = 120) -> None:
     sanitizer, files = objects
     program = directory / name
     source = CORE / "tests" / f"{name}.c"
@@ -47,10 +46,10 @@ def run(name: str, objects: tuple[str, list[str]], directory: Path) -> None:
     subprocess.run(command, check=True)
     # Older ThreadSanitizers cannot cope with much address space randomization.
     result = subprocess.run(
-        ["setarch", platform.machine(), "-R", program],
+        ["setarch", platform.machine(), "-R", program, *words],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=seconds,
         env={"TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -66,8 +65,21 @@ def test_window(name: str, objects: tuple[str, list[str]], tmp_path: Path) -> No
     run(name, objects, tmp_path)
 
 
+@pytest.mark.usefixtures("kernel")
+def test_random_windows(objects: tuple[str, list[str]], tmp_path: Path) -> None:
+    """A moment of what ``test_soak_the_window`` does for long, the same each time."""
+    run("soak_window", objects, tmp_path, "1", "7")
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("kernel")
+def test_soak_the_window(objects: tuple[str, list[str]], tmp_path: Path) -> None:
+    run("soak_window", objects, tmp_path, str(SECONDS), seconds=10 * SECONDS + 120)
+
+
 def test_every_program_is_run() -> None:
     assert {path.stem for path in (CORE / "tests").glob("*.c")} == {
+        "soak_window",
         "test_cipher",
         "test_window",
         "test_tamper",
