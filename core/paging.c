@@ -10,7 +10,7 @@
 #include "status.h"
 #include "uffd.h"
 
-#define WIPE_RUN 512
+#define MINCORE_RUN 512
 
 static size_t offset_of(uint32_t page)
 {
@@ -160,6 +160,12 @@ static int settle(struct vb_window *window, struct vb_zone *zone, uint32_t page,
 	return VB_OK;
 }
 
+/*
+ * Copies of these, not the kernel's shared page of zeros: a guest writes to what it touches first, and to part from
+ * the shared page costs another fault and a flush of the translation buffers.
+ */
+static uint8_t zeros[VB_ZERO_RUN * VB_PAGE_SIZE_BYTES];
+
 static int map_zero(struct vb_window *window, struct vb_zone *zone, uint32_t page, uint32_t count)
 {
 	size_t bytes = 0;
@@ -167,7 +173,7 @@ static int map_zero(struct vb_window *window, struct vb_zone *zone, uint32_t pag
 	int status;
 
 	vb_zone_gain(zone, count);
-	status = vb_uffd_zero(window->uffd, window->guest + offset_of(page), offset_of(count), &bytes);
+	status = vb_uffd_copy(window->uffd, window->guest + offset_of(page), zeros, offset_of(count), &bytes);
 	done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
 	if (!done && status == -EEXIST) { /* it is there, whoever mapped it: it counts, and waits no more */
 		vb_uffd_wake(window->uffd, window->guest + offset_of(page), VB_PAGE_SIZE_BYTES);
@@ -214,14 +220,16 @@ int vb_page_in(struct vb_window *window, uint32_t page)
 
 	if (window->failure.status)
 		return VB_FAILED;
+	if (zone->open)
+		return VB_OK;
 	if (window->pages[page].state == VB_PLAINTEXT) {
 		vb_uffd_wake(window->uffd, window->guest + offset_of(page), VB_PAGE_SIZE_BYTES);
 		return VB_OK;
 	}
 	absent = window->pages[page].state == VB_ABSENT;
 	want = vb_zone_expect(zone, page, &stream);
-	if (absent && zone->limit - zone->plaintext >= VB_RUN)
-		want = VB_RUN; /* as long as there is room, zero pages cost nothing */
+	if (absent && zone->limit - zone->plaintext >= VB_ZERO_RUN)
+		want = VB_ZERO_RUN; /* as long as there is room */
 	if (want > zone->limit / 4)
 		want = zone->limit / 4 ? zone->limit / 4 : 1;
 	count = run_of(window, zone, page, want);
@@ -253,6 +261,51 @@ int vb_page_fill(struct vb_window *window, uint32_t page, uint32_t count, const 
 	return status ? vb_fail(window, status, page) : VB_OK;
 }
 
+uint32_t vb_open_pages(struct vb_window *window, const struct vb_zone *zone)
+{
+	uint32_t end = zone->first + zone->pages, pages = 0;
+
+	for (uint32_t first = zone->first; first < end; first += MINCORE_RUN) {
+		unsigned char resident[MINCORE_RUN];
+		uint32_t run = end - first < MINCORE_RUN ? end - first : MINCORE_RUN;
+
+		if (mincore(window->guest + offset_of(first), offset_of(run), resident) != 0)
+			return zone->pages; /* at most */
+		for (uint32_t i = 0; i < run; i++)
+			pages += resident[i] & 1;
+	}
+	return pages;
+}
+
+int vb_watch(struct vb_window *window, struct vb_zone *zone)
+{
+	uint8_t *start = window->guest + offset_of(zone->first);
+	uint32_t end = zone->first + zone->pages;
+	int status;
+
+	if (madvise(start, offset_of(zone->pages), MADV_NOHUGEPAGE) != 0 && errno != EINVAL)
+		return -errno;
+	/* The kernel ends all faults under way first: what is not there afterwards comes through the handler. */
+	status = vb_uffd_register(window->uffd, start, offset_of(zone->pages));
+	if (status)
+		return status;
+	zone->open = false;
+	for (uint32_t first = zone->first; first < end; first += MINCORE_RUN) {
+		unsigned char resident[MINCORE_RUN];
+		uint32_t run = end - first < MINCORE_RUN ? end - first : MINCORE_RUN;
+
+		if (mincore(window->guest + offset_of(first), offset_of(run), resident) != 0)
+			return vb_fail(window, -errno, first);
+		for (uint32_t i = 0; i < run; i++) {
+			if (!(resident[i] & 1))
+				continue;
+			vb_zone_gain(zone, 1);
+			settle(window, zone, first + i, 1, 1);
+		}
+	}
+	return VB_OK;
+}
+
 void vb_wipe(struct vb_window *window)
 {
 	uint32_t pages = (uint32_t)(window->bytes / VB_PAGE_SIZE_BYTES);
@@ -261,15 +314,16 @@ void vb_wipe(struct vb_window *window)
 		vb_cipher_destroy(window->zones[i].cipher);
 		window->zones[i].cipher = NULL;
 	}
-	for (uint32_t first = 0; first < pages; first += WIPE_RUN) {
-		unsigned char resident[WIPE_RUN];
-		uint32_t run = pages - first < WIPE_RUN ? pages - first : WIPE_RUN;
+	for (uint32_t first = 0; first < pages; first += MINCORE_RUN) {
+		unsigned char resident[MINCORE_RUN];
+		uint32_t run = pages - first < MINCORE_RUN ? pages - first : MINCORE_RUN;
 
 		/* Only what is there: touching an absent page would wait for the handler. */
 		if (mincore(window->guest + offset_of(first), offset_of(run), resident) != 0)
 			continue;
 		for (uint32_t i = 0; i < run; i++)
-			if (resident[i] & 1 && window->pages[first + i].state == VB_PLAINTEXT)
+			if (resident[i] & 1 && (window->pages[first + i].state == VB_PLAINTEXT ||
+						vb_zone_of(window, first + i)->open))
 				OPENSSL_cleanse(window->guest + offset_of(first + i), VB_PAGE_SIZE_BYTES);
 	}
 }

@@ -68,8 +68,8 @@ int vb_uffd_open(int *out)
 
 int vb_uffd_register(int fd, void *start, size_t bytes)
 {
-	const uint64_t needed = (uint64_t)1 << _UFFDIO_MOVE | (uint64_t)1 << _UFFDIO_ZEROPAGE |
-				(uint64_t)1 << _UFFDIO_COPY | (uint64_t)1 << _UFFDIO_WAKE;
+	const uint64_t needed = (uint64_t)1 << _UFFDIO_MOVE | (uint64_t)1 << _UFFDIO_COPY |
+				(uint64_t)1 << _UFFDIO_WAKE;
 	struct uffdio_register arguments = {
 		.range = {.start = (uintptr_t)start, .len = bytes},
 		.mode = UFFDIO_REGISTER_MODE_MISSING,
@@ -89,16 +89,6 @@ static int move_step(int fd, uintptr_t to, uintptr_t from, size_t bytes, int64_t
 	int result = ioctl(fd, UFFDIO_MOVE, &arguments);
 
 	*done = arguments.move;
-	return result ? -errno : 0;
-}
-
-static int zero_step(int fd, uintptr_t to, uintptr_t from, size_t bytes, int64_t *done)
-{
-	struct uffdio_zeropage arguments = {.range = {.start = to, .len = bytes}};
-	int result = ioctl(fd, UFFDIO_ZEROPAGE, &arguments);
-
-	(void)from;
-	*done = arguments.zeropage;
 	return result ? -errno : 0;
 }
 
@@ -131,11 +121,6 @@ static int repeat(step operation, int fd, uintptr_t to, uintptr_t from, size_t b
 int vb_uffd_move(int fd, void *to, void *from, size_t bytes, size_t *done)
 {
 	return repeat(move_step, fd, (uintptr_t)to, (uintptr_t)from, bytes, done);
-}
-
-int vb_uffd_zero(int fd, void *start, size_t bytes, size_t *done)
-{
-	return repeat(zero_step, fd, (uintptr_t)start, 0, bytes, done);
 }
 
 int vb_uffd_copy(int fd, void *to, const void *from, size_t bytes, size_t *done)

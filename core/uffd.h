@@ -20,7 +20,6 @@ int vb_uffd_register(int fd, void *start, size_t bytes);
  * errors included. EAGAIN is retried here. Threads that wait for these pages are woken.
  */
 int vb_uffd_move(int fd, void *to, void *from, size_t bytes, size_t *done);
-int vb_uffd_zero(int fd, void *start, size_t bytes, size_t *done);
 int vb_uffd_copy(int fd, void *to, const void *from, size_t bytes, size_t *done);
 
 void vb_uffd_wake(int fd, void *start, size_t bytes);

@@ -13,6 +13,10 @@
 #include "uffd.h"
 #include "window_internal.h"
 
+#define HUGE_PAGE ((size_t)2 << 20)
+/* Most bytes that are copied while the lock is held. */
+#define COPY_STEP ((size_t)1 << 20)
+
 void vb_lock(struct vb_window *window)
 {
 	struct vb_turnstile *lock = &window->lock;
@@ -65,14 +69,24 @@ static bool swap_is_on(void)
 	return lines > 1; /* the first is a heading */
 }
 
-/* Address space for guest memory or its ciphertext: never in huge pages, dumped, inherited, merged, swapped. */
+/*
+ * Address space for guest memory or its ciphertext, aligned as huge pages are: never dumped, inherited, merged,
+ * swapped, nor in huge pages (but see open_zones).
+ */
 static int map_memory(size_t bytes, uint8_t **out)
 {
 	static const int advice[] = {MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DONTFORK, MADV_UNMERGEABLE};
-	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	uint8_t *memory = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	size_t before;
 
 	if (memory == MAP_FAILED)
 		return -errno;
+	before = -(uintptr_t)memory % HUGE_PAGE;
+	if (before)
+		munmap(memory, before);
+	memory += before;
+	munmap(memory + bytes, HUGE_PAGE - before);
 	*out = memory;
 	for (size_t i = 0; i < sizeof advice / sizeof *advice; i++)
 		/* EINVAL: a kernel without huge pages, or without merging */
@@ -138,6 +152,23 @@ static int zones_create(struct vb_window *window, const struct vb_config *config
 	return VB_OK;
 }
 
+/* Lets the kernel map open zones as it likes, and sends the faults of all others to the handler. */
+static int open_zones(struct vb_window *window)
+{
+	int status = VB_OK;
+
+	for (size_t i = 0; i < window->zone_count && !status; i++) {
+		uint8_t *start = window->guest + (size_t)window->zones[i].first * VB_PAGE_SIZE_BYTES;
+		size_t bytes = (size_t)window->zones[i].pages * VB_PAGE_SIZE_BYTES;
+
+		if (!window->zones[i].open)
+			status = vb_uffd_register(window->uffd, start, bytes);
+		else if (madvise(start, bytes, MADV_HUGEPAGE) != 0 && errno != EINVAL)
+			status = -errno;
+	}
+	return status;
+}
+
 static int build(struct vb_window *window, const struct vb_config *config, uint64_t pages)
 {
 	int status = vb_cipher_self_test(config->cipher);
@@ -167,7 +198,7 @@ static int build(struct vb_window *window, const struct vb_config *config, uint6
 	if (!status)
 		status = zones_create(window, config);
 	if (!status)
-		status = vb_uffd_register(window->uffd, window->guest, window->bytes);
+		status = open_zones(window);
 	if (!status)
 		status = vb_uffd_register(window->uffd, window->side, window->bytes);
 	if (!status)
@@ -314,6 +345,24 @@ static size_t part_of(size_t offset, size_t bytes)
 	return rest < bytes ? rest : bytes;
 }
 
+/* Into an open zone, which needs no pages brought in. Gives how many bytes, or 0. */
+static size_t copy_open(struct vb_window *window, size_t offset, const uint8_t *data, size_t bytes)
+{
+	const struct vb_zone *zone = vb_zone_of(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));
+	size_t end = ((size_t)zone->first + zone->pages) * VB_PAGE_SIZE_BYTES;
+
+	if (bytes > end - offset)
+		bytes = end - offset;
+	if (bytes > COPY_STEP)
+		bytes = COPY_STEP;
+	vb_lock(window);
+	if (!zone->open || window->failure.status)
+		bytes = 0;
+	memcpy(window->guest + offset, data, bytes);
+	vb_unlock(window);
+	return bytes;
+}
+
 /* Whole pages that were never touched, with their contents in one step. Gives how many bytes, or 0. */
 static int fill_pages(struct vb_window *window, size_t offset, const uint8_t *data, size_t bytes, size_t *filled)
 {
@@ -353,7 +402,9 @@ int vb_window_write(struct vb_window *window, size_t offset, const void *data, s
 			status = VB_CLOSED;
 			break;
 		}
-		status = fill_pages(window, offset, from, bytes, &part);
+		part = copy_open(window, offset, from, bytes);
+		if (!part)
+			status = fill_pages(window, offset, from, bytes, &part);
 		if (!status && !part) {
 			part = part_of(offset, bytes);
 			status = lock_page(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));
@@ -436,6 +487,8 @@ int vb_window_set_percent(struct vb_window *window, size_t index, unsigned perce
 			status = VB_FAILED;
 		} else if (atomic_load(&window->closing)) {
 			status = VB_CLOSED;
+		} else if (zone->open && percent) {
+			status = vb_watch(window, zone);
 		} else if (zone->limit <= target) {
 			zone->limit = target;
 			done = true;
@@ -481,6 +534,8 @@ int vb_window_stats(struct vb_window *window, size_t index, struct vb_stats *out
 		.bytes_decrypted = zone->bytes_decrypted,
 		.busy = zone->busy,
 	};
+	if (zone->open)
+		out->plaintext = out->plaintext_max = vb_open_pages(window, zone);
 	vb_unlock(window);
 	leave(window);
 	return VB_OK;

@@ -13,6 +13,9 @@
  * under the window's lock. On its way it counts as plaintext. At every instant, for every zone:
  * plaintext pages ≤ window(zone). Room is made before a page is mapped, never after.
  *
+ * A zone that has had 0 percent from the start is open: all of it may be plaintext, so the kernel maps what is
+ * touched, in huge pages where it can, and no fault comes here. The first rise of its percentage ends that.
+ *
  * All functions may be called from any thread; those that take a window end with VB_CLOSED once it is
  * closed, and with VB_FAILED once it has failed. They return 0, a status (status.h) or -errno.
  */

@@ -62,6 +62,10 @@ struct vb_zone *vb_zone_of(struct vb_window *window, uint32_t page);
 uint32_t vb_absent_run(struct vb_window *window, uint32_t page, uint32_t most);
 /* Notes the first failure and signals it. `page` is of the window. Gives back `status`. */
 int vb_fail(struct vb_window *window, int status, uint32_t page);
+/* Pages of an open zone that are there. */
+uint32_t vb_open_pages(struct vb_window *window, const struct vb_zone *zone);
+/* Ends that `zone` is open: from here on its pages are counted and its faults come to the handler. */
+int vb_watch(struct vb_window *window, struct vb_zone *zone);
 /* Overwrites all plaintext and destroys the keys. */
 void vb_wipe(struct vb_window *window);
 

@@ -18,6 +18,7 @@ void vb_zone_init(struct vb_zone *zone, uint32_t first, uint32_t pages, unsigned
 	zone->first = first;
 	zone->pages = pages;
 	zone->percent = percent;
+	zone->open = percent == 0;
 	zone->limit = vb_zone_window(pages, percent);
 	zone->queue = queue;
 	for (unsigned i = 0; i < VB_STREAMS; i++)

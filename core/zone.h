@@ -12,8 +12,9 @@
 
 /* No zone's window is smaller (or all pages of a zone that has fewer): a vCPU needs some pages at once. */
 #define VB_MINIMUM_WINDOW 64
-/* Most pages that one system call moves or maps. */
+/* Most pages that one system call moves or maps; of zeros, as long as there is room, more. */
 #define VB_RUN 16
+#define VB_ZERO_RUN 64
 #define VB_STREAMS 4
 
 /* A place where faults have come one after the other: the page expected next, and the last run's length. */
@@ -29,6 +30,7 @@ struct vb_zone {
 	uint32_t limit;   /* plaintext pages allowed at this instant */
 	uint32_t plaintext;
 	uint32_t plaintext_max; /* since the percentage was last changed */
+	bool open; /* 0 percent from the start: the kernel maps what is touched, nothing below is counted */
 
 	uint32_t *queue;  /* plaintext pages in the order of their mapping: a ring of `pages` places */
 	uint32_t head;

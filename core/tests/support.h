@@ -82,6 +82,10 @@ static inline void check_invariant(struct vb_window *window)
 		struct vb_zone *zone = &window->zones[i];
 		uint32_t there = present(window->guest + zone->first * VB_PAGE_SIZE_BYTES, zone->pages);
 
+		if (zone->open) {
+			CHECK(vb_open_pages(window, zone) == there);
+			continue;
+		}
 		CHECK(there == zone->plaintext);
 		CHECK(there <= zone->limit);
 		CHECK(zone->count == zone->plaintext);

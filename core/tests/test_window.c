@@ -57,7 +57,7 @@ static void test_zeros(void)
 
 	CHECK(window->guest[0] == 0);
 	CHECK(vb_window_stats(window, 0, &stats) == VB_OK);
-	CHECK(stats.plaintext == VB_RUN && stats.zero_faults == 1 && stats.window == 100);
+	CHECK(stats.plaintext == 100 / 4 && stats.zero_faults == 1 && stats.window == 100);
 	check_invariant(window);
 	for (size_t i = 0; i < window->bytes; i += 1024)
 		CHECK(window->guest[i] == 0);
@@ -113,6 +113,38 @@ static void test_percentages(void)
 		CHECK(window->guest[i] == (uint8_t)(i / VB_PAGE_SIZE_BYTES));
 	CHECK(vb_window_stats(window, 0, &stats) == VB_OK && stats.plaintext == 600);
 	check_invariant(window);
+	vb_window_free(window);
+}
+
+/* An open zone is the kernel's, in huge pages where it can; with the first rise each of its pages is counted. */
+static void test_open(void)
+{
+	const struct vb_zone_config zones[] = {{4096, 0}, {512, 90}};
+	const size_t hole = 2048 * VB_PAGE_SIZE_BYTES;
+	struct vb_window *window = open_window(zones, 2);
+	struct vb_stats stats;
+	uint8_t data[3 * VB_PAGE_SIZE_BYTES], back[sizeof data];
+
+	CHECK((uintptr_t)window->guest % (2 << 20) == 0);
+	memset(data, 0xa5, sizeof data);
+	CHECK(vb_window_write(window, 4095 * VB_PAGE_SIZE_BYTES - 7, data, sizeof data) == VB_OK); /* into the next zone */
+	for (size_t i = 0; i < 1024; i++)
+		window->guest[i * VB_PAGE_SIZE_BYTES] = (uint8_t)i;
+	CHECK(vb_window_stats(window, 0, &stats) == VB_OK);
+	CHECK(stats.faults == 0 && stats.plaintext >= 1026 && stats.plaintext <= 4096);
+	check_invariant(window);
+	CHECK(vb_window_set_percent(window, 0, 0) == VB_OK && window->zones[0].open);
+
+	CHECK(vb_window_set_percent(window, 0, 75) == VB_OK && !window->zones[0].open);
+	CHECK(vb_window_stats(window, 0, &stats) == VB_OK && stats.plaintext <= 1024 && stats.evictions);
+	check_invariant(window);
+	CHECK(window->guest[hole] == 0);
+	for (size_t i = 0; i < 1024; i++)
+		CHECK(window->guest[i * VB_PAGE_SIZE_BYTES] == (uint8_t)i);
+	CHECK(vb_window_read(window, 4095 * VB_PAGE_SIZE_BYTES - 7, back, sizeof back) == VB_OK);
+	CHECK(memcmp(data, back, sizeof data) == 0);
+	check_invariant(window);
+	CHECK(vb_window_set_percent(window, 0, 0) == VB_OK && !window->zones[0].open);
 	vb_window_free(window);
 }
 
@@ -218,6 +250,7 @@ int main(void)
 	test_zeros();
 	test_ciphertext();
 	test_percentages();
+	test_open();
 	test_dropped();
 	test_pinned();
 	test_close();
