@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import os
+import signal
 import ssl
 import sys
 import threading
@@ -113,7 +115,7 @@ class Agent:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         loop = agent_main.Loop()
-        processes = []
+        self.processes = processes = []
         for index, application in enumerate(monitor.config.applications, 1):
             logs = directory / f"log-{index}"
             logs.mkdir()
@@ -144,6 +146,13 @@ class Agent:
         environment = {**os.environ, **application.environment, "ROOT": str(self.root), "NAME": application.name}
         actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
         return os.posix_spawnp(application.command[0], application.command, environment, file_actions=actions)
+
+    def close(self) -> None:
+        """Kill the applications that still run (the loop's thread reaps them)."""
+        for process in self.processes:
+            if process.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
 
     def go(self) -> None:
         """Let the applications end."""
@@ -203,6 +212,9 @@ class LoopbackHost:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for record in self.realms.values():
+            if record.agent:
+                record.agent.close()
         self._do(self._runner.cleanup())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
