@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 
 #include <openssl/crypto.h>
 
@@ -396,7 +397,7 @@ static PyType_Spec window_spec = {
 static PyObject *lock_process(PyObject *module, PyObject *unused)
 {
 	(void)unused;
-	if (mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0)
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 || mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0)
 		return fail(module, -errno);
 	Py_RETURN_NONE;
 }

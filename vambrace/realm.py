@@ -16,10 +16,10 @@ import json
 import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from vambrace.errors import ConfigError
+from vambrace.record import Record
 
 SCHEMA: Final = "vambrace.realm/1"
 FORMS: Final = ("application",)
@@ -50,8 +50,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
-@dataclass(frozen=True)
-class Zone:
+class Zone(Record):
     """Memory with one encrypted percentage. ``memory`` in bytes; ``follow`` is for the system's zone only."""
 
     name: str
@@ -67,8 +66,7 @@ class Zone:
         _boolean(self.follow, f"zone {self.name}: follow")
 
 
-@dataclass(frozen=True)
-class Application:
+class Application(Record):
     """One unmodified program with its own zone; ``results`` are files below ``/results/<name>``."""
 
     name: str
@@ -105,8 +103,7 @@ class Application:
         _unique(self.results, f"{where}: result")
 
 
-@dataclass(frozen=True)
-class Disk:
+class Disk(Record):
     """A read-only disk: ``data_size`` bytes of EROFS, then its dm-verity tree, ``size`` bytes in all."""
 
     name: str
@@ -128,8 +125,7 @@ class Disk:
             raise ConfigError(f"{where}: sizes must be multiples of {BLOCK} bytes")
 
 
-@dataclass(frozen=True)
-class RealmConfig:
+class RealmConfig(Record):
     """Everything that determines a Realm, apart from the bytes of kernel and initrd.
 
     Raises ``ConfigError`` when made with values that contradict section 1.
@@ -226,7 +222,7 @@ class RealmConfig:
             "collect_seconds": self.collect_seconds,
             "zones": zones,
             "applications": [application_object(application) for application in self.applications],
-            "disks": [{f.name: getattr(disk, f.name) for f in fields(Disk)} for disk in self.disks],
+            "disks": [disk.as_dict() for disk in self.disks],
         }
 
     @classmethod

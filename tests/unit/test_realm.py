@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -173,7 +172,7 @@ def test_personalization_is_of_the_owners_key() -> None:
     spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     assert config.owner_spki == spki
     assert config.personalization() == hashlib.sha512(b"vambrace-rpv-1" + spki).digest()
-    other = replace(config, owner=make_certificate()[0])
+    other = config.replace(owner=make_certificate()[0])
     assert other.personalization() != config.personalization()
     assert other.encode() != config.encode()
 

@@ -38,6 +38,7 @@ MODULES = (*DISK_MODULES, "virtio_net", "ext4", "tee", "optee", "vsock", "vhost_
 APPLETS = ("sh", "mount", "mkdir", "mkfifo", "ip", "sleep", "poweroff", "false")
 # What a host runs; the user's side of vambrace stays with the user.
 PARTS = ("attest", "host", "image", "kvm", "machine", "measure", "pager", "trustzone", "virtio")
+FILES = ("__init__.py", "errors.py", "realm.py", "record.py")
 INIT = "/usr/lib/vambrace/host-init"
 SITE = "usr/lib/python3/dist-packages"
 
@@ -86,7 +87,7 @@ def build_host(archive: Archive, cache: Cache, settings: str) -> HostImage:
     parts = [package / part for part in PARTS]
     inputs = {
         "packages": archive.key(packages),
-        "vambrace": hash_tree(*parts, package / "__init__.py", package / "errors.py", package / "realm.py"),
+        "vambrace": hash_tree(*parts, *(package / name for name in FILES)),
         "extension": hash_tree(extension),
         "fdt": hash_tree(fdt),
         **scripts,
@@ -101,7 +102,7 @@ def build_host(archive: Archive, cache: Cache, settings: str) -> HostImage:
         site = tree / SITE
         for part in parts:
             shutil.copytree(part, site / "vambrace" / part.name, ignore=ignored)
-        for name in ("__init__.py", "errors.py", "realm.py"):
+        for name in FILES:
             shutil.copyfile(package / name, site / "vambrace" / name)
         shutil.copyfile(extension, site / "vambrace/pager" / extension.name)
         shutil.copytree(fdt, site / "fdt", ignore=ignored)

@@ -9,40 +9,35 @@ import mmap
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vambrace.errors import KvmError
 from vambrace.kvm import abi
 
 
-@dataclass(frozen=True)
-class MmioRead:
+class MmioRead(NamedTuple):
     """The guest reads ``length`` (1, 2, 4, 8) bytes; answer with ``Vcpu.answer``."""
 
     address: int
     length: int
 
 
-@dataclass(frozen=True)
-class MmioWrite:
+class MmioWrite(NamedTuple):
     address: int
     data: bytes
 
 
-@dataclass(frozen=True)
-class SystemEvent:
+class SystemEvent(NamedTuple):
     """The guest ended itself through PSCI: ``kind`` is one of ``abi.SYSTEM_EVENT_*``."""
 
     kind: int
 
 
-@dataclass(frozen=True)
-class Interrupted:
+class Interrupted(NamedTuple):
     """A signal or ``Vcpu.stop``."""
 
 
-@dataclass(frozen=True)
-class Crashed:
+class Crashed(NamedTuple):
     """The guest cannot go on; ``detail`` says why, in one line without guest data."""
 
     detail: str

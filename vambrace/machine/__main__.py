@@ -8,7 +8,6 @@ import sys
 
 from vambrace.errors import UsageError
 from vambrace.machine.control import Control, harden
-from vambrace.pager import lock_process
 
 
 def main(arguments: list[str]) -> int:
@@ -19,7 +18,6 @@ def main(arguments: list[str]) -> int:
             print("usage: python3 -m vambrace.machine --control FD", file=sys.stderr)
             return UsageError.exit_code
     harden()
-    lock_process()
     # The daemon decides when a domain ends; a terminal's Ctrl-C is not for this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as connection:

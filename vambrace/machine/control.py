@@ -5,17 +5,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
+import resource
 import select
 import socket
 import threading
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from vambrace.errors import UsageError, VambraceError
 from vambrace.machine.keys import page_key
 from vambrace.machine.vmm import LoadRequest, Machine, Reason
+from vambrace.pager import lock_process
 
 PACKET_LIMIT = 64 << 10
 
@@ -92,7 +91,7 @@ class Control:
             case "encrypt":
                 machine.encrypt(_integer(message, "zone"), _integer(message, "percent"))
             case "stats":
-                return {"zones": [asdict(stats) for stats in machine.stats()]}
+                return {"zones": [stats.as_dict() for stats in machine.stats()]}
             case "agent":
                 machine.agent(_bytes64(message, "data"))
             case "destroy":
@@ -113,14 +112,9 @@ class Control:
 
 
 def harden() -> None:
-    """No core file and no debugger: guest memory and keys are in this process."""
-    import ctypes
-    import resource
-
+    """No core file, no debugger, no swap: guest memory and keys are in this process. Raises ``PagerError``."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pr_set_dumpable = 4
-    if ctypes.CDLL(None, use_errno=True).prctl(pr_set_dumpable, 0, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    lock_process()
 
 
 def _parse(packet: bytes) -> dict[str, Any]:
@@ -142,10 +136,10 @@ def _load_request(message: dict[str, Any]) -> LoadRequest:
     cpu = message.get("handler_cpu")
     instance = _hex(message, "instance", 16)
     return LoadRequest(
-        config=Path(_string(message, "config")),
-        kernel=Path(_string(message, "kernel")),
-        initrd=Path(_string(message, "initrd")),
-        disks=tuple(Path(path) for path in disks),
+        config=_string(message, "config"),
+        kernel=_string(message, "kernel"),
+        initrd=_string(message, "initrd"),
+        disks=tuple(disks),
         instance=instance,
         key=page_key(_hex(message, "share", 32), instance),
         cid=_integer(message, "cid"),

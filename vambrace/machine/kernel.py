@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from vambrace.errors import ConfigError
 from vambrace.machine.layout import BLOCK, PAGE
+from vambrace.record import Record
 
 _HEADER = struct.Struct("<4s4sQQQ24s4s4s")
 _MAGIC = b"ARM\x64"
@@ -14,8 +14,7 @@ _BIG_ENDIAN = 1
 _LARGEST = 1 << 30
 
 
-@dataclass(frozen=True)
-class KernelImage:
+class KernelImage(Record):
     """``text_offset`` from a multiple of 2 MiB; ``size`` in memory, more than the file's."""
 
     text_offset: int

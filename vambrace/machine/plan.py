@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vambrace.errors import ConfigError
 from vambrace.machine import layout
 from vambrace.machine.devicetree import build_tree
 from vambrace.machine.kernel import parse_image
 from vambrace.realm import RealmConfig
+from vambrace.record import Record
 
 # EL1 with its own stack pointer; debug, SError, IRQ and FIQ masked: what PSCI and Linux expect.
 _PSTATE = 0x3C5
 
 
-@dataclass(frozen=True)
-class ZonePlan:
+class ZonePlan(Record):
     """``base`` and ``size`` in bytes, guest-physical."""
 
     name: str
@@ -24,16 +22,14 @@ class ZonePlan:
     percent: int
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(Record):
     """Initial memory; ``gpa`` is a multiple of the page size."""
 
     gpa: int
     data: bytes | memoryview
 
 
-@dataclass(frozen=True)
-class VcpuState:
+class VcpuState(Record):
     """Registers by name; all others are as after reset. Not powered on: waits for PSCI CPU_ON."""
 
     index: int
@@ -41,8 +37,7 @@ class VcpuState:
     powered_on: bool
 
 
-@dataclass(frozen=True)
-class BootPlan:
+class BootPlan(Record):
     zones: tuple[ZonePlan, ...]
     segments: tuple[Segment, ...]
     vcpus: tuple[VcpuState, ...]

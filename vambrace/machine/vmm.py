@@ -11,10 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from vambrace.errors import ConfigError, UsageError
 from vambrace.kvm import Crashed, Interrupted, MmioRead, MmioWrite, SystemEvent, Vcpu, Vm, abi
@@ -23,6 +21,7 @@ from vambrace.machine.plan import BootPlan, plan_boot
 from vambrace.measure import LaunchMeasurement
 from vambrace.pager import Window, ZoneStats
 from vambrace.realm import MAX_CONFIG_BYTES, RealmConfig
+from vambrace.record import Record
 from vambrace.virtio.block import Block
 from vambrace.virtio.console import RX_AGENT, Console
 from vambrace.virtio.device import Device, KernelDevice
@@ -35,6 +34,7 @@ from vambrace.virtio.vsock import Vsock
 _KICK = signal.SIGUSR1  # makes a vCPU thread leave the kernel
 _JOIN_SECONDS = 2.0
 
+StrPath = str | os.PathLike[str]  # no pathlib: it makes the process start later
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -55,14 +55,13 @@ class Reason(Enum):
     INTEGRITY = "integrity"
 
 
-@dataclass(frozen=True)
-class LoadRequest:
+class LoadRequest(Record):
     """Files and identity of one domain. ``key`` has 32 bytes, ``instance`` 16, both for this run only."""
 
-    config: Path
-    kernel: Path
-    initrd: Path
-    disks: tuple[Path, ...]
+    config: StrPath
+    kernel: StrPath
+    initrd: StrPath
+    disks: tuple[StrPath, ...]
     instance: bytes
     key: bytes
     cid: int
@@ -336,19 +335,24 @@ def _make_vcpus(vm: Vm, plan: BootPlan, measurement: LaunchMeasurement) -> list[
     return vcpus
 
 
-def _read(path: Path, limit: int) -> bytes:
+def _open(path: StrPath) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb")
+
+
+def _read(path: StrPath, limit: int) -> bytes:
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             return file.read(limit + 1)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path.name}: {getattr(error, 'strerror', None) or error}") from error
+        name = os.fspath(path).rpartition("/")[2]
+        raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextlib.contextmanager
-def _mapped(path: Path, what: str) -> Iterator[memoryview]:
+def _mapped(path: StrPath, what: str) -> Iterator[memoryview]:
     """A file's bytes without a copy."""
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{what}: cannot be read ({error})") from error

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from types import TracebackType
 
 from vambrace.errors import PageAuthenticationError, PagerError
 from vambrace.pager import _core
+from vambrace.record import Record
 
 PAGE_SIZE = 4096
 #: Pages: no zone's window is smaller, unless the zone itself is.
@@ -33,8 +33,7 @@ def window_pages(pages: int, percent: int) -> int:
     return min(pages, max((100 - percent) * pages // 100, MINIMUM_WINDOW))
 
 
-@dataclass(frozen=True)
-class ZoneStats:
+class ZoneStats(Record):
     """Counts of one zone, in pages unless said. ``plaintext_max`` is since the last change of percentage;
     ``window`` is what is allowed at this instant (while a rise is under way, more than its target)."""
 
@@ -50,8 +49,7 @@ class ZoneStats:
     bytes_decrypted: int
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(Record):
     """Why the window stopped, at ``page`` (index within ``zone``). ``reason`` is "authentication" when its
     ciphertext, tag or version was changed, else what the system said."""
 
@@ -183,8 +181,8 @@ class Window:
 
 
 def lock_process() -> None:
-    """Keeps all memory of this process, as it comes into use, out of swap: libcrypto's key schedules lie on
-    the heap. For a process that owns a window. Raises PagerError."""
+    """Keeps all memory of this process, as it comes into use, out of swap, and debuggers away: libcrypto's key
+    schedules lie on the heap. For a process that owns a window. Raises PagerError."""
     try:
         _core.lock_process()
     except _core.Error as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 
 from vambrace.errors import ConfigError
 from vambrace.virtio.device import VERSION_1, Device
@@ -29,7 +28,7 @@ class Block(Device):
     queues = 1
     features = VERSION_1 | _SEG_MAX | _READ_ONLY
 
-    def __init__(self, path: Path, name: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], name: str) -> None:
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vambrace.virtio.memory import GuestFault, GuestMemory
 
@@ -21,8 +21,7 @@ _INDEX = struct.Struct("<H")
 _NO_INTERRUPT = 1
 
 
-@dataclass(frozen=True)
-class Chain:
+class Chain(NamedTuple):
     """One request: slices of guest memory that the device reads, then those that it writes.
 
     The guest may change their contents at any time: copy before checking.

@@ -1,0 +1,62 @@
+"""Records behave as frozen dataclasses do, and the VMM process imports nothing that makes its start slow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from vambrace.record import Record
+
+
+class Point(Record):
+    x: int
+    y: int = 7
+
+    def __post_init__(self) -> None:
+        if self.x < 0:
+            raise ValueError("x is negative")
+
+
+class Other(Record):
+    x: int
+    y: int = 7
+
+
+def test_values_come_by_position_name_and_default() -> None:
+    assert Point(1) == Point(x=1, y=7) == Point(1, 7)
+    assert Point(1) != Point(2) and Point(1) != Other(1)
+    assert hash(Point(1)) == hash(Point(1)) and len({Point(1), Point(1), Point(2)}) == 2
+    assert repr(Point(1)) == "Point(x=1, y=7)"
+    assert Point(1).as_dict() == {"x": 1, "y": 7}
+    assert Point(1).replace(y=2) == Point(1, 2)
+    match Point(3, 4):
+        case Point(x, y):
+            assert (x, y) == (3, 4)
+
+
+def test_what_is_wrong_is_refused() -> None:
+    for values, named in (((), {}), ((1, 2, 3), {}), ((1,), {"x": 1}), ((1,), {"z": 1})):
+        with pytest.raises(TypeError, match="Point"):
+            Point(*values, **named)
+    for change in ({"x": -1}, {"x": -2, "y": 1}):
+        with pytest.raises(ValueError, match="negative"):
+            Point(1).replace(**change)
+    point = Point(1)
+    with pytest.raises(AttributeError):
+        point.x = 2  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        del point.x
+    assert point == Point(1)
+
+
+def test_the_vmm_process_starts_without_slow_modules() -> None:
+    # The finder of an editable install brings its own.
+    program = (
+        "import sys; before = set(sys.modules); import vambrace.machine.__main__; "
+        "print(*(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    slow = {"asyncio", "cbor2", "cryptography", "ctypes", "dataclasses", "inspect", "pathlib", "ssl", "tempfile"}
+    assert not slow & set(done.stdout.split())
