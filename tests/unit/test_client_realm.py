@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from client_harness import Agent, World, make_bundle, make_platform, make_world, register
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace import Host, Owner, Realm, Trust
 from vambrace.attest.policy import Policy
@@ -15,6 +16,7 @@ from vambrace.client import channel
 from vambrace.errors import (
     ChallengeMismatch,
     Conflict,
+    MalformedEvidence,
     MeasurementMismatch,
     OwnerMismatch,
     RealmError,
@@ -176,6 +178,16 @@ def test_a_wrong_token_on_the_channel(world: World) -> None:
         world.record.monitor.measurement = hashlib.sha256(b"another").digest()
         with pytest.raises(MeasurementMismatch):
             realm.attest()
+
+
+def test_a_certificate_that_is_none(world: World) -> None:
+    """On the channel: of no X.509 version, cut, empty. It is the host's, until the token says otherwise."""
+    der = world.owner.certificate.public_bytes(Encoding.DER)
+    assert channel.public_key(der) == world.owner.spki
+    version = der.index(bytes.fromhex("a003020102")) + 4
+    for damaged in (der[:version] + b"\x03" + der[version + 1 :], der[:-1], b"", b"\x30\x80"):
+        with pytest.raises(MalformedEvidence):
+            channel.public_key(damaged)
 
 
 def test_another_owner_cannot_connect(world: World, tmp_path: Path) -> None:

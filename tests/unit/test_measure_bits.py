@@ -6,7 +6,6 @@ whose disk is measured by its verity root.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +86,7 @@ def test_every_bit_of_the_command_line() -> None:
     allowed = 0
     for bit in range(len(words) * 8):
         cmdline = flip(words, bit).decode("latin-1")
-        allowed += not refused_or_another(lambda cmdline=cmdline: measure(dataclasses.replace(CONFIG, cmdline=cmdline)))  # type: ignore[misc]
+        allowed += not refused_or_another(lambda cmdline=cmdline: measure(CONFIG.replace(cmdline=cmdline)))  # type: ignore[misc]
     assert allowed > len(words), "the test tests something"
 
 
@@ -113,10 +112,10 @@ def test_any_bit_of_the_configuration(bit: int) -> None:
         {"collect_seconds": 301},
         {"cmdline": CONFIG.cmdline + " "},
         {"disks": CONFIG.disks[::-1]},
-        {"zones": (dataclasses.replace(CONFIG.zones[0], memory=130 << 20), *CONFIG.zones[1:])},
-        {"zones": (dataclasses.replace(CONFIG.zones[0], follow=False), *CONFIG.zones[1:])},
-        {"zones": (*CONFIG.zones[:2], dataclasses.replace(CONFIG.zones[2], percent=79))},
-        {"applications": (dataclasses.replace(CONFIG.applications[0], restarts=1), CONFIG.applications[1])},
+        {"zones": (CONFIG.zones[0].replace(memory=130 << 20), *CONFIG.zones[1:])},
+        {"zones": (CONFIG.zones[0].replace(follow=False), *CONFIG.zones[1:])},
+        {"zones": (*CONFIG.zones[:2], CONFIG.zones[2].replace(percent=79))},
+        {"applications": (CONFIG.applications[0].replace(restarts=1), CONFIG.applications[1])},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -124,7 +123,7 @@ def test_every_field_of_the_configuration(change: dict[str, Any]) -> None:
     """All of them valid: what is changed is measured, not refused."""
     if change.get("hash") not in (None, *hashlib.algorithms_available):
         pytest.skip("hashlib has no SM3 here")
-    assert measure(dataclasses.replace(CONFIG, **change)) != MEASUREMENT
+    assert measure(CONFIG.replace(**change)) != MEASUREMENT
 
 
 # Applications: on a disk, whose verity root is in the configuration

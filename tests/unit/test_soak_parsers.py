@@ -21,14 +21,17 @@ from hypothesis import strategies as st
 from realm_factory import make_kernel, make_realm, owner
 
 from vambrace.attest import cbor, cose, references
+from vambrace.attest.chain import UNREADABLE
 from vambrace.attest.owner import OwnerIdentity, verify_percent, verify_verdict
 from vambrace.attest.token import describe
 from vambrace.attest.verify import verify_launch
+from vambrace.client.channel import public_key
 from vambrace.client.host import RealmInfo, problem
 from vambrace.errors import (
     ConfigError,
     HostError,
     ImageError,
+    MalformedEvidence,
     MessageRefused,
     VambraceError,
     VerificationError,
@@ -325,15 +328,17 @@ def test_der_walk() -> None:
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     good = certificate_der(owner()[0])
-    assert owner_public_key(certificate_pem(good))
+    assert owner_public_key(certificate_pem(good)) == public_key(good)
 
     @until_budget(mutated([good], most=3))
     def check(der: bytes) -> None:
+        with contextlib.suppress(MalformedEvidence):
+            public_key(der)
         try:
             spki = owner_public_key(certificate_pem(der))
         except ConfigError:
             return
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(*UNREADABLE):
             theirs = x509.load_der_x509_certificate(der).public_key()
             assert theirs.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) == spki
 

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from vambrace.attest.cbor import decode, encode
+from vambrace.attest.chain import UNREADABLE
 from vambrace.attest.challenge import INSTANCE_BYTES, channel_challenge, launch_challenge
 from vambrace.attest.cose import decode_sign1, sign1
 from vambrace.attest.endorsement import (
@@ -94,7 +95,7 @@ class OwnerIdentity:
             certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
         except OSError:
             raise ConfigError(f"there is no owner's identity in {directory}") from None
-        except ValueError:
+        except UNREADABLE:
             raise ConfigError(f"the owner's identity in {directory} is damaged") from None
         if certificate.public_key() != key.public_key():
             raise ConfigError(f"key and certificate in {directory} do not belong together")

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from vambrace.attest.chain import UNREADABLE
 from vambrace.attest.verify import VerifiedRealm
 from vambrace.client.host import Host, plain, problem, unreachable
 from vambrace.errors import ConfigError, HostUnreachable, MalformedEvidence, RealmError
@@ -40,6 +41,15 @@ Result = TypeVar("Result")
 
 class ChannelClosed(RealmError):
     """The connection ended; a new one may work, if the Realm still runs."""
+
+
+def public_key(certificate: bytes) -> bytes:
+    """SubjectPublicKeyInfo (DER) of a TLS certificate that anyone may have made. Raises ``MalformedEvidence``."""
+    try:
+        public = x509.load_der_x509_certificate(certificate).public_key()
+        return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except UNREADABLE as error:
+        raise MalformedEvidence("the channel's certificate is damaged") from error
 
 
 class Channel:
@@ -92,12 +102,7 @@ class Channel:
         return reply, data
 
     def _attest(self, verify: Verify) -> VerifiedRealm:
-        der = self._tls.getpeercert(binary_form=True)
-        try:
-            public = x509.load_der_x509_certificate(der or b"").public_key()
-            spki = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-        except ValueError as error:
-            raise MalformedEvidence("the channel's certificate is damaged") from error
+        spki = public_key(self._tls.getpeercert(binary_form=True) or b"")
         nonce = os.urandom(32)
         reply, _ = self.request("attest", nonce=nonce.hex())
         try:
