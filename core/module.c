@@ -246,6 +246,41 @@ static PyObject *window_read(Window *self, PyObject *arguments)
 	return data;
 }
 
+static PyObject *window_digests(Window *self, PyObject *arguments)
+{
+	Py_ssize_t offset, length, pages;
+	const char *algorithm;
+	PyObject *digests;
+	struct vb_window *window;
+	int status = VB_INVALID;
+
+	if (!PyArg_ParseTuple(arguments, "nns", &offset, &length, &algorithm))
+		return NULL;
+	window = begin(self);
+	if (!window)
+		return NULL;
+	if (offset < 0 || length < 0 || (size_t)length > vb_window_bytes(window)) {
+		end(self);
+		return fail_of(self, VB_INVALID);
+	}
+	pages = (Py_ssize_t)(((size_t)length + VB_PAGE_SIZE_BYTES - 1) / VB_PAGE_SIZE_BYTES);
+	digests = PyBytes_FromStringAndSize(NULL, pages * VB_DIGEST_BYTES);
+	if (digests) {
+		uint8_t *to = (uint8_t *)PyBytes_AsString(digests);
+
+		Py_BEGIN_ALLOW_THREADS
+		status = vb_window_digests(window, (size_t)offset, (size_t)length, algorithm, to);
+		Py_END_ALLOW_THREADS
+		if (status) {
+			Py_DECREF(digests);
+			fail_of(self, status);
+			digests = NULL;
+		}
+	}
+	end(self);
+	return digests;
+}
+
 static PyObject *window_set_percent(Window *self, PyObject *arguments)
 {
 	Py_ssize_t zone;
@@ -364,6 +399,7 @@ static PyMethodDef window_methods[] = {
 	{"close", (PyCFunction)window_close, METH_NOARGS, NULL},
 	{"write", (PyCFunction)window_write, METH_VARARGS, NULL},
 	{"read", (PyCFunction)window_read, METH_VARARGS, NULL},
+	{"digests", (PyCFunction)window_digests, METH_VARARGS, NULL},
 	{"set_percent", (PyCFunction)window_set_percent, METH_VARARGS, NULL},
 	{"stats", (PyCFunction)window_stats, METH_VARARGS, NULL},
 	{"failure", (PyCFunction)window_failure, METH_NOARGS, NULL},

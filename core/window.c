@@ -2,6 +2,7 @@
 #include "window.h"
 
 #include <errno.h>
+#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -446,6 +447,55 @@ int vb_window_read(struct vb_window *window, size_t offset, void *data, size_t b
 		bytes -= part;
 	}
 	leave(window);
+	return status;
+}
+
+/* The hash of one page of which `bytes` are measured. */
+static int page_digest(struct vb_window *window, size_t offset, size_t bytes, const EVP_MD *hash, EVP_MD_CTX *context,
+		       uint8_t *out)
+{
+	static const uint8_t zeros[VB_PAGE_SIZE_BYTES];
+	int status = lock_page(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));
+	bool done;
+
+	if (status)
+		return status;
+	done = EVP_DigestInit_ex(context, hash, NULL) == 1 &&
+	       EVP_DigestUpdate(context, window->guest + offset, bytes) == 1;
+	vb_unlock(window);
+	done = done && EVP_DigestUpdate(context, zeros, VB_PAGE_SIZE_BYTES - bytes) == 1 &&
+	       EVP_DigestFinal_ex(context, out, NULL) == 1;
+	return done ? VB_OK : VB_CRYPTO;
+}
+
+int vb_window_digests(struct vb_window *window, size_t offset, size_t bytes, const char *algorithm, uint8_t *out)
+{
+	EVP_MD *hash = EVP_MD_fetch(NULL, algorithm, NULL);
+	EVP_MD_CTX *context = EVP_MD_CTX_new();
+	int status = enter(window);
+
+	if (!status) {
+		if (!context)
+			status = -ENOMEM;
+		else if (!hash || EVP_MD_get_size(hash) != VB_DIGEST_BYTES)
+			status = VB_NO_CIPHER;
+		else if (offset % VB_PAGE_SIZE_BYTES || offset > window->bytes || bytes > window->bytes - offset)
+			status = VB_INVALID;
+		else
+			status = check_transfer(window, 0, out, bytes / VB_PAGE_SIZE_BYTES * VB_DIGEST_BYTES);
+		while (!status && bytes) {
+			size_t part = part_of(offset, bytes);
+
+			status = atomic_load(&window->closing) ? VB_CLOSED
+							       : page_digest(window, offset, part, hash, context, out);
+			out += VB_DIGEST_BYTES;
+			offset += part;
+			bytes -= part;
+		}
+		leave(window);
+	}
+	EVP_MD_CTX_free(context);
+	EVP_MD_free(hash);
 	return status;
 }
 

@@ -97,6 +97,13 @@ struct vb_failure vb_window_failure(struct vb_window *window);
 int vb_window_write(struct vb_window *window, size_t offset, const void *data, size_t bytes);
 int vb_window_read(struct vb_window *window, size_t offset, void *data, size_t bytes);
 
+#define VB_DIGEST_BYTES 32
+/*
+ * The hash of each page from `offset` on, the address of one, the last page padded with zeros. `out`, not
+ * in the window, takes VB_DIGEST_BYTES for each. `algorithm` as libcrypto knows it; VB_NO_CIPHER if it does not, or if its digests have another size.
+ */
+int vb_window_digests(struct vb_window *window, size_t offset, size_t bytes, const char *algorithm, uint8_t *out);
+
 /*
  * Returns when the invariant holds at the new value. VB_PINNED: nothing has changed, except that more
  * pages may be encrypted than before.

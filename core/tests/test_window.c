@@ -3,6 +3,7 @@
 #include "support.h"
 
 #include <linux/io_uring.h>
+#include <openssl/evp.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -113,6 +114,37 @@ static void test_percentages(void)
 		CHECK(window->guest[i] == (uint8_t)(i / VB_PAGE_SIZE_BYTES));
 	CHECK(vb_window_stats(window, 0, &stats) == VB_OK && stats.plaintext == 600);
 	check_invariant(window);
+	vb_window_free(window);
+}
+
+/* The hashes are those of the pages, wherever these are, and of nothing else. */
+static void test_digests(void)
+{
+	const struct vb_zone_config zones[] = {{100, 0}, {100, 100}};
+	struct vb_window *window = open_window(zones, 2);
+	const size_t bytes = 150 * VB_PAGE_SIZE_BYTES + 5;
+	uint8_t page[VB_PAGE_SIZE_BYTES], expected[VB_DIGEST_BYTES], digests[151 * VB_DIGEST_BYTES];
+
+	for (size_t i = 0; i < 151; i++) {
+		memset(page, (int)i + 1, sizeof page);
+		CHECK(vb_window_write(window, i * sizeof page, page, sizeof page) == VB_OK);
+	}
+	CHECK(vb_window_digests(window, 0, bytes, "sha256", digests) == VB_OK);
+	check_invariant(window);
+	for (size_t i = 0; i < 151; i++) {
+		memset(page, (int)i + 1, sizeof page);
+		if (i == 150)
+			memset(page + 5, 0, sizeof page - 5);
+		CHECK(EVP_Digest(page, sizeof page, expected, NULL, EVP_sha256(), NULL) == 1);
+		CHECK(memcmp(expected, digests + i * VB_DIGEST_BYTES, VB_DIGEST_BYTES) == 0);
+	}
+	CHECK(vb_window_digests(window, 0, 0, "sha256", digests) == VB_OK);
+	CHECK(vb_window_digests(window, 1, 1, "sha256", digests) == VB_INVALID);
+	CHECK(vb_window_digests(window, VB_PAGE_SIZE_BYTES, window->bytes, "sha256", digests) == VB_INVALID);
+	CHECK(vb_window_digests(window, 0, 1, "sha512", digests) == VB_NO_CIPHER);
+	CHECK(vb_window_digests(window, 0, 1, "none such", digests) == VB_NO_CIPHER);
+	vb_window_close(window);
+	CHECK(vb_window_digests(window, 0, 1, "sha256", digests) == VB_CLOSED);
 	vb_window_free(window);
 }
 
@@ -251,6 +283,7 @@ int main(void)
 	test_ciphertext();
 	test_percentages();
 	test_open();
+	test_digests();
 	test_dropped();
 	test_pinned();
 	test_close();

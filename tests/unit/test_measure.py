@@ -165,3 +165,16 @@ def test_refusals() -> None:
     for value in (-1, 1 << 128):
         with pytest.raises(ConfigError, match="register pc"):
             measurement.vcpu(Vcpu(registers={"pc": value}))
+
+
+def test_pages_are_data_by_the_hashes_of_its_pages() -> None:
+    data = bytes(range(251)) * 40
+    whole, paged = LaunchMeasurement("sha-256", b""), LaunchMeasurement("sha-256", b"")
+    whole.data(0x40000000, data)
+    padded = data.ljust(-(-len(data) // PAGE) * PAGE, b"\0")
+    digests = [hashlib.sha256(padded[start : start + PAGE]).digest() for start in range(0, len(padded), PAGE)]
+    paged.pages(0x40000000, len(data), b"".join(digests))
+    assert paged.digest() == whole.digest()
+    for gpa, size, hashes in ((0x40000001, len(data), digests), (0x40000000, len(data), digests[1:])):
+        with pytest.raises(ConfigError, match="cannot be measured"):
+            paged.pages(gpa, size, b"".join(hashes))

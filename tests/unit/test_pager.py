@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import subprocess
@@ -58,6 +59,19 @@ def test_load_and_read(window: Window) -> None:
     window.load(4090, bytearray(b"across two pages"))
     assert window.read(4090, 16) == b"across two pages"
     assert window.read(window.size, 0) == b""
+
+
+def test_digests_are_those_of_the_pages(window: Window) -> None:
+    data = bytes(range(256)) * (2 * PAGE // 256) + b"a part"
+    window.load(PAGE, data)
+    padded = data.ljust(3 * PAGE, b"\0")
+    pages = [hashlib.sha256(padded[start : start + PAGE]).digest() for start in range(0, 3 * PAGE, PAGE)]
+    assert window.digests(PAGE, len(data), "sha256") == b"".join(pages)
+    assert window.digests(0, 0, "sha256") == b""
+    wrong = [(1, 1, "sha256"), (0, window.size + 1, "sha256"), (-1, 1, "sha256"), (0, 1, "md5")]
+    for offset, length, algorithm in wrong:
+        with pytest.raises(PagerError):
+            window.digests(offset, length, algorithm)
 
 
 def test_memory_is_shared_with_load(window: Window) -> None:

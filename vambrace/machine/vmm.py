@@ -318,8 +318,8 @@ def _load_memory(window: Window, plan: BootPlan, measurement: LaunchMeasurement)
     for segment in plan.segments:
         offset = segment.gpa - layout.RAM
         window.load(offset, segment.data)
-        with window.memory()[offset : offset + len(segment.data)] as loaded:
-            measurement.data(segment.gpa, loaded)
+        size = len(segment.data)
+        measurement.pages(segment.gpa, size, window.digests(offset, size, measurement.algorithm))
 
 
 def _make_vcpus(vm: Vm, plan: BootPlan, measurement: LaunchMeasurement) -> list[Vcpu]:

@@ -73,7 +73,8 @@ class LaunchMeasurement:
 
     def __init__(self, algorithm: str, parameters: bytes) -> None:
         try:
-            self._empty = hashlib.new(ALGORITHMS[algorithm])
+            self.algorithm = ALGORITHMS[algorithm]  # hashlib's name
+            self._empty = hashlib.new(self.algorithm)
         except KeyError:
             raise ConfigError(f"hash: {algorithm[:40]!r} is not known") from None
         except ValueError:
@@ -88,8 +89,6 @@ class LaunchMeasurement:
 
         Raises ``ConfigError`` if ``gpa`` is not page-aligned or does not fit in 64 bits.
         """
-        if gpa % PAGE or not 0 <= gpa < 1 << 64:
-            raise ConfigError(f"memory at {gpa:#x} cannot be measured: not the address of a page")
         view = memoryview(data).cast("B")
         size = len(view)
         whole = size - size % PAGE
@@ -102,7 +101,18 @@ class LaunchMeasurement:
             digests.append(page.digest())
         if whole != size:
             digests.append(self._hash(bytes(view[whole:]).ljust(PAGE, b"\0")))
-        self._extend(_MEMORY, gpa, size, self._hash(b"".join(digests)))
+        self.pages(gpa, size, b"".join(digests))
+
+    def pages(self, gpa: int, size: int, digests: bytes) -> None:
+        """The same by the hashes of its pages, one after the other: ``data`` for whoever computes these faster.
+
+        Raises ``ConfigError`` as ``data`` does.
+        """
+        if gpa % PAGE or not 0 <= gpa < 1 << 64:
+            raise ConfigError(f"memory at {gpa:#x} cannot be measured: not the address of a page")
+        if len(digests) != -(-size // PAGE) * self._empty.digest_size:
+            raise ConfigError(f"memory at {gpa:#x} cannot be measured: not a hash for each page")
+        self._extend(_MEMORY, gpa, size, self._hash(digests))
 
     def vcpu(self, state: VcpuLike) -> None:
         """Add the initial state of one vCPU. Raises ``ConfigError`` for a register out of range."""

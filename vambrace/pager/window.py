@@ -130,6 +130,14 @@ class Window:
         except (_core.Error, OverflowError) as error:
             raise self._error(error) from None
 
+    def digests(self, offset: int, length: int, algorithm: str) -> bytes:
+        """The hash (32 bytes, ``algorithm`` by hashlib's name) of each page of ``length`` bytes from the page at
+        ``offset`` on, one after the other, the last padded with zeros. Raises as ``load`` does."""
+        try:
+            return self._core.digests(offset, length, algorithm)
+        except (_core.Error, OverflowError) as error:
+            raise self._error(error) from None
+
     def set_percent(self, zone: int, percent: int) -> None:
         """Returns when the invariant holds at the new value (0..100); lowering is immediate.
 
