@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
         parser.add_argument(
             "--insecure-no-trustzone", action="store_true", help="without TrustZone: its tokens PROVE NOTHING"
         )
+    up.add_argument("--cold", action="store_true", help="do not resume the saved state")
     up.add_argument("--port", type=port, default=0, help="TCP port of the API (or VAMBRACE_PORT; 8443)")
 
 
@@ -59,7 +60,7 @@ def _up(options: argparse.Namespace, output: Output) -> int:
     from vambrace.client.context import Context, HostEntry
 
     _check_qemu()
-    access = _server(options).up(output.progress)
+    access = _server(options).up(output.progress, cold=options.cold)
     entry = HostEntry(
         url=access.url,
         certificate=str(access.certificate),

@@ -13,7 +13,7 @@ from pathlib import Path
 from vambrace.debian.archive import UNSTABLE, Archive
 from vambrace.debian.cache import Cache, hash_tree
 from vambrace.emulator import devicetree, firmware, hostroot
-from vambrace.emulator.hostroot import HostImage
+from vambrace.emulator.hostroot import PRODUCT, HostImage, Variant
 
 Progress = Callable[[str], None]
 LOCK_FILE = Path(__file__).parent.parent / "debian/packages.lock"
@@ -49,7 +49,13 @@ class ServerBuild:
 
 
 def build(
-    cache: Cache, progress: Progress, *, rot_key: Path | None, insecure: bool = False, newer: bool = False
+    cache: Cache,
+    progress: Progress,
+    *,
+    rot_key: Path | None,
+    insecure: bool = False,
+    newer: bool = False,
+    variant: Variant = PRODUCT,
 ) -> ServerBuild:
     """Build what is not in the cache. ``rot_key`` signs the firmware's certificates.
 
@@ -58,7 +64,7 @@ def build(
     archive = Archive(cache.root / "archive", LOCK_FILE, newer=newer)
     progress("the host's root: Debian packages and vambrace")
     settings = HOST_SETTINGS + ('insecure = "no-trustzone"\n' if insecure else "")
-    host = hostroot.build_host(archive, cache, settings)
+    host = hostroot.build_host(archive, cache, settings, variant)
     if insecure or rot_key is None:
         return ServerBuild(host, None)
     return ServerBuild(host, _firmware(archive, cache, progress, host, rot_key))

@@ -25,13 +25,16 @@ def main() -> int:
             break
     else:
         return 0
+    await_reader(sys.argv[1])
     os.write(device, b"ready\n")
     line = b""
     while not line.endswith(b"\n"):
+        # Nothing, as long as nobody is connected. No sleep: the timer of a state that is resumed may never fire.
         line += os.read(device, 512)
     word, epoch, entropy = line.split()
     if word != b"go":
         return 1
+    wake_processors()
     time.clock_settime(time.CLOCK_REALTIME, float(epoch))
     fresh = bytes.fromhex(entropy.decode())
     with Path("/dev/random").open("wb", buffering=0) as pool:
@@ -39,6 +42,27 @@ def main() -> int:
         fcntl.ioctl(pool, RNDRESEEDCRNG)
     os.write(device, b"going\n")
     return 0
+
+
+def await_reader(fifo: str) -> None:
+    """Return when the daemon, loaded, waits at ``fifo`` (or after a minute: it may have failed, and will be restarted).
+
+    A state that is saved now has done all the slow work.
+    """
+    for _ in range(600):
+        try:
+            os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK))
+            return
+        except OSError:
+            time.sleep(0.1)
+
+
+def wake_processors() -> None:
+    """Run on every processor once: the emulator does not save the timer of EL2, and an idle processor of a resumed
+    state would wait for it for ever. Leaving idle sets it anew."""
+    for processor in sorted(os.sched_getaffinity(0)):
+        os.sched_setaffinity(0, {processor})
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
 
 
 if __name__ == "__main__":

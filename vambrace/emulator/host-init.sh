@@ -28,8 +28,10 @@ ip addr add 10.0.2.15/24 dev eth0
 mkfifo /run/gate
 python3 -B -m vambrace.host --config /etc/vambrace/host.toml --gate /run/gate &
 daemon=$!
-python3 -B /usr/lib/vambrace/host-gate || fatal "the gate did not open"
+python3 -B /usr/lib/vambrace/host-gate /run/gate || fatal "the gate did not open"
 
+# What the kernel saw of the disk before the gate may be of another start.
+blockdev --flushbufs /dev/vdb
 mount -t ext4 -o noatime,nosuid,nodev,noexec /dev/vdb /state || fatal "the state disk cannot be mounted"
 mkdir -p /state/tee /state/host
 if [ -e /dev/teepriv0 ]; then

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import vambrace
@@ -35,12 +36,38 @@ PACKAGES = (
 SYSROOT_PACKAGES = ("libc6-dev", "libpython3.13-dev", "libssl-dev")
 # Loaded by the measured initrd, so that the running host needs no module loading at all.
 MODULES = (*DISK_MODULES, "virtio_net", "ext4", "tee", "optee", "vsock", "vhost_vsock", "virtio_console")
-APPLETS = ("sh", "mount", "mkdir", "mkfifo", "ip", "sleep", "poweroff", "false")
+APPLETS = ("sh", "blockdev", "mount", "mkdir", "mkfifo", "ip", "sleep", "poweroff", "false")
 # What a host runs; the user's side of vambrace stays with the user.
 PARTS = ("attest", "host", "image", "kvm", "machine", "measure", "pager", "trustzone", "virtio")
 FILES = ("__init__.py", "errors.py", "realm.py", "record.py")
 INIT = "/usr/lib/vambrace/host-init"
 SITE = "usr/lib/python3/dist-packages"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A host that is not the product's: tests and benchmarks must reach into a running one.
+
+    It is measured like any other, so no verifier that expects the product's reference values takes it for that.
+    ``packages`` are Debian's, beside the host's own; ``files`` are executable texts by their path in the root;
+    ``ports`` are virtio serial ports, each a socket ``NAME.sock`` in the server's directory.
+    """
+
+    name: str
+    packages: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    init: str = INIT
+    words: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> str:
+        """The lock's group of packages."""
+        return self.name if self.packages else "host"
+
+
+PRODUCT = Variant("host")
 
 
 @dataclass(frozen=True)
@@ -51,39 +78,40 @@ class HostImage:
     initrd: Path
     disk: Path
     verity: VerityDisk
+    variant: Variant = PRODUCT
 
-    def cmdline(self, *extra: str) -> str:
+    def cmdline(self) -> str:
         """The measured kernel command line."""
-        return " ".join(
-            [
-                "console=ttyAMA0",
-                "quiet",
-                "loglevel=4",
-                "panic=-1",
-                "init_on_free=1",
-                "lockdown=confidentiality",
-                "hibernate=no",
-                "oops=panic",
-                self.verity.mount_word("/dev/vda", "/"),
-                f"vambrace.init={INIT}",
-                *extra,
-            ]
-        )
+        words = [
+            "console=ttyAMA0",
+            "quiet",
+            "loglevel=4",
+            "panic=-1",
+            "init_on_free=1",
+            "lockdown=confidentiality",
+            "hibernate=no",
+            "oops=panic",
+            self.verity.mount_word("/dev/vda", "/"),
+            f"vambrace.init={self.variant.init}",
+            *self.variant.words,
+        ]
+        return " ".join(word for word in words if word not in self.variant.without)
 
 
-def build_host(archive: Archive, cache: Cache, settings: str) -> HostImage:
+def build_host(archive: Archive, cache: Cache, settings: str, variant: Variant = PRODUCT) -> HostImage:
     """The host image; ``settings`` is the text of /etc/vambrace/host.toml. Raises BuildError."""
     package = Path(vambrace.__file__).parent
     core = package.parent / "core"
-    packages = archive.binaries("host", PACKAGES)
+    packages = archive.binaries(variant.group, PACKAGES + variant.packages)
     host_kernel = kernel(archive, cache)
     scripts = {
         INIT: (package / "emulator/host-init.sh").read_text(),
         "/usr/lib/vambrace/host-gate": (package / "emulator/host-gate.py").read_text(),
+        **variant.files,
     }
     fdt = _wheel("fdt")
     extension = _extension(archive, cache, core)
-    base = _base(archive, cache)
+    base = _base(archive, cache, variant)
     parts = [package / part for part in PARTS]
     inputs = {
         "packages": archive.key(packages),
@@ -110,6 +138,7 @@ def build_host(archive: Archive, cache: Cache, settings: str) -> HostImage:
         (tree / "usr/lib/vambrace").mkdir()
         for where, text in scripts.items():
             script = tree / where.lstrip("/")
+            script.parent.mkdir(parents=True, exist_ok=True)
             script.write_text(text)
             script.chmod(0o755)
         (tree / "etc/vambrace").mkdir()
@@ -121,12 +150,12 @@ def build_host(archive: Archive, cache: Cache, settings: str) -> HostImage:
     product = cache.build("host", inputs, build)
     verity = VerityDisk(**json.loads((product / "verity.json").read_text()))
     initrd = make_initrd(archive, cache, host_kernel, MODULES)
-    return HostImage(host_kernel, initrd, product / "root.img", verity)
+    return HostImage(host_kernel, initrd, product / "root.img", verity, variant)
 
 
-def _base(archive: Archive, cache: Cache) -> Path:
+def _base(archive: Archive, cache: Cache, variant: Variant) -> Path:
     """Debian's part of the root, byte-compiled: it changes seldom and takes longest."""
-    packages = archive.binaries("host", PACKAGES)
+    packages = archive.binaries(variant.group, PACKAGES + variant.packages)
 
     def build(work: Path) -> None:
         tree = work / "tree"

@@ -9,6 +9,8 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,26 @@ CPUS = 2
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Memory that is an object of its own: anonymous, for a machine that will be saved, or as ``Saved`` has it."""
+
+    saved: Saved | None = None
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A machine's state: its memory, which stays as it is whatever the machine writes, and its devices."""
+
+    ram: Path
+    devices: Path
+
+
+@dataclass(frozen=True)
 class Machine:
-    """One emulated server's hardware. ``flash`` None: no firmware, no TrustZone, the kernel is started directly."""
+    """One emulated server's hardware. ``flash`` None: no firmware, no TrustZone, the kernel is started directly.
+
+    ``ports`` are further virtio serial ports, each a socket ``NAME.sock`` in ``directory``.
+    """
 
     directory: Path
     port: int
@@ -36,6 +56,13 @@ class Machine:
     flash: Path | None = None
     dtb: Path | None = None
     loads: tuple[tuple[Path, int], ...] = ()
+    ports: tuple[str, ...] = ()
+    memory: Memory | None = None
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it goes on from a saved state."""
+        return self.memory is not None and self.memory.saved is not None
 
     @property
     def monitor(self) -> Path:
@@ -65,7 +92,7 @@ class Machine:
 
     def _hardware(self) -> list[str]:
         words = [
-            *base_options(secure=self.flash is not None),
+            *base_options(secure=self.flash is not None, memory=self.memory is not None),
             "-display",
             "none",
             "-no-user-config",
@@ -85,6 +112,16 @@ class Machine:
             *("-chardev", f"socket,id=gate,path={self.gate},server=on,wait=off"),
             *("-device", "virtio-serial-device", "-device", "virtserialport,chardev=gate,name=vambrace.gate"),
         ]
+        for name in self.ports:
+            words += ["-chardev", f"socket,id={name},path={self.directory / name}.sock,server=on,wait=off"]
+            words += ["-device", f"virtserialport,chardev={name},name={name}"]
+        if self.memory is not None:
+            saved = self.memory.saved
+            kind = f"memory-backend-file,mem-path={saved.ram},share=off" if saved else "memory-backend-memfd,share=on"
+            words += ["-object", f"{kind},id=ram,size={RAM_MIB}M"]
+            if saved:
+                # Deferred: what the stream leaves out has to be said before it is read.
+                words += ["-incoming", "defer"]
         if self.flash is not None:
             words += ["-drive", f"if=pflash,unit=0,format=raw,file={self.flash}"]
         if self.dtb is not None:
@@ -92,11 +129,13 @@ class Machine:
         return words
 
 
-def base_options(*, secure: bool) -> list[str]:
-    """Processor, memory and board: the options that determine the device tree."""
+def base_options(*, secure: bool, memory: bool = False) -> list[str]:
+    """Processor, memory and board: the options that determine the device tree. ``memory``: it is the object "ram"."""
     board = "virt,virtualization=on,gic-version=3,acpi=off,dtb-randomness=off"
+    board += ",secure=on" if secure else ""
+    board += ",memory-backend=ram" if memory else ""
     return [
-        *("-machine", f"{board},secure=on" if secure else board),
+        *("-machine", board),
         *("-cpu", "max,sve=off,sme=off,pauth-impdef=on"),
         *("-accel", "tcg,thread=multi"),
         *("-smp", str(CPUS)),
@@ -121,7 +160,8 @@ def program() -> str:
 
 def start(machine: Machine) -> int:
     """Start QEMU in a session of its own, return its process id. Raises ServerError."""
-    for old in (machine.monitor, machine.gate, machine.log, machine.secure_log):
+    sockets = (machine.monitor, machine.gate, *(machine.directory / f"{name}.sock" for name in machine.ports))
+    for old in (*sockets, machine.log, machine.secure_log):
         old.unlink(missing_ok=True)
     errors = machine.directory / "qemu.log"
     with errors.open("wb") as sink:
@@ -136,23 +176,58 @@ def start(machine: Machine) -> int:
             process.kill()
             raise ServerError("QEMU does not open its monitor", hint=f"see {errors}")
         time.sleep(0.02)
+    if machine.resumed:
+        try:
+            _resume(machine)
+        except ServerError:
+            process.kill()
+            process.wait()
+            raise
     return process.pid
 
 
-def open_gate(machine: Machine, pid: int, *, seconds: float) -> None:
-    """Wait until the machine is at its gate, give it the time and fresh entropy, and let it through.
+def _resume(machine: Machine) -> None:
+    assert machine.memory is not None and machine.memory.saved is not None
+    devices = machine.memory.saved.devices
+    with Monitor(machine.monitor) as monitor:
+        capabilities = [{"capability": "x-ignore-shared", "state": True}]
+        monitor.execute("migrate-set-capabilities", capabilities=capabilities)
+        monitor.execute("migrate-incoming", uri=f"file:{devices.resolve()}")
+        await_migration(monitor)
+        monitor.execute("cont")  # it was stopped when it was saved
 
-    Raises ServerError.
-    """
+
+def await_migration(monitor: Monitor, seconds: float = 120) -> None:
+    """Return when the migration under way, to or from a file, is complete. Raises ServerError."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        answer = monitor.execute("query-migrate")
+        if answer.get("status") == "completed":
+            return
+        if answer.get("status") in ("failed", "cancelled"):
+            raise ServerError(f"the machine's state cannot be transferred: {answer.get('error-desc', 'no reason')}")
+        time.sleep(0.02)
+    raise ServerError(f"the machine's state is not transferred after {seconds:.0f} s")
+
+
+@contextmanager
+def at_gate(machine: Machine, pid: int, *, seconds: float) -> Iterator[socket.socket]:
+    """A connection to the gate of a machine that waits there. Raises ServerError."""
     with socket.socket(socket.AF_UNIX) as gate:
         directory = os.open(machine.directory, os.O_PATH | os.O_DIRECTORY)
         try:
             gate.connect(f"/proc/self/fd/{directory}/{machine.gate.name}")
         finally:
             os.close(directory)
-        _expect(gate, b"ready\n", machine, pid, seconds)
-        gate.sendall(f"go {time.time():.3f} {os.urandom(64).hex()}\n".encode())
-        _expect(gate, b"going\n", machine, pid, 30)
+        if not machine.resumed:
+            _expect(gate, b"ready\n", machine, pid, seconds)
+        yield gate
+
+
+def open_gate(gate: socket.socket, machine: Machine, pid: int) -> None:
+    """Give the machine the time and fresh entropy, and let it through. Raises ServerError."""
+    gate.sendall(f"go {time.time():.3f} {os.urandom(64).hex()}\n".encode())
+    _expect(gate, b"going\n", machine, pid, 30)
 
 
 def _expect(gate: socket.socket, word: bytes, machine: Machine, pid: int, seconds: float) -> None:
@@ -175,6 +250,14 @@ def _expect(gate: socket.socket, word: bytes, machine: Machine, pid: int, second
             said += gate.recv(64)
         except TimeoutError:
             continue
+
+
+def memory_of(pid: int) -> Path:
+    """The anonymous memory object of the running machine ``pid``, to be read. Raises ServerError."""
+    for link in sorted(Path(f"/proc/{pid}/fd").iterdir()):
+        if str(link.readlink()).startswith("/memfd:memory-backend-memfd"):
+            return link
+    raise ServerError("the emulator's memory is not where it is looked for", hint=f"another version of {PROGRAM}?")
 
 
 def running(directory: Path) -> int | None:

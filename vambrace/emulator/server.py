@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import http.client
 import json
 import os
@@ -20,9 +22,11 @@ from vambrace.attest.claims import Component
 from vambrace.attest.references import publish
 from vambrace.debian.cache import Cache
 from vambrace.emulator import build as building
-from vambrace.emulator import firmware, fuse, provision, qemu
+from vambrace.emulator import devicetree, firmware, fuse, provision, qemu
 from vambrace.emulator.build import Progress, ServerBuild
-from vambrace.errors import ServerError
+from vambrace.emulator.hostroot import PRODUCT, Variant
+from vambrace.emulator.saved import SavedState, fingerprint
+from vambrace.errors import NoSpace, ServerError, UsageError
 
 PORT = 8443
 READY_SECONDS = 240
@@ -34,6 +38,13 @@ def default_home() -> Path:
     if configured:
         return Path(configured)
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vambrace/server"
+
+
+def _configured_port() -> int:
+    text = os.environ.get("VAMBRACE_PORT") or str(PORT)
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 65536:
+        raise UsageError(f"VAMBRACE_PORT is {text!r}", hint="a TCP port is a number from 1 to 65535")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,8 @@ class Access:
 class Server:
     """One emulated server in ``home``. Raises ServerError, BuildError.
 
-    ``insecure`` chooses a machine without TrustZone; its tokens say so.
+    ``insecure`` chooses a machine without TrustZone; its tokens say so. ``variant`` is another host than the
+    product's, for tests and benchmarks.
     """
 
     def __init__(
@@ -63,14 +75,16 @@ class Server:
         vendor: Path | None = None,
         insecure: bool = False,
         newer: bool = False,
+        variant: Variant = PRODUCT,
     ) -> None:
         self.home = (home or default_home()).resolve()
-        self.port = port or int(os.environ.get("VAMBRACE_PORT", PORT))
+        self.port = port or _configured_port()
         self.cache = cache or Cache()
         # A vendor makes many servers; its keys are not one server's.
         self.vendor = vendor or self.home.parent / "vendor"
         self.insecure = insecure
         self.newer = newer
+        self.variant = variant
         self.credentials = provision.Credentials(self.home / "credentials")
         self.published = self.home / "published"
         self.flash = self.home / "secure-flash.img"
@@ -78,9 +92,12 @@ class Server:
 
     def build(self, progress: Progress) -> ServerBuild:
         """Build what is not built yet and publish the reference values."""
+        qemu.program()  # it draws the device tree, at the end of a long build
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         authority, rot_key = provision.vendor(self.vendor)
-        built = building.build(self.cache, progress, rot_key=rot_key, insecure=self.insecure, newer=self.newer)
+        built = building.build(
+            self.cache, progress, rot_key=rot_key, insecure=self.insecure, newer=self.newer, variant=self.variant
+        )
         self.published.mkdir(exist_ok=True)
         shutil.copyfile(self.vendor / "vendor-root.pem", self.published / "vendor-root.pem")
         if built.firmware is not None:
@@ -106,26 +123,35 @@ class Server:
         except (OSError, ValueError, KeyError):
             return self.port
 
-    def up(self, progress: Progress) -> Access:
-        """Start the server, wait until its API answers, have a new one endorsed by the vendor."""
-        if qemu.running(self.home):
+    def up(self, progress: Progress, *, cold: bool = False) -> Access:
+        """Start the server, wait until its API answers, have a new one endorsed by the vendor.
+
+        Resumes the saved state where there is one, unless ``cold``; the first start after the factory step takes it.
+        """
+        pid = qemu.running(self.home)
+        if pid is not None:
             progress("the server is running")
-            self._wait(qemu.running(self.home) or 0, progress)
+            self._wait(pid, progress)
             return self.access()
+        self._check_port()  # before the long build
         built = self.build(progress)
-        self._check_port()
-        self._prepare(built)
+        try:
+            self._prepare(built)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise NoSpace(str(self.home), "the server's disks", hint="free some, or set VAMBRACE_SERVER") from error
         machine = self._machine(built)
         started = time.monotonic()
         (self.home / "server.json").write_text(json.dumps({"port": self.port, "insecure": self.insecure}))
         try:
-            pid = self._boot(machine, progress)
+            pid, how = self._start(machine, progress, cold=cold)
             self._wait(pid, progress)
             self._endorse(progress)
         except BaseException:
             self.down()
             raise
-        progress(f"up after {time.monotonic() - started:.0f} s")
+        progress(f"up after {time.monotonic() - started:.1f} s ({how})")
         return self.access()
 
     def down(self) -> bool:
@@ -163,24 +189,77 @@ class Server:
         for path in (self.state, self.flash, self.home / "server.json"):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.credentials.directory, ignore_errors=True)
+        for saved in (self.home / "saved", self.home / "saved.new"):
+            shutil.rmtree(saved, ignore_errors=True)
 
     def dump(self, path: Path) -> int:
-        """Write the machine's physical memory to ``path``; the number of bytes."""
+        """Write the machine's physical memory to ``path``; the number of bytes. A part of it is not left behind."""
         if qemu.running(self.home) is None:
             raise ServerError("the server is not running", hint="start it with 'vambrace server up'")
         size = qemu.RAM_MIB << 20
-        if shutil.disk_usage(path.parent).free < size:
-            raise ServerError(f"no space for {size >> 20} MiB in {path.parent}", hint="name another disk")
-        path.touch(mode=0o600)
-        with qemu.Monitor(self.home / "qmp.sock", timeout=300) as monitor:
-            monitor.execute("pmemsave", val=qemu.RAM_BASE, size=size, filename=str(path.resolve()))
+        try:
+            if shutil.disk_usage(path.parent).free < size:
+                raise ServerError(f"no space for {size >> 20} MiB in {path.parent}", hint="name another disk")
+            path.touch(mode=0o600)
+        except OSError as error:
+            raise ServerError(f"{path} cannot be written: {error.strerror}", hint="name another file") from error
+        try:
+            with qemu.Monitor(self.home / "qmp.sock", timeout=300) as monitor:
+                monitor.execute("pmemsave", val=qemu.RAM_BASE, size=size, filename=str(path.resolve()))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         return path.stat().st_size
 
-    def _boot(self, machine: qemu.Machine, progress: Progress) -> int:
-        progress("starting")
+    def _start(self, machine: qemu.Machine, progress: Progress, *, cold: bool) -> tuple[int, str]:
+        """Start ``machine`` in the quickest way and let it through its gate: process id, and which way it was."""
+        # The factory step still changes the fuse: a state from before would bring the old one back.
+        settled = machine.flash is None or fuse.read_fuse(machine.flash).secured
+        if cold or not settled:
+            progress("starting (cold)")
+            return self._boot(machine), "cold"
+        state = self._saved_state(machine)
+        if not state.ready():
+            progress("starting (cold), and saving the state for the next time")
+            self._save(machine, state)
+        try:
+            progress("resuming the saved state")
+            return self._boot(dataclasses.replace(machine, memory=qemu.Memory(state.saved()))), "resumed"
+        except ServerError as error:
+            progress(f"the saved state does not resume ({error.message.splitlines()[0]}): starting cold")
+            self.down()
+            state.discard()
+            return self._boot(machine), "cold"
+
+    def _boot(self, machine: qemu.Machine) -> int:
         pid = qemu.start(machine)
-        qemu.open_gate(machine, pid, seconds=READY_SECONDS)
+        with qemu.at_gate(machine, pid, seconds=READY_SECONDS) as gate:
+            qemu.open_gate(gate, machine, pid)
         return pid
+
+    def _save(self, machine: qemu.Machine, state: SavedState) -> None:
+        machine = dataclasses.replace(machine, memory=qemu.Memory())
+        pid = qemu.start(machine)
+        # The connection stays open meanwhile: the machine is saved while it waits for a byte from here.
+        with (
+            qemu.at_gate(machine, pid, seconds=READY_SECONDS),
+            qemu.Monitor(machine.monitor) as monitor,
+        ):
+            state.save(pid, monitor)
+        if not qemu.wait_gone(pid, 20):
+            raise ServerError("the machine whose state was saved does not end", hint="try 'vambrace server down'")
+
+    def _saved_state(self, machine: qemu.Machine) -> SavedState:
+        words = [
+            devicetree.qemu_version(),
+            *qemu.base_options(secure=machine.flash is not None),
+            machine.cmdline,
+            *machine.ports,
+            str(machine.kernel),
+            str(machine.initrd),
+            str(machine.root),
+        ]
+        return SavedState(self.home / "saved", fingerprint(words, [machine.flash] if machine.flash else []))
 
     def _prepare(self, built: ServerBuild) -> None:
         if not self.credentials.exist():
@@ -211,6 +290,7 @@ class Server:
             flash=self.flash if built.firmware is not None else None,
             dtb=built.firmware.device_tree if built.firmware is not None else None,
             loads=loads,
+            ports=self.variant.ports,
         )
 
     def _check_port(self) -> None:
