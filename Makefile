@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES ?= yes
 
-.PHONY: demo test unit lint bench packages clean
+.PHONY: demo test unit lint bench soak packages clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m examples.patients.demo
@@ -19,6 +19,10 @@ unit: $(VENV)/ready
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# What needs long: fuzzing, each test for VAMBRACE_SOAK_SECONDS, and many power cuts and Realms on the emulated server.
+soak: $(VENV)/ready
+	$(BIN)/pytest --soak -m soak
 
 bench: $(VENV)/ready
 	$(BIN)/python -m bench --json build/bench.json
