@@ -1,47 +1,69 @@
-"""One emulated server for all tests of this folder: built (from the cache), started cold, endorsed, stopped."""
+"""One emulated machine for the tests of this folder, started as seldom as can be.
+
+Most tests run on a host with a door (``testbed``). Two Realms of one image live through many of them; the tests that
+end these Realms, or that start the machine anew, come last: ``ORDER``.
+"""
 
 from __future__ import annotations
 
-import socket
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
+from machine import DOOR, Machine, new_server
+from user import Pair, User, await_log
 
-from vambrace.attest.owner import OwnerIdentity
-from vambrace.client.context import Context
-from vambrace.client.host import Host
-from vambrace.client.realm import Realm
-from vambrace.client.trust import Trust
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
 from vambrace.emulator.build import LOCK_FILE
+from vambrace.emulator.hostroot import PRODUCT, Variant
 from vambrace.emulator.server import Server
 from vambrace.image.base import RuntimeBase, runtime_base
-from vambrace.image.build import build_bundle
 
-PROGRAM = "import pathlib; pathlib.Path('/results/hello/out.txt').write_text('hello from a Realm')\n"
+ORDER = (
+    *("test_verdicts", "test_inside", "test_owner", "test_relay", "test_operator", "test_death"),  # DOOR
+    "test_fuse",  # OPEN, then PRODUCT
+    *("test_resume", "test_main_job"),  # PRODUCT
+    "test_insecure",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    for item in items:
-        if here in item.path.parents:
-            item.add_marker(pytest.mark.server)
+    ours = [item for item in items if here in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.server)
+    rank = {name: number for number, name in enumerate(ORDER)}
+    ours.sort(key=lambda item: rank.get(item.path.stem, len(ORDER)))
+    # In the places that they had among the others, in their order.
+    places = [number for number, item in enumerate(items) if here in item.path.parents]
+    for place, item in zip(places, ours, strict=True):
+        items[place] = item
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # The vendor's key is part of OP-TEE: one vendor for all runs lets the cache keep what was built.
-    cache = Cache()
-    machine = Server(tmp_path_factory.mktemp("server"), port=port, cache=cache, vendor=cache.root / "test-vendor")
-    machine.up(print)
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    home = tmp_path_factory.mktemp("machine") / "server"
+
+    def make(variant: Variant) -> Server:
+        return new_server(home, variant=variant)
+
+    machine = Machine(home, make)
     yield machine
-    machine.down()
+    machine.stop()
+
+
+@pytest.fixture
+def server(machine: Machine) -> Server:
+    """The machine with the host that has a door."""
+    return machine.run(DOOR)
+
+
+@pytest.fixture
+def product(machine: Machine) -> Server:
+    """The machine with the product's own host."""
+    return machine.run(PRODUCT)
 
 
 @pytest.fixture(scope="session")
@@ -50,45 +72,33 @@ def base() -> RuntimeBase:
     return runtime_base(Archive(cache.root / "archive", LOCK_FILE), cache)
 
 
-class User:
-    """One owner, with what it needs to reach the server and to judge its evidence."""
-
-    def __init__(self, home: Path, server: Server, base: RuntimeBase) -> None:
-        access = server.access()
-        self.home = home
-        self.base = base
-        self.context = Context(home / "user")
-        OwnerIdentity.create(self.context.owner)
-        self.owner = OwnerIdentity.load(self.context.owner)
-        self.host = Host(access.url, access.certificate, access.key, access.ca)
-        self.trust = Trust.load(access.vendor_root, access.references)
-
-    def bundle(self, **manifest: object) -> Path:
-        """A Realm with one small Python program; ``manifest`` adds to its manifest."""
-        files = self.home / "hello"
-        files.mkdir(exist_ok=True)
-        (files / "hello.py").write_text(PROGRAM)
-        (self.home / "owner.pem").write_text(self.owner.certificate_pem)
-        application = {
-            "name": "hello",
-            "files": "hello",
-            "command": ["python3", "hello.py"],
-            "memory": "32M",
-            "percent": 50,
-            "results": ["out.txt"],
-        }
-        content = {"name": "hello", "owner": "owner.pem", "system": {"memory": "256M"}, "applications": [application]}
-        (self.home / "manifest.yaml").write_text(yaml.safe_dump({**content, **manifest}))
-        out = self.home / "hello.vambrace"
-        build_bundle(self.home / "manifest.yaml", out, self.base)
-        return out
-
-    def create(self, bundle: Path, **options: object) -> Realm:
-        return Realm.create(
-            bundle, host=self.host, owner=self.owner, trust=self.trust, context=self.context, **options
-        )
-
-
 @pytest.fixture
 def user(tmp_path: Path, server: Server, base: RuntimeBase) -> User:
     return User(tmp_path, server, base)
+
+
+@pytest.fixture(scope="session")
+def pair(machine: Machine, base: RuntimeBase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Two Realms of one image with two processors and three applications, all started."""
+    server = machine.run(DOOR)
+    user = User(tmp_path_factory.mktemp("pair"), server, base)
+    bundle = user.bundle(
+        {"name": "intruder", "results": ["attempts.json"]},
+        {"name": "holder", "memory": "64M"},
+        {"name": "worker", "results": ["processors.json"]},
+        vcpus=2,
+        verdict_seconds=600,
+    )
+    realms = (user.create(bundle, name="first"), user.create(bundle, name="second"))
+    try:
+        for realm in realms:
+            realm.verify()
+            realm.approve()
+        for realm in realms:
+            realm.start()
+        said = [await_log(realm, "holder", b"\n") for realm in realms]
+        secrets = [bytes.fromhex(re.fullmatch(rb"holding ([0-9a-f]+)\n", text)[1].decode()) for text in said]
+        yield Pair(user, server, bundle, realms, (secrets[0], secrets[1]))
+    finally:
+        for realm in realms:
+            realm.abandon()

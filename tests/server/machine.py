@@ -1,0 +1,169 @@
+"""The emulated machine of these tests, and what they look at from outside: memory, disk, processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from vambrace.debian.cache import Cache
+from vambrace.emulator import memory, qemu
+from vambrace.emulator.hostroot import PRODUCT, Variant
+from vambrace.emulator.server import Server
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from testbed import door  # noqa: E402
+
+DOOR = door.variant()
+# A host whose kernel lets root read any physical address: the hardware's refusals are left.
+OPEN = replace(door.variant("open", without=["lockdown=confidentiality"]), words=("iomem=relaxed",))
+
+VENDOR = "test-vendor"
+
+# Buffers of vhost, of the virtio console and of sockets on the host, in pages (docs/threat-model.md).
+HOST_BOUND = 64
+
+PROCESSES = """
+import os, pathlib, sys
+for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+    try:
+        words = path.read_bytes().split(b"\\0")
+    except OSError:
+        continue
+    if sys.argv[1].encode() in words and path.parent.name != str(os.getpid()):
+        print(path.parent.name)
+"""
+
+
+class Machine:
+    """One machine, with one fuse, that runs one host or another. ``old_state`` is its state disk as it was at first."""
+
+    def __init__(self, home: Path, make: Callable[[Variant], Server]) -> None:
+        self.home = home
+        self.old_state = home.parent / "old-state.img"
+        self.said: list[str] = []
+        self._make = make
+        self._server: Server | None = None
+
+    def run(self, variant: Variant) -> Server:
+        """The machine with this host: as it is, or started. Only the product's host resumes a saved state."""
+        server = self._server
+        if server is None or server.variant != variant or qemu.running(self.home) is None:
+            self.stop()
+            server = self._server = self._make(variant)
+            self.said.clear()
+            server.up(self.tell, cold=variant != PRODUCT)
+            if not self.old_state.exists():
+                self._keep_state(server)
+        return server
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.down()
+
+    def tell(self, text: str) -> None:
+        self.said.append(text)
+        print(text)
+
+    def _keep_state(self, server: Server) -> None:
+        with qemu.Monitor(server.home / "qmp.sock") as monitor:
+            monitor.execute("stop")
+            try:
+                copy_sparse(server.state, self.old_state)
+            finally:
+                monitor.execute("cont")
+
+
+def new_server(home: Path, **options: object) -> Server:
+    """A server on a free port. The vendor is the same in all runs: what was built holds its key, and stays cached."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    cache = Cache()
+    return Server(home, port=port, cache=cache, vendor=cache.root / VENDOR, **options)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "--sparse=always", source, target], check=True)
+
+
+@contextmanager
+def dumped(server: Server, folder: Path) -> Iterator[Path]:
+    """The server's memory now, in a file: the normal world's RAM, all of it (the secure world's is elsewhere)."""
+    file = folder / "memory.dump"
+    server.dump(file)
+    try:
+        yield file
+    finally:
+        file.unlink()
+
+
+def pages(server: Server, folder: Path, *needles: bytes) -> list[int]:
+    """In how many pages of the server's memory each of the ``needles`` is."""
+    with dumped(server, folder) as dump:
+        found = [len(memory.pages_with(dump, needle)) for needle in needles]
+        print(f"pages: {found}; AES-256 key schedules: {len(memory.aes256_schedules(dump))}")
+    return found
+
+
+def holds(file: Path, needle: bytes) -> bool:
+    """Whether ``needle`` is anywhere in ``file``, which may have holes."""
+    with file.open("rb") as source:
+        descriptor, end = source.fileno(), file.stat().st_size
+        position = 0
+        while position < end:
+            try:
+                position = os.lseek(descriptor, position, os.SEEK_DATA)
+            except OSError:  # no data from here on
+                return False
+            stop = os.lseek(descriptor, position, os.SEEK_HOLE)
+            while position < stop:
+                block = os.pread(descriptor, (1 << 24) + len(needle) - 1, position)
+                if needle in block:
+                    return True
+                position += 1 << 24
+            position = stop
+    return False
+
+
+def files_with(server: Server, host: door.Door, needle: bytes) -> list[str]:
+    """Which of the files that the host wrote hold ``needle``: its state disk and its logs."""
+    assert host.shell("busybox sync").code == 0
+    files = (server.state, server.home / "console.log", server.home / "secure.log")
+    return [file.name for file in files if holds(file, needle)]
+
+
+def processes(host: door.Door, word: str) -> set[int]:
+    """The host's processes with ``word`` in their command line."""
+    done = host.python(PROCESSES, word)
+    assert done.code == 0, done.output
+    return {int(line) for line in done.output.split()}
+
+
+def vmms(host: door.Door) -> set[int]:
+    return processes(host, "vambrace.machine")
+
+
+def vmm_of(host: door.Door, uuid: str) -> int:
+    """The process that runs Realm ``uuid``."""
+    record = json.loads(host.run("cat", f"/state/host/realms/{uuid}.json").output)
+    assert record["vmm_pid"] in vmms(host)
+    return int(record["vmm_pid"])
+
+
+def eventually(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether ``condition`` came true within ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
