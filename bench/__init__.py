@@ -1,1 +1,1 @@
-"""Benchmarks: each module but ``report`` has ``run(report)``. 'make bench' runs all of them."""
+"""Benchmarks: each module but ``report`` has ``run(report)``; 'make bench' runs all. ``parts`` is what they use."""

@@ -21,9 +21,10 @@ FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The benchmarks: every module of this folder that is not the frame itself."""
+    """The benchmarks: every module of this folder that is not the frame itself, nor a package."""
     frame = {"__main__", "report"}
-    return sorted(module.name for module in pkgutil.iter_modules([str(FOLDER)]) if module.name not in frame)
+    found = pkgutil.iter_modules([str(FOLDER)])
+    return sorted(module.name for module in found if not module.ispkg and module.name not in frame)
 
 
 def run(name: str, report: Report) -> str | None:

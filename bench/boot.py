@@ -1,0 +1,158 @@
+"""Our Realm against QEMU/KVM: the same kernel, initrd and disks in the same emulated host, in turn, in one run.
+
+What each figure means, and what the two do not have in common: docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.parts import runner
+from bench.parts.emulated import emulated, say
+from bench.parts.guest import Guest, build_guest
+from bench.report import Report, Unavailable
+from testbed.door import Door, variant
+from vambrace.client.host import Host
+from vambrace.emulator.server import Server
+
+QEMU = "QEMU/KVM"
+PERCENTS = {"Realm, 0 %": 0, "Realm, 50 %": 50}
+SUBJECTS = (*PERCENTS, QEMU)
+ROUNDS = "VAMBRACE_BENCH_ROUNDS"
+HERE = "/run/bench"
+MIB = 1 << 20
+FIRST_CID = 1000
+
+# The rows, by what was measured: until the guest is off, or until its agent is ready.
+PHASES = {
+    ("off", "request"): "boot.request",
+    ("off", "load"): "boot.load",
+    ("off", "run"): "boot.kernel",
+    ("ready", "run"): "boot.agent",
+    ("ready", "whole"): "boot.whole",
+    ("ready", "end"): "boot.end",
+}
+
+
+@dataclass
+class Samples:
+    """What was measured, by subject, end and figure."""
+
+    values: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)
+
+    def add(self, subject: str, until: str, result: Mapping[str, Any]) -> None:
+        for name in ("request", "load", "run", "end"):
+            if name not in result:
+                continue
+            # Starting and loading are the same whatever the guest does then.
+            end = "off" if name in ("request", "load") else until
+            self.values.setdefault((subject, end, name), []).append(result[name])
+        whole = result["request"] + result["load"] + result["run"]
+        self.values.setdefault((subject, until, "whole"), []).append(whole)
+        for name, value in result.get("memory", {}).items():
+            self.values.setdefault((subject, until, name), []).append(value / MIB)
+
+    def rows(self, report: Report) -> None:
+        """Medians, each of ours compared with QEMU's."""
+        for (until, phase), name in PHASES.items():
+            self._rows(report, until, phase, name, "s")
+        for figure in ("rss", "pss"):
+            self._rows(report, "ready", figure, f"vmm.memory.{figure}", "MiB")
+
+    def _rows(self, report: Report, until: str, figure: str, name: str, unit: str) -> None:
+        for subject in SUBJECTS:
+            report.add(name, subject, median(self.values[subject, until, figure]), unit)
+        for subject in PERCENTS:
+            report.compare(name, subject, QEMU)
+
+
+def run(report: Report) -> None:
+    """Raises Unavailable: the host cannot be emulated here, or its kernel has no KVM."""
+    rounds = max(1, int(os.environ.get(ROUNDS, "3")))
+    with emulated(variant("bench", packages=["qemu-system-arm"])) as server:
+        server.up(say, cold=True)
+        with Door(server) as door:
+            if door.shell("test -e /dev/kvm").code:
+                raise Unavailable("the emulated host has no /dev/kvm")
+            samples = measure(door, server, rounds)
+    samples.rows(report)
+
+
+def measure(door: Door, server: Server, rounds: int) -> Samples:
+    """Boot every subject ``rounds`` times for each end, in turn."""
+    guest = build_guest(server.cache, _work(server))
+    stage(door, server, guest)
+    samples = Samples()
+    for number, (until, subject) in enumerate(order(rounds)):
+        result = boot(door, specification(guest, subject, until, FIRST_CID + number))
+        times = ", ".join(f"{name} {result[name]:.2f} s" for name in ("request", "load", "run"))
+        say(f"{subject}, until {until}: {times}")
+        samples.add(subject, until, result)
+    return samples
+
+
+def order(rounds: int) -> Iterator[tuple[str, str]]:
+    """(end, subject) of every boot; the subjects alternate, so that what changes with time hits all."""
+    for number in range(rounds):
+        for until in ("off", "ready"):
+            for subject in SUBJECTS if number % 2 == 0 else reversed(SUBJECTS):
+                yield until, subject
+
+
+def stage(door: Door, server: Server, guest: Guest) -> None:
+    """Put everything into the host: the image as users send it, the rest through the door."""
+    access = server.access()
+    digest = hashlib.sha256(guest.bundle.path.read_bytes()).hexdigest()
+    say("sending the image")
+    with Host(access.url, access.certificate, access.key, access.ca) as host:
+        host.upload(guest.bundle.path, digest)
+    for name, data in {
+        "runner.py": Path(runner.__file__).read_bytes(),
+        "off": guest.off,
+        **{f"config-{percent}": guest.configuration(percent) for percent in PERCENTS.values()},
+    }.items():
+        door.put(f"{HERE}/{name}", data)
+    door.shell(f"ln -s /state/host/images/{digest} {HERE}/image")
+
+
+def specification(guest: Guest, subject: str, until: str, cid: int) -> dict[str, Any]:
+    """What the runner in the host is to boot."""
+    config = guest.bundle.config
+    image = f"{HERE}/image"
+    return {
+        "vmm": "qemu" if subject == QEMU else "realm",
+        "until": until,
+        "files": {
+            "config": f"{HERE}/config-{PERCENTS.get(subject, 0)}",
+            "kernel": f"{image}/kernel",
+            "initrd": f"{HERE}/off" if until == "off" else f"{image}/initrd",
+            "disks": [f"{image}/disk-{index}" for index in range(len(config.disks))],
+        },
+        "cmdline": config.cmdline,
+        "zones": [zone.memory for zone in config.zones],
+        "vcpus": config.vcpus,
+        "cid": cid,
+        "cpu": 1,
+    }
+
+
+def boot(door: Door, wanted: Mapping[str, Any], words: Sequence[str] = ("python3",)) -> dict[str, Any]:
+    """One boot. Raises RuntimeError with what the host said."""
+    done = door.run(*words, f"{HERE}/runner.py", json.dumps(wanted), seconds=300)
+    if done.code:
+        raise RuntimeError(f"{wanted['vmm']} until {wanted['until']}: {done.output}")
+    result: dict[str, Any] = json.loads(done.output.splitlines()[-1])
+    return result
+
+
+def _work(server: Server) -> Path:
+    work = server.home / "guest"
+    work.mkdir()
+    return work

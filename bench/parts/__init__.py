@@ -1,0 +1,1 @@
+"""What the benchmarks are made of; none of these is one itself."""
