@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from vambrace.errors import ConfigError, HostError, MessageRefused
+from vambrace.errors import CapacityError, ConfigError, HostError, MessageRefused
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
 from vambrace.host.keys import SHARE, RunKeys, fresh_keys
 from vambrace.host.store import write_atomically
@@ -76,7 +76,7 @@ class Platform:
     async def install(self, pem: bytes, *, lock: bool) -> None:
         """Store the chain of this platform's key; with ``lock``, secure the life cycle for ever.
 
-        Raises ``ConfigError`` (no chain) and ``MessageRefused`` (another platform's).
+        Raises ``ConfigError`` (no chain), ``MessageRefused`` (another platform's), ``CapacityError`` (disk full).
         """
         if len(pem) > CHAIN_BYTES:
             raise ConfigError(f"the endorsement is longer than {CHAIN_BYTES} bytes")
@@ -87,7 +87,12 @@ class Platform:
         if lock and self.lifecycle != SECURED:
             await self._call(self._session.lock)
             self.lifecycle = await self._call(self._session.lifecycle)
-        await asyncio.to_thread(write_atomically, self._path, pem)
+        try:
+            await asyncio.to_thread(write_atomically, self._path, pem)
+        except OSError as error:
+            raise CapacityError(
+                f"the endorsement cannot be written: {error.strerror}", hint="look at the host's state disk"
+            ) from error
         self._chain = chain
 
     async def fresh_keys(self) -> RunKeys:

@@ -14,7 +14,7 @@ from typing import Any
 
 from vambrace.attest import owner
 from vambrace.attest.challenge import launch_challenge
-from vambrace.errors import Conflict, MessageRefused, RealmError, UsageError, VambraceError
+from vambrace.errors import CapacityError, Conflict, MessageRefused, RealmError, UsageError, VambraceError
 from vambrace.host.agent import AgentFlood, AgentPort
 from vambrace.host.lifecycle import Lifecycle, State, require
 from vambrace.host.platform import Platform
@@ -73,6 +73,7 @@ class Realm:
         self._spawning: asyncio.Task[Vmm] | None = None
         self._vmm: Vmm | None = None
         self._saving = asyncio.Lock()
+        self._writes: set[asyncio.Task[None]] = set()
         self._agent = AgentPort(self, self._send_agent)
         self._console = 0
         loop = asyncio.get_running_loop()
@@ -119,7 +120,10 @@ class Realm:
         return await self._platform.token(self._claims(challenge))
 
     async def encrypt(self, message: bytes) -> tuple[int, int]:
-        """Apply an owner's percentage. The counter is on disk before anything changes: no replay, ever."""
+        """Apply an owner's percentage. The counter is on disk before anything changes: no replay, ever.
+
+        Raises ``MessageRefused``, ``RealmError``, ``CapacityError`` (then nothing is applied, no counter used).
+        """
         order = owner.verify_percent(
             message, owner=self.config.owner, instance=self._instance, last_counter=self.record.counter
         )
@@ -128,8 +132,7 @@ class Realm:
         follows = self.config.zones[0].follow
         if follows and order.zone == 0:
             raise MessageRefused("the system's zone follows the applications'", hint="name an application's zone")
-        self.record.counter = order.counter
-        await self._save()
+        await self._save(counter=order.counter)
         wanted = list(self._percents)
         wanted[order.zone] = order.percent
         if follows:
@@ -257,7 +260,11 @@ class Realm:
                 await self._ready.wait()
         except TimeoutError:
             raise RealmError(f"the agent was not ready within {self._settings.agent_seconds} s") from None
-        await self._save()
+        try:
+            await self._save()
+        except CapacityError as error:
+            # Nothing depends on it: a Realm that runs goes on.
+            log.error("realm %s: %s", self.record.uuid, error.message)
 
     # The VMM
 
@@ -327,14 +334,26 @@ class Realm:
         """As ``_move``, but a full or broken disk does not keep a Realm from being destroyed."""
         try:
             await self._move(state)
-        except OSError as error:
-            log.error("realm %s: its record cannot be written: %s", self.record.uuid, error.strerror)
+        except CapacityError as error:
+            log.error("realm %s: %s", self.record.uuid, error.message)
             self.lifecycle.move(state)
 
     def _event(self, state: State) -> None:
         self.record.events.append({"name": state.value, "step": state.step, "at": time.time()})
 
-    async def _save(self) -> None:
-        snapshot = dataclasses.replace(self.record, events=list(self.record.events))
+    async def _save(self, **changes: Any) -> None:
+        """Write the record, with ``changes``, which are made in memory once they are on the disk.
+
+        Raises ``CapacityError``. A thread cannot be cancelled, so a write that was begun ends before the next.
+        """
+        writing = asyncio.create_task(self._write(changes))
+        self._writes.add(writing)
+        writing.add_done_callback(self._writes.discard)
+        await asyncio.shield(writing)
+
+    async def _write(self, changes: dict[str, Any]) -> None:
         async with self._saving:
+            snapshot = dataclasses.replace(self.record, events=list(self.record.events), **changes)
             await asyncio.to_thread(self._store.save, snapshot)
+            for name, value in changes.items():
+                setattr(self.record, name, value)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
+import math
 import os
 import shutil
 import tempfile
@@ -27,6 +29,9 @@ from vambrace.realm import RealmConfig
 
 RECORDS_KEPT = 200
 SPARE = 64 << 20
+DAMAGED = ".damaged"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -49,6 +54,15 @@ class RealmRecord:
     vmm_pid: int = 0
     vmm_started: int = 0
     events: list[dict[str, Any]] = field(default_factory=list)
+
+
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("uuid", "name", "image", "nonce", "state", "reason", "instance", "measurement", "agent"), (str,)),
+    **dict.fromkeys(("memory", "counter", "vmm_pid", "vmm_started"), (int,)),
+    "created": (int, float),
+    "executed": (bool,),
+    "events": (list,),
+}
 
 
 @dataclass(frozen=True)
@@ -88,8 +102,8 @@ class Store:
         for path in self.temporary.iterdir():
             _remove(path)
         for path in self.realms.iterdir():
-            if path.suffix != ".json":
-                path.unlink()
+            if path.suffix not in (".json", DAMAGED):
+                _remove(path)
         records = self.records()
         for record in records:
             if not State(record.state).final:
@@ -97,7 +111,11 @@ class Store:
                 record.reason = "host restarted"
                 record.vmm_pid = record.vmm_started = 0
                 record.events.append({"name": State.FAILED.value, "step": 406, "at": time.time()})
-                self.save(record)
+                try:
+                    self.save(record)
+                except CapacityError as error:
+                    # It is known as failed in memory, and the next start tries again.
+                    log.error("realm %s: %s", record.uuid, error.message)
         return records
 
     # Realms
@@ -107,16 +125,24 @@ class Store:
         records = []
         for path in sorted(self.realms.glob("*.json")):
             try:
-                record = RealmRecord(**json.loads(path.read_bytes()))
-                State(record.state)
-            except (ValueError, TypeError):
-                path.rename(path.with_suffix(".damaged"))
+                record = _decode_record(path.read_bytes())
+                if record.uuid != path.stem:
+                    raise ValueError("the record is another Realm's")
+            except (OSError, ValueError, TypeError, RecursionError) as error:
+                log.error("%s is damaged and put aside: %s", path, error)
+                path.replace(path.with_suffix(DAMAGED))
                 continue
             records.append(record)
         return sorted(records, key=lambda record: record.created)
 
     def save(self, record: RealmRecord) -> None:
-        write_atomically(self.realms / f"{record.uuid}.json", json.dumps(dataclasses.asdict(record)).encode())
+        """Raises ``CapacityError`` where the disk does not take it; the record that was there stays."""
+        try:
+            write_atomically(self.realms / f"{record.uuid}.json", json.dumps(dataclasses.asdict(record)).encode())
+        except OSError as error:
+            raise CapacityError(
+                f"the Realm's record cannot be written: {error.strerror}", hint="look at the host's state disk"
+            ) from error
 
     def forget(self, uuid: str) -> None:
         (self.realms / f"{uuid}.json").unlink(missing_ok=True)
@@ -206,6 +232,24 @@ class Store:
         aside = Path(tempfile.mkdtemp(dir=self.temporary))
         (self.images / digest).rename(aside / digest)
         _remove(aside)
+
+
+def _decode_record(data: bytes) -> RealmRecord:
+    """Raises ``ValueError`` or ``TypeError`` for anything but what ``Store.save`` writes."""
+    record = RealmRecord(**json.loads(data))
+    for name, kinds in _FIELD_TYPES.items():
+        # Not isinstance: true is no number.
+        if type(getattr(record, name)) not in kinds:
+            raise TypeError(f"{name} has a wrong type")
+    if not math.isfinite(record.created):
+        raise ValueError("created is not a time")
+    for event in record.events:
+        if not isinstance(event, dict) or [type(event.get(key)) for key in ("name", "step")] != [str, int]:
+            raise TypeError("events has a wrong type")
+        if type(event.get("at")) not in (int, float) or not math.isfinite(event["at"]):
+            raise TypeError("events has a wrong type")
+    State(record.state)
+    return record
 
 
 def write_atomically(path: Path, data: bytes) -> None:
