@@ -94,8 +94,8 @@ def main() -> None:
     """As PID 1: never returns; ends with the machine off."""
     port = None
     try:
+        port = Monitor(monitor.open_port())  # first, so that the rest can be told
         system.harden()
-        port = Monitor(monitor.open_port())
         state, detail = _life(port)
     except AgentError as error:
         state, detail = "failed", f"agent: {error}"

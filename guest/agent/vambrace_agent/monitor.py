@@ -10,6 +10,7 @@ import threading
 import time
 
 from vambrace_agent import AgentError
+from vambrace_agent.system import restrict
 
 PORT_NAME = "vambrace.agent"
 MAX_LINE = 64 << 10
@@ -21,16 +22,20 @@ class MonitorRefused(AgentError):
 
 
 def open_port(timeout: float = 30.0) -> int:
-    """Open the virtio port of the monitor; only root can. Raises ``AgentError`` if it does not appear."""
+    """Open the virtio port of the monitor; only root can open any of them.
+
+    Raises ``AgentError`` if it does not appear, or others could.
+    """
     deadline = time.monotonic() + timeout
     ports = "/sys/class/virtio-ports"
     while True:
-        for port in os.listdir(ports) if os.path.isdir(ports) else []:
+        names = os.listdir(ports) if os.path.isdir(ports) else []
+        for port in names:
             with open(f"{ports}/{port}/name", encoding="ascii") as file:
                 if file.read().strip() == PORT_NAME:
-                    device = "/dev/" + port
-                    os.chmod(device, 0o600)
-                    return os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+                    for name in names:
+                        restrict("/dev/" + name)
+                    return os.open("/dev/" + port, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         if time.monotonic() > deadline:
             raise AgentError("the monitor's port does not appear")
         time.sleep(0.05)

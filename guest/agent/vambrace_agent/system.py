@@ -2,40 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
 
-# What an unprivileged program could learn of, or use against, the kernel.
+from vambrace_agent import AgentError
+
+AT_LEAST, EXACTLY = "at least", "exactly"
+
+# What an unprivileged program could learn of, or use against, the kernel. Some cannot be lowered again: more is fine.
 SETTINGS = {
-    "kernel/dmesg_restrict": "1",
-    "kernel/kptr_restrict": "2",
-    "kernel/unprivileged_bpf_disabled": "1",
-    "kernel/perf_event_paranoid": "3",
-    "kernel/io_uring_disabled": "2",  # it could open sockets past seccomp
-    "kernel/yama/ptrace_scope": "2",
-    "kernel/kexec_load_disabled": "1",
-    "kernel/sysrq": "0",
-    "kernel/core_pattern": "|/bin/false",
-    "fs/suid_dumpable": "0",
-    "fs/protected_symlinks": "1",
-    "fs/protected_hardlinks": "1",
-    "user/max_user_namespaces": "0",
-    "vm/unprivileged_userfaultfd": "0",
-    "vm/swappiness": "0",
+    "kernel/dmesg_restrict": (AT_LEAST, "1"),
+    "kernel/kptr_restrict": (AT_LEAST, "2"),
+    "kernel/unprivileged_bpf_disabled": (AT_LEAST, "1"),
+    "kernel/perf_event_paranoid": (AT_LEAST, "3"),
+    "kernel/io_uring_disabled": (AT_LEAST, "2"),  # it could open sockets past seccomp
+    "kernel/yama/ptrace_scope": (AT_LEAST, "2"),
+    "kernel/kexec_load_disabled": (AT_LEAST, "1"),
+    "kernel/sysrq": (EXACTLY, "0"),
+    "kernel/core_pattern": (EXACTLY, "|/bin/false"),
+    "fs/suid_dumpable": (EXACTLY, "0"),
+    "fs/protected_symlinks": (AT_LEAST, "1"),
+    "fs/protected_hardlinks": (AT_LEAST, "1"),
+    "user/max_user_namespaces": (EXACTLY, "0"),
+    "vm/unprivileged_userfaultfd": (EXACTLY, "0"),
+    "vm/swappiness": (EXACTLY, "0"),
+}
+# A kernel may be built without these. The call (its number on arm64) says so, with arguments that do nothing.
+FEATURES = {
+    "kernel/unprivileged_bpf_disabled": (280, (~0, 0, 0)),
+    "kernel/perf_event_paranoid": (241, (0, 0, 0, 0, 0)),
+    "kernel/io_uring_disabled": (425, (0, 0)),
+    "kernel/kexec_load_disabled": (104, (0, 0, 0, ~0)),
+    "vm/unprivileged_userfaultfd": (282, (~0,)),
 }
 _POWER_OFF = 0x4321FEDC
 
 
-def harden() -> None:
-    """Apply ``SETTINGS``; a kernel without one of them has nothing there to close."""
-    for name, value in SETTINGS.items():
+def harden(root: str = "/proc/sys") -> None:
+    """Apply ``SETTINGS`` and read each back. Raises ``AgentError`` if one is laxer than it says.
+
+    A setting that does not exist is well only where the kernel has not got what it would close.
+    """
+    for name, (rule, wanted) in SETTINGS.items():
+        path = f"{root}/{name}"
+        with contextlib.suppress(OSError):
+            _write(path, wanted)
+        # What counts is what it says now.
         try:
-            _write("/proc/sys/" + name, value)
+            with open(path, encoding="ascii") as file:
+                found = file.read().strip()
         except FileNotFoundError:
-            continue
-        except OSError:
-            # Some are one-way and stay at a stricter value.
-            continue
+            if name in FEATURES and lacks(*FEATURES[name]):
+                continue
+            raise AgentError(f"the kernel has no setting {name}") from None
+        except (OSError, ValueError):
+            raise AgentError(f"the kernel's setting {name} cannot be read") from None
+        if not _holds(found, rule, wanted):
+            raise AgentError(f"the kernel's setting {name} stays {found[:20]!r}")
+
+
+def lacks(number: int, arguments: tuple[int, ...]) -> bool:
+    """Whether the kernel has no such system call."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.syscall(ctypes.c_long(number), *(ctypes.c_ulong(value) for value in arguments))
+    if result >= 0:
+        return False
+    return ctypes.get_errno() == errno.ENOSYS
+
+
+def restrict(path: str) -> None:
+    """Make a device root's only, and see that it is. Raises ``AgentError``."""
+    try:
+        os.chmod(path, 0o600)
+        status = os.stat(path)
+    except OSError as error:
+        raise AgentError(f"{path} cannot be restricted: {error.strerror}") from None
+    if status.st_mode & 0o077 or status.st_uid != os.geteuid():
+        raise AgentError(f"{path} is open to others")
 
 
 def enable_controllers() -> None:
@@ -55,3 +100,12 @@ def _write(path: str, text: str) -> None:
         os.write(fd, text.encode())
     finally:
         os.close(fd)
+
+
+def _holds(found: str, rule: str, wanted: str) -> bool:
+    if rule == EXACTLY:
+        return found == wanted
+    try:
+        return int(found) >= int(wanted)
+    except ValueError:
+        return False
