@@ -15,6 +15,15 @@
 #define BATCH 32
 #define PINNED_RETRIES 10000 /* of one millisecond */
 
+/* For what has to do with no page: page 0 stands for all. */
+static int fail(struct vb_window *window, int status)
+{
+	vb_lock(window);
+	vb_fail(window, status, 0);
+	vb_unlock(window);
+	return status;
+}
+
 /* Answers one fault. A fault that cannot be answered fails the window and stays unanswered. */
 static int serve(struct vb_window *window, uintptr_t address)
 {
@@ -23,12 +32,8 @@ static int serve(struct vb_window *window, uintptr_t address)
 	uint32_t page;
 	int status;
 
-	if (offset >= window->bytes) {
-		vb_lock(window);
-		status = vb_fail(window, VB_INVALID, 0);
-		vb_unlock(window);
-		return status;
-	}
+	if (offset >= window->bytes)
+		return fail(window, VB_INVALID);
 	page = (uint32_t)(offset / VB_PAGE_SIZE_BYTES);
 	for (int i = 0;; i++) {
 		vb_lock(window);
@@ -46,18 +51,14 @@ static int serve_all(struct vb_window *window)
 {
 	uintptr_t addresses[BATCH];
 	int count = vb_uffd_read(window->uffd, addresses, BATCH);
-	int status = VB_OK;
+	int status = count < 0 ? fail(window, count) : VB_OK;
 
-	if (count < 0) {
-		vb_lock(window);
-		status = vb_fail(window, count, 0);
-		vb_unlock(window);
-	}
 	for (int i = 0; i < count && !status; i++)
 		status = serve(window, addresses[i]);
 	return status;
 }
 
+/* As poll: how many are ready, 0 when the time is over, or -errno. */
 static int wait_for(struct pollfd *ends, nfds_t count, int timeout)
 {
 	int ready;
@@ -65,7 +66,7 @@ static int wait_for(struct pollfd *ends, nfds_t count, int timeout)
 	do
 		ready = poll(ends, count, timeout);
 	while (ready < 0 && errno == EINTR);
-	return ready;
+	return ready < 0 ? -errno : ready;
 }
 
 static void *handler_main(void *argument)
@@ -75,12 +76,17 @@ static void *handler_main(void *argument)
 		{.fd = window->wake_fd, .events = POLLIN},
 		{.fd = window->uffd, .events = POLLIN},
 	};
+	int status = VB_OK;
 
-	while (wait_for(ends, 2, -1) >= 0) {
-		if (ends[0].revents)
+	while (!status) {
+		int ready = wait_for(ends, 2, -1);
+
+		if (ready < 0)
+			status = fail(window, ready);
+		else if (ends[0].revents)
 			return NULL;
-		if (ends[1].revents && serve_all(window))
-			break;
+		else if (ends[1].revents)
+			status = serve_all(window);
 	}
 	if (wait_for(ends, 1, window->grace_ms) == 0) { /* failed, and nobody closes: see vb_config.grace_ms */
 		vb_lock(window);

@@ -284,11 +284,11 @@ int vb_watch(struct vb_window *window, struct vb_zone *zone)
 	int status;
 
 	if (madvise(start, offset_of(zone->pages), MADV_NOHUGEPAGE) != 0 && errno != EINVAL)
-		return -errno;
+		return vb_fail(window, -errno, zone->first);
 	/* The kernel ends all faults under way first: what is not there afterwards comes through the handler. */
 	status = vb_uffd_register(window->uffd, start, offset_of(zone->pages));
-	if (status)
-		return status;
+	if (status) /* perhaps a part of the zone is registered, and nobody would answer its faults */
+		return vb_fail(window, status, zone->first);
 	zone->open = false;
 	for (uint32_t first = zone->first; first < end; first += MINCORE_RUN) {
 		unsigned char resident[MINCORE_RUN];
