@@ -472,6 +472,7 @@ int vb_window_digests(struct vb_window *window, size_t offset, size_t bytes, con
 {
 	EVP_MD *hash = EVP_MD_fetch(NULL, algorithm, NULL);
 	EVP_MD_CTX *context = EVP_MD_CTX_new();
+	size_t pages = bytes / VB_PAGE_SIZE_BYTES + (bytes % VB_PAGE_SIZE_BYTES != 0);
 	int status = enter(window);
 
 	if (!status) {
@@ -482,7 +483,7 @@ int vb_window_digests(struct vb_window *window, size_t offset, size_t bytes, con
 		else if (offset % VB_PAGE_SIZE_BYTES || offset > window->bytes || bytes > window->bytes - offset)
 			status = VB_INVALID;
 		else
-			status = check_transfer(window, 0, out, bytes / VB_PAGE_SIZE_BYTES * VB_DIGEST_BYTES);
+			status = check_transfer(window, 0, out, pages * VB_DIGEST_BYTES);
 		while (!status && bytes) {
 			size_t part = part_of(offset, bytes);
 

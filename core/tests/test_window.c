@@ -141,6 +141,9 @@ static void test_digests(void)
 	CHECK(vb_window_digests(window, 0, 0, "sha256", digests) == VB_OK);
 	CHECK(vb_window_digests(window, 1, 1, "sha256", digests) == VB_INVALID);
 	CHECK(vb_window_digests(window, VB_PAGE_SIZE_BYTES, window->bytes, "sha256", digests) == VB_INVALID);
+	/* The hash of the last page, of which a part is measured, would lie in the window. */
+	CHECK(vb_window_digests(window, 0, VB_PAGE_SIZE_BYTES + 5, "sha256", window->guest - VB_DIGEST_BYTES) ==
+	      VB_INVALID);
 	CHECK(vb_window_digests(window, 0, 1, "sha512", digests) == VB_NO_CIPHER);
 	CHECK(vb_window_digests(window, 0, 1, "none such", digests) == VB_NO_CIPHER);
 	vb_window_close(window);
