@@ -13,6 +13,8 @@
     │   ├── Conflict                not possible in the present state
     │   └── CapacityError           the exclusive share cannot be given
     ├── RealmError                  a Realm failed or its agent refused
+    │   ├── ChannelClosed           the connection to the agent ended
+    │   └── AgentFlood              the agent sent more than may wait
     ├── VerificationError           evidence is not to be trusted
     │   ├── MalformedEvidence       not a well-formed token
     │   ├── SignatureInvalid        a signature does not verify
@@ -118,6 +120,14 @@ class CapacityError(HostError):
 
 class RealmError(VambraceError):
     exit_code = 8
+
+
+class ChannelClosed(RealmError):
+    """The connection ended; a new one may work, if the Realm still runs."""
+
+
+class AgentFlood(RealmError):
+    """The guest sent more than may wait."""
 
 
 class VerificationError(VambraceError):

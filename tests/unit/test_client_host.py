@@ -25,6 +25,7 @@ from vambrace.errors import (
     ImageError,
     MessageRefused,
     NotFound,
+    TrustZoneError,
     UsageError,
 )
 
@@ -75,6 +76,10 @@ def test_no_such_realm(host: Host) -> None:
         (404, "not-found", NotFound),
         (409, "conflict", Conflict),
         (507, "capacity", CapacityError),
+        (429, "capacity", CapacityError),
+        (503, "trustzone", TrustZoneError),
+        (503, "host", HostError),
+        (404, "none", NotFound),
         (403, "message-refused", MessageRefused),
         (422, "image", ImageError),
         (422, "configuration", ConfigError),

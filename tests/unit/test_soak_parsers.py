@@ -28,6 +28,7 @@ from vambrace.attest.verify import verify_launch
 from vambrace.client.channel import public_key
 from vambrace.client.host import RealmInfo, problem
 from vambrace.errors import (
+    AgentFlood,
     ConfigError,
     HostError,
     ImageError,
@@ -37,7 +38,7 @@ from vambrace.errors import (
     VerificationError,
 )
 from vambrace.host import vmm
-from vambrace.host.agent import LINE_LIMIT, AgentFlood, AgentPort, LineBuffer
+from vambrace.host.agent import LINE_LIMIT, AgentPort, LineBuffer
 from vambrace.image import Bundle
 from vambrace.image.manifest import read_manifest
 from vambrace.machine.control import Control

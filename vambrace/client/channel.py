@@ -26,7 +26,7 @@ from websockets.sync.client import ClientConnection, connect
 from vambrace.attest.chain import UNREADABLE
 from vambrace.attest.verify import VerifiedRealm
 from vambrace.client.host import Host, plain, problem, unreachable
-from vambrace.errors import ConfigError, HostUnreachable, MalformedEvidence, RealmError
+from vambrace.errors import ChannelClosed, ConfigError, HostUnreachable, MalformedEvidence, RealmError
 
 MAX_LINE = 256 << 10
 MAX_DATA = 16 << 20
@@ -37,10 +37,6 @@ REPLY_SECONDS = 180.0
 
 Verify = Callable[[bytes, bytes, bytes], VerifiedRealm]
 Result = TypeVar("Result")
-
-
-class ChannelClosed(RealmError):
-    """The connection ended; a new one may work, if the Realm still runs."""
 
 
 def public_key(certificate: bytes) -> bytes:

@@ -38,13 +38,20 @@ MAX_TOKEN = 1 << 20
 POLL_SECONDS = 20
 BLOCK = 1 << 20
 
+# What vambrace.host.problems calls them.
 _KINDS: dict[str, type[VambraceError]] = {
+    "not-found": NotFound,
+    "capacity": CapacityError,
+    "conflict": Conflict,
     "message-refused": MessageRefused,
     "image": ImageError,
     "configuration": ConfigError,
     "request": UsageError,
     "trustzone": TrustZoneError,
+    "host": HostError,
+    "internal": HostError,
 }
+# For answers that name no kind, as those of something between.
 _STATUS: dict[int, type[HostError]] = {404: NotFound, 409: Conflict, 507: CapacityError}
 
 
@@ -296,9 +303,10 @@ def problem(status: int, body: bytes) -> VambraceError:
     message = plain(details.get("detail") or details.get("title") or f"the host answered {status}")
     hint = plain(details.get("hint") or "") or None
     kind = str(details.get("type", "")).rpartition("/")[2]
-    if cls := _KINDS.get(kind):
-        return cls(message, hint=hint)
-    return _STATUS.get(status, HostError)(message, hint=hint, status=status)
+    cls = _KINDS.get(kind) or _STATUS.get(status, HostError)
+    if issubclass(cls, HostError):
+        return cls(message, hint=hint, status=status)
+    return cls(message, hint=hint)
 
 
 def plain(text: object) -> str:

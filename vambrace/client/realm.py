@@ -17,13 +17,14 @@ from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import VerifiedRealm
 from vambrace.client import names, results
-from vambrace.client.channel import Channel, ChannelClosed
+from vambrace.client.channel import Channel
 from vambrace.client.context import Context, RealmState
 from vambrace.client.host import Host, RealmInfo, plain
 from vambrace.client.progress import Progress, silent
 from vambrace.client.results import ResultFile
 from vambrace.client.trust import Expected, Trust
 from vambrace.errors import (
+    ChannelClosed,
     ConfigError,
     Conflict,
     HostError,

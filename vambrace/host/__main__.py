@@ -20,7 +20,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from vambrace.errors import VambraceError
+from vambrace.errors import HostError, VambraceError
 from vambrace.host.api import application, tls_context
 from vambrace.host.channel import Connector, connect_vsock
 from vambrace.host.host import Host
@@ -89,7 +89,7 @@ async def serve(
         try:
             await site.start()
         except OSError as error:
-            raise VambraceError(
+            raise HostError(
                 f"cannot listen on {settings.listen}:{settings.port}: {error.strerror}",
                 hint="choose another port in the settings",
             ) from error

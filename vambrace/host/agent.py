@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from vambrace.errors import UsageError, VambraceError
+from vambrace.errors import AgentFlood, UsageError, VambraceError
 
 LINE_LIMIT = 64 << 10
 BACKLOG_LINES = 64
@@ -23,10 +23,6 @@ BACKLOG_BYTES = 256 << 10
 CHALLENGE = 64
 DETAIL_LIMIT = 200
 REPORTS = ("ready", "running", "succeeded", "failed")
-
-
-class AgentFlood(VambraceError):
-    """The guest sent more than may wait."""
 
 
 class LineBuffer:

@@ -14,8 +14,8 @@ from typing import Any
 
 from vambrace.attest import owner
 from vambrace.attest.challenge import launch_challenge
-from vambrace.errors import CapacityError, Conflict, MessageRefused, RealmError, UsageError, VambraceError
-from vambrace.host.agent import AgentFlood, AgentPort
+from vambrace.errors import AgentFlood, CapacityError, Conflict, MessageRefused, RealmError, UsageError, VambraceError
+from vambrace.host.agent import AgentPort
 from vambrace.host.lifecycle import Lifecycle, State, require
 from vambrace.host.platform import Platform
 from vambrace.host.settings import Settings
