@@ -261,26 +261,56 @@ int vb_page_fill(struct vb_window *window, uint32_t page, uint32_t count, const 
 	return status ? vb_fail(window, status, page) : VB_OK;
 }
 
-uint32_t vb_open_pages(struct vb_window *window, const struct vb_zone *zone)
+/*
+ * Calls `visit` for each page that is there, of `count` from `first` on, without touching one: an absent page would
+ * wait for the handler. Goes on after an error, and gives the last one.
+ */
+static int for_each_resident(struct vb_window *window, uint32_t first, uint32_t count,
+			     void (*visit)(struct vb_window *window, uint32_t page, void *context), void *context)
 {
-	uint32_t end = zone->first + zone->pages, pages = 0;
+	uint32_t end = first + count;
+	int status = VB_OK;
 
-	for (uint32_t first = zone->first; first < end; first += MINCORE_RUN) {
+	for (; first < end; first += MINCORE_RUN) {
 		unsigned char resident[MINCORE_RUN];
 		uint32_t run = end - first < MINCORE_RUN ? end - first : MINCORE_RUN;
 
-		if (mincore(window->guest + offset_of(first), offset_of(run), resident) != 0)
-			return zone->pages; /* at most */
+		if (mincore(window->guest + offset_of(first), offset_of(run), resident) != 0) {
+			status = -errno;
+			continue;
+		}
 		for (uint32_t i = 0; i < run; i++)
-			pages += resident[i] & 1;
+			if (resident[i] & 1)
+				visit(window, first + i, context);
 	}
-	return pages;
+	return status;
+}
+
+static void count_page(struct vb_window *window, uint32_t page, void *count)
+{
+	(void)window;
+	(void)page;
+	++*(uint32_t *)count;
+}
+
+uint32_t vb_open_pages(struct vb_window *window, const struct vb_zone *zone)
+{
+	uint32_t count = 0;
+
+	if (for_each_resident(window, zone->first, zone->pages, count_page, &count))
+		return zone->pages; /* at most */
+	return count;
+}
+
+static void adopt_page(struct vb_window *window, uint32_t page, void *zone)
+{
+	vb_zone_gain(zone, 1);
+	settle(window, zone, page, 1, 1);
 }
 
 int vb_watch(struct vb_window *window, struct vb_zone *zone)
 {
 	uint8_t *start = window->guest + offset_of(zone->first);
-	uint32_t end = zone->first + zone->pages;
 	int status;
 
 	if (madvise(start, offset_of(zone->pages), MADV_NOHUGEPAGE) != 0 && errno != EINVAL)
@@ -290,40 +320,23 @@ int vb_watch(struct vb_window *window, struct vb_zone *zone)
 	if (status) /* perhaps a part of the zone is registered, and nobody would answer its faults */
 		return vb_fail(window, status, zone->first);
 	zone->open = false;
-	for (uint32_t first = zone->first; first < end; first += MINCORE_RUN) {
-		unsigned char resident[MINCORE_RUN];
-		uint32_t run = end - first < MINCORE_RUN ? end - first : MINCORE_RUN;
+	status = for_each_resident(window, zone->first, zone->pages, adopt_page, zone);
+	return status ? vb_fail(window, status, zone->first) : VB_OK;
+}
 
-		if (mincore(window->guest + offset_of(first), offset_of(run), resident) != 0)
-			return vb_fail(window, -errno, first);
-		for (uint32_t i = 0; i < run; i++) {
-			if (!(resident[i] & 1))
-				continue;
-			vb_zone_gain(zone, 1);
-			settle(window, zone, first + i, 1, 1);
-		}
-	}
-	return VB_OK;
+static void wipe_page(struct vb_window *window, uint32_t page, void *unused)
+{
+	(void)unused;
+	if (window->pages[page].state == VB_PLAINTEXT || vb_zone_of(window, page)->open)
+		OPENSSL_cleanse(window->guest + offset_of(page), VB_PAGE_SIZE_BYTES);
 }
 
 void vb_wipe(struct vb_window *window)
 {
-	uint32_t pages = (uint32_t)(window->bytes / VB_PAGE_SIZE_BYTES);
-
 	for (size_t i = 0; i < window->zone_count; i++) {
 		vb_cipher_destroy(window->zones[i].cipher);
 		window->zones[i].cipher = NULL;
 	}
-	for (uint32_t first = 0; first < pages; first += MINCORE_RUN) {
-		unsigned char resident[MINCORE_RUN];
-		uint32_t run = pages - first < MINCORE_RUN ? pages - first : MINCORE_RUN;
-
-		/* Only what is there: touching an absent page would wait for the handler. */
-		if (mincore(window->guest + offset_of(first), offset_of(run), resident) != 0)
-			continue;
-		for (uint32_t i = 0; i < run; i++)
-			if (resident[i] & 1 && (window->pages[first + i].state == VB_PLAINTEXT ||
-						vb_zone_of(window, first + i)->open))
-				OPENSSL_cleanse(window->guest + offset_of(first + i), VB_PAGE_SIZE_BYTES);
-	}
+	/* What mincore does not tell is lost to us; closing takes the mapping away. */
+	(void)for_each_resident(window, 0, (uint32_t)(window->bytes / VB_PAGE_SIZE_BYTES), wipe_page, NULL);
 }
