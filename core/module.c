@@ -115,7 +115,7 @@ static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 {
 	static char *names[] = {"zones", "key", "instance", "cipher", "handler_cpu", NULL};
 	struct vb_zone_config zones[VB_MAXIMUM_ZONES];
-	struct vb_config config = {.zones = zones, .userfaultfd = -1, .grace_ms = GRACE_MS};
+	struct vb_config config = {.zones = zones, .grace_ms = GRACE_MS};
 	PyObject *sequence;
 	Py_buffer key, instance;
 	const char *cipher;

@@ -33,7 +33,7 @@ struct uffdio_move {
 #define RETRIES 1000000
 #define BATCH 32
 
-int vb_uffd_handshake(int fd)
+static int handshake(int fd)
 {
 	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MOVE};
 
@@ -57,7 +57,7 @@ int vb_uffd_open(int *out)
 		if (fd < 0)
 			return VB_NO_USERFAULTFD;
 	}
-	status = vb_uffd_handshake(fd);
+	status = handshake(fd);
 	if (status) {
 		close(fd);
 		return status;

@@ -10,8 +10,6 @@
  * not permitted, by /dev/userfaultfd. VB_NO_USERFAULTFD, VB_NO_MOVE (no UFFDIO_MOVE: before Linux 6.8).
  */
 int vb_uffd_open(int *out);
-/* The same handshake for a descriptor that this process has opened before and not used yet. */
-int vb_uffd_handshake(int fd);
 
 int vb_uffd_register(int fd, void *start, size_t bytes);
 

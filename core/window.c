@@ -180,12 +180,7 @@ static int build(struct vb_window *window, const struct vb_config *config, uint6
 	window->wake_fd = eventfd(0, EFD_CLOEXEC);
 	if (window->failure_fd < 0 || window->wake_fd < 0)
 		return -errno;
-	if (config->userfaultfd >= 0) {
-		window->uffd = config->userfaultfd;
-		status = vb_uffd_handshake(window->uffd);
-	} else {
-		status = vb_uffd_open(&window->uffd);
-	}
+	status = vb_uffd_open(&window->uffd);
 	if (!status)
 		status = map_memory(window->bytes, &window->guest);
 	if (!status)

@@ -45,7 +45,6 @@ struct vb_config {
 	const uint8_t *instance; /* VB_INSTANCE_BYTES */
 	enum vb_cipher_kind cipher;
 	int handler_cpu;         /* -1: any */
-	int userfaultfd;         /* opened by this process and given away to the window; -1: the window opens one */
 	/*
 	 * After a failure, threads that touch an absent page stay blocked until the window is closed. Among
 	 * them may be the one that would have closed it. So, if it is not closed within this time, the
@@ -100,7 +99,8 @@ int vb_window_read(struct vb_window *window, size_t offset, void *data, size_t b
 #define VB_DIGEST_BYTES 32
 /*
  * The hash of each page from `offset` on, the address of one, the last page padded with zeros. `out`, not
- * in the window, takes VB_DIGEST_BYTES for each. `algorithm` as libcrypto knows it; VB_NO_CIPHER if it does not, or if its digests have another size.
+ * in the window, takes VB_DIGEST_BYTES for each. `algorithm` as libcrypto knows it; VB_NO_CIPHER if it does
+ * not, or if its digests have another size.
  */
 int vb_window_digests(struct vb_window *window, size_t offset, size_t bytes, const char *algorithm, uint8_t *out);
 

@@ -37,7 +37,6 @@ static inline struct vb_window *open_with_grace(const struct vb_zone_config *zon
 		.key = test_key,
 		.instance = test_instance,
 		.handler_cpu = -1,
-		.userfaultfd = -1,
 		.grace_ms = grace_ms,
 	};
 	struct vb_window *window = NULL;

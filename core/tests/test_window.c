@@ -12,7 +12,7 @@ static void test_refusals(void)
 {
 	const struct vb_zone_config good[] = {{8, 0}}, empty[] = {{0, 0}}, percent[] = {{8, 101}};
 	struct vb_config config = {.key = test_key, .instance = test_instance, .handler_cpu = -1,
-				   .userfaultfd = -1, .grace_ms = -1, .zone_count = 1};
+				   .grace_ms = -1, .zone_count = 1};
 	struct vb_window *window = NULL;
 	uint8_t data[16] = {0};
 
@@ -183,7 +183,10 @@ static void test_open(void)
 	vb_window_free(window);
 }
 
-/* Locked memory cannot be dropped. Where it is not locked, a page that was dropped reads as zero, and stops counting when it is met. */
+/*
+ * Locked memory cannot be dropped. Where it is not locked, a page that was dropped reads as zero, and stops counting
+ * when it is met.
+ */
 static void test_dropped(void)
 {
 	struct vb_window *window = open_window(&(struct vb_zone_config){256, 100}, 1);
