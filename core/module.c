@@ -212,73 +212,61 @@ static PyObject *window_write(Window *self, PyObject *arguments)
 	Py_RETURN_NONE;
 }
 
-static PyObject *window_read(Window *self, PyObject *arguments)
+/* What is in the window: `length` bytes, or the hash of each of their pages where there is an `algorithm`. */
+static PyObject *fetch(Window *self, Py_ssize_t offset, Py_ssize_t length, const char *algorithm)
 {
-	Py_ssize_t offset, length;
-	PyObject *data;
-	struct vb_window *window;
+	struct vb_window *window = begin(self);
+	PyObject *result;
+	size_t size;
 	int status = VB_INVALID;
 
-	if (!PyArg_ParseTuple(arguments, "nn", &offset, &length))
-		return NULL;
-	window = begin(self);
 	if (!window)
 		return NULL;
 	if (offset < 0 || length < 0 || (size_t)length > vb_window_bytes(window)) {
 		end(self);
 		return fail_of(self, VB_INVALID);
 	}
-	data = PyBytes_FromStringAndSize(NULL, length);
-	if (data) {
-		char *to = PyBytes_AsString(data);
+	size = (size_t)length;
+	if (algorithm)
+		size = (size + VB_PAGE_SIZE_BYTES - 1) / VB_PAGE_SIZE_BYTES * VB_DIGEST_BYTES;
+	result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+	if (result) {
+		char *to = PyBytes_AsString(result);
 
 		Py_BEGIN_ALLOW_THREADS
-		status = vb_window_read(window, (size_t)offset, to, (size_t)length);
+		if (algorithm)
+			status = vb_window_digests(window, (size_t)offset, (size_t)length, algorithm, (uint8_t *)to);
+		else
+			status = vb_window_read(window, (size_t)offset, to, (size_t)length);
 		Py_END_ALLOW_THREADS
 		if (status) {
-			OPENSSL_cleanse(to, (size_t)length);
-			Py_DECREF(data);
+			OPENSSL_cleanse(to, size);
+			Py_DECREF(result);
 			fail_of(self, status);
-			data = NULL;
+			result = NULL;
 		}
 	}
 	end(self);
-	return data;
+	return result;
+}
+
+static PyObject *window_read(Window *self, PyObject *arguments)
+{
+	Py_ssize_t offset, length;
+
+	if (!PyArg_ParseTuple(arguments, "nn", &offset, &length))
+		return NULL;
+	return fetch(self, offset, length, NULL);
 }
 
 static PyObject *window_digests(Window *self, PyObject *arguments)
 {
-	Py_ssize_t offset, length, pages;
+	Py_ssize_t offset, length;
 	const char *algorithm;
-	PyObject *digests;
-	struct vb_window *window;
-	int status = VB_INVALID;
 
 	if (!PyArg_ParseTuple(arguments, "nns", &offset, &length, &algorithm))
 		return NULL;
-	window = begin(self);
-	if (!window)
-		return NULL;
-	if (offset < 0 || length < 0 || (size_t)length > vb_window_bytes(window)) {
-		end(self);
-		return fail_of(self, VB_INVALID);
-	}
-	pages = (Py_ssize_t)(((size_t)length + VB_PAGE_SIZE_BYTES - 1) / VB_PAGE_SIZE_BYTES);
-	digests = PyBytes_FromStringAndSize(NULL, pages * VB_DIGEST_BYTES);
-	if (digests) {
-		uint8_t *to = (uint8_t *)PyBytes_AsString(digests);
-
-		Py_BEGIN_ALLOW_THREADS
-		status = vb_window_digests(window, (size_t)offset, (size_t)length, algorithm, to);
-		Py_END_ALLOW_THREADS
-		if (status) {
-			Py_DECREF(digests);
-			fail_of(self, status);
-			digests = NULL;
-		}
-	}
-	end(self);
-	return digests;
+	return fetch(self, offset, length, algorithm);
 }
 
 static PyObject *window_set_percent(Window *self, PyObject *arguments)
