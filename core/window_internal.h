@@ -1,4 +1,4 @@
-/* The window from inside: for window.c, paging.c, handler.c and the tests. */
+/* The window from inside: for window.c, transfer.c, paging.c, handler.c and the tests. */
 #ifndef VAMBRACE_WINDOW_INTERNAL_H
 #define VAMBRACE_WINDOW_INTERNAL_H
 
@@ -46,6 +46,11 @@ struct vb_window {
 	struct vb_failure failure;
 };
 
+/* window.c */
+
+/* Begins a call: from VB_OK until vb_leave the window is not taken down. */
+int vb_enter(struct vb_window *window);
+void vb_leave(struct vb_window *window);
 void vb_lock(struct vb_window *window);
 void vb_unlock(struct vb_window *window);
 
