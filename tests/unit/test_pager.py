@@ -220,6 +220,19 @@ def test_an_unclosed_window_ends_with_the_process() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.parametrize(("limit", "hint"), [(0, "run as root"), (65536, "RLIMIT_MEMLOCK")])
+def test_a_process_that_may_not_be_locked_is_told_what_helps(limit: int, hint: str) -> None:
+    code = (
+        "import os, resource; from vambrace.errors import PagerError; from vambrace.pager import lock_process\n"
+        f"resource.setrlimit(resource.RLIMIT_MEMLOCK, ({limit}, {limit}))\n"
+        "if os.getuid() == 0: os.setuid(65534)\n"  # root's capability knows no limit
+        "try: lock_process()\n"
+        "except PagerError as error: print(error, error.hint)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60)
+    assert "out of swap" in result.stdout and hint in result.stdout
+
+
 def test_light_imports() -> None:
     """A VMM process is to stay small."""
     heavy = {"asyncio", "ssl", "cryptography", "cbor2", "ctypes"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +26,12 @@ _HINTS = {
     _core.NO_CIPHER: "use cipher 'aes-256-gcm', or a libcrypto that has the other one (OpenSSL 3.1 or newer)",
     _core.SWAP: "turn swap off, or give CAP_IPC_LOCK",
     _core.PINNED: "release pages that devices hold, or ask for a lower percentage",
+}
+
+
+_LOCK_HINTS = {
+    -errno.EPERM: "run as root, or give CAP_IPC_LOCK",
+    -errno.ENOMEM: "give CAP_IPC_LOCK, or allow more locked memory (RLIMIT_MEMLOCK, 'ulimit -l')",
 }
 
 
@@ -194,7 +201,10 @@ def lock_process() -> None:
     try:
         _core.lock_process()
     except _core.Error as error:
-        raise _pager_error(error) from None
+        status = error.args[0]
+        raise PagerError(
+            f"this process cannot be kept out of swap: {os.strerror(-status)}", hint=_LOCK_HINTS.get(status)
+        ) from None
 
 
 def _pager_error(error: _core.Error) -> PagerError:
