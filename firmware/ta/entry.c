@@ -2,6 +2,7 @@
 /* The trusted application's door: sessions, and the check of every parameter before it is used. */
 #include "evidence.h"
 #include "keys.h"
+#include "lifecycle.h"
 #include "protocol.h"
 
 #include <string.h>

@@ -5,6 +5,7 @@
 #include "cbor.h"
 #include "eventlog.h"
 #include "keys.h"
+#include "lifecycle.h"
 
 #include <string.h>
 #include <vambrace_platform.h>
@@ -60,41 +61,6 @@ static uint8_t scratch[SCRATCH_MAX];
 static uint8_t platform_token[SCRATCH_MAX + 128];
 static uint8_t realm_token[SCRATCH_MAX + 128];
 static struct boot_events boot_log;
-
-static TEE_Result call_platform(uint32_t command, uint32_t types, TEE_Param params[4])
-{
-	static const TEE_UUID pta = PTA_VAMBRACE_UUID;
-	TEE_TASessionHandle session = TEE_HANDLE_NULL;
-	TEE_Result res = TEE_OpenTASession(&pta, TEE_TIMEOUT_INFINITE, 0, NULL, &session, NULL);
-
-	if (res)
-		return res;
-	res = TEE_InvokeTACommand(session, TEE_TIMEOUT_INFINITE, command, types, params, NULL);
-	TEE_CloseTASession(session);
-	return res;
-}
-
-TEE_Result lifecycle(uint32_t *state)
-{
-	TEE_Param params[4] = { 0 };
-	TEE_Result res = call_platform(PTA_VAMBRACE_LIFECYCLE,
-				       TEE_PARAM_TYPES(TEE_PARAM_TYPE_VALUE_OUTPUT, TEE_PARAM_TYPE_NONE,
-						       TEE_PARAM_TYPE_NONE, TEE_PARAM_TYPE_NONE),
-				       params);
-
-	*state = params[0].value.a;
-	return res;
-}
-
-TEE_Result secure_lifecycle(void)
-{
-	TEE_Param params[4] = { 0 };
-
-	return call_platform(PTA_VAMBRACE_SECURE,
-			     TEE_PARAM_TYPES(TEE_PARAM_TYPE_NONE, TEE_PARAM_TYPE_NONE, TEE_PARAM_TYPE_NONE,
-					     TEE_PARAM_TYPE_NONE),
-			     params);
-}
 
 /* COSE_Sign1 over ``payload`` (RFC 9052 section 4.2), the unprotected header empty. */
 static TEE_Result cose_sign1(const struct signing_key *key, const struct cbor *payload, struct cbor *token)

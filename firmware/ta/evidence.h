@@ -8,8 +8,5 @@
 
 /* Compose both tokens and sign them. On TEE_ERROR_SHORT_BUFFER ``size`` is what is needed. */
 TEE_Result compose_evidence(const struct realm_request *request, void *out, size_t *size);
-/* The life cycle from the fuse, and blowing it. */
-TEE_Result lifecycle(uint32_t *state);
-TEE_Result secure_lifecycle(void);
 
 #endif

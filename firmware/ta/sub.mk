@@ -6,4 +6,5 @@ srcs-y += entry.c
 srcs-y += keys.c
 srcs-y += cbor.c
 srcs-y += eventlog.c
+srcs-y += lifecycle.c
 srcs-y += evidence.c
