@@ -15,6 +15,9 @@
 #ifndef VAMBRACE_PLATFORM_H
 #define VAMBRACE_PLATFORM_H
 
+/* Which kind of platform this is: claim 2396, the implementation id, is its SHA-256. */
+#define IMPLEMENTATION "vambrace-platform-1/qemu-virt"
+
 #define FUSE_BASE 0x03ff0000
 #define FUSE_SIZE 0x1000
 #define FUSE_KEY_OFFSET 0x08

@@ -13,9 +13,6 @@
 #define PLATFORM_PROFILE "tag:vambrace.dev,2026:platform#1"
 #define REALM_PROFILE "tag:vambrace.dev,2026:realm#1"
 
-/* Which kind of platform this is; its SHA-256 is the implementation id. */
-#define IMPLEMENTATION "vambrace-platform-1/qemu-virt"
-
 #define TAG_COSE_SIGN1 18
 #define TAG_CMW_COLLECTION 907
 #define UEID_RANDOM 0x01

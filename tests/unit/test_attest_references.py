@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import stat
 import subprocess
 import sys
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cbor2
 import pytest
-from attest_factory import COMPONENTS, IMPLEMENTATION, NOW, Platform, new_key, published, verify
+from attest_factory import COMPONENTS, IMPLEMENTATION, NOW, SIGNER, Platform, new_key, published, verify
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest import references
@@ -21,7 +24,21 @@ from vambrace.attest.claims import Component
 from vambrace.attest.cose import sign1
 from vambrace.attest.endorsement import VendorAuthority
 from vambrace.attest.references import ReferenceValues
-from vambrace.errors import CertificateExpired, ConfigError, MalformedEvidence, SignatureInvalid, UnknownRoot
+from vambrace.debian.cache import Cache
+from vambrace.emulator import build as building
+from vambrace.emulator import qemu
+from vambrace.emulator.build import Firmware
+from vambrace.emulator.server import Server
+from vambrace.errors import (
+    CertificateExpired,
+    ComponentChanged,
+    ConfigError,
+    MalformedEvidence,
+    SignatureInvalid,
+    UnknownRoot,
+)
+
+PLATFORM_HEADER = Path(__file__).parents[2] / "firmware/common/vambrace_platform.h"
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +50,28 @@ def test_published_values_verify_a_token(platform: Platform) -> None:
     values = references.load(published(platform), platform.roots, now=NOW)
     assert values == ReferenceValues(COMPONENTS, IMPLEMENTATION)
     verify(platform.token(), platform, references=values)
+
+
+def test_a_server_publishes_which_platform_it_is(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its trusted application claims is accepted, and another implementation with the same firmware refused."""
+    measured = tuple((component.name, component.digest.hex()) for component in COMPONENTS)
+    made = Firmware(tmp_path, tmp_path, measured, SIGNER)
+    monkeypatch.setattr(qemu, "program", lambda: "qemu")
+    monkeypatch.setattr(building, "build", lambda *_, **__: SimpleNamespace(host=None, firmware=made))
+    server = Server(tmp_path / "server", cache=Cache(tmp_path / "cache"))
+    server.build(lambda text: None)
+    roots = load_roots((server.published / "vendor-root.pem").read_bytes())
+    values = references.load((server.published / "reference-values.corim").read_bytes(), roots)
+
+    name = re.search(r'^#define IMPLEMENTATION "(.+)"$', PLATFORM_HEADER.read_text(), re.MULTILINE)
+    assert name is not None
+    claimed = hashlib.sha256(name[1].encode()).digest()
+    assert values == ReferenceValues(COMPONENTS, claimed)
+    verify(platform.token(platform=lambda claims: claims.update({2396: claimed})), platform, references=values)
+    with pytest.raises(ComponentChanged, match="implementation"):
+        verify(platform.token(), platform, references=values)
 
 
 def test_optional_parts(platform: Platform) -> None:

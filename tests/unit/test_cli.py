@@ -21,7 +21,7 @@ from client_harness import World, make_world, register
 from vambrace import Realm
 from vambrace.cli.main import main, make_parser
 from vambrace.cli.output import Output, printable
-from vambrace.client.context import RealmState
+from vambrace.client.context import Context, RealmState
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -121,7 +121,13 @@ def test_a_host_that_is_down(world: World, capsys: Capture) -> None:
     world.host.__exit__()
     try:
         assert main(["ps"]) == 5
-        assert "cannot be reached" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "cannot be reached" in said and "vambrace server" not in said
+        # Only of the emulated server is it known how it is started.
+        context = Context()
+        context.add_host("emulated", context.host()[1], current=False)
+        assert main(["ps", "--host", "emulated"]) == 5
+        assert "vambrace server up" in capsys.readouterr().err
     finally:
         world.host.__enter__()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from vambrace import __version__
-from vambrace.cli import attest, image, owner, realm, run, server
+from vambrace.cli import attest, image, owner, realm, run, server, session
 from vambrace.cli.output import Output
 from vambrace.cli.parser import Commands, Parser
 from vambrace.errors import VambraceError
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     output = Output(json_mode="--json" in words)
     debug = "--debug" in words
+    options = argparse.Namespace()
     try:
         options = make_parser().parse_args(words)
         output = Output(json_mode=options.json, progress=options.progress)
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VambraceError as error:
         if debug:
             traceback.print_exc()
+        session.advise(error, options)
         output.error(error)
         return error.exit_code
     except KeyboardInterrupt:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from vambrace.cli.output import Output
 from vambrace.cli.parser import Commands, port
+from vambrace.cli.session import EMULATED
 
 if TYPE_CHECKING:
     from vambrace.emulator.server import Server
-
-NAME = "emulated"
 
 
 def add(commands: Commands) -> None:
@@ -69,8 +68,8 @@ def _up(options: argparse.Namespace, output: Output) -> int:
         vendor_root=str(access.vendor_root),
         references=str(access.references),
     )
-    Context().add_host(NAME, entry)
-    output.result({"host": NAME, "url": access.url}, [f"up at {access.url}; it is the current host"])
+    Context().add_host(EMULATED, entry)
+    output.result({"host": EMULATED, "url": access.url}, [f"up at {access.url}; it is the current host"])
     return 0
 
 

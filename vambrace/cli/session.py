@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from vambrace.errors import ConfigError, HostUnreachable, UsageError, VambraceError
 
 if TYPE_CHECKING:
     from vambrace.attest.policy import Policy
@@ -11,6 +15,9 @@ if TYPE_CHECKING:
     from vambrace.client.host import Host
     from vambrace.client.realm import Realm
     from vambrace.client.trust import Trust
+
+# What 'vambrace server up' calls the host that it starts.
+EMULATED = "emulated"
 
 
 def open_context() -> Context:
@@ -22,7 +29,8 @@ def open_context() -> Context:
 def open_host(options: argparse.Namespace, context: Context) -> Host:
     from vambrace.client.host import Host
 
-    return Host.current(options.host, context)
+    with _advice(options, context):
+        return Host.current(options.host, context)
 
 
 def open_policy(options: argparse.Namespace) -> Policy:
@@ -34,7 +42,8 @@ def open_policy(options: argparse.Namespace) -> Policy:
 def open_trust(options: argparse.Namespace, context: Context) -> Trust:
     from vambrace.client.trust import Trust
 
-    return Trust.current(options.host, context, open_policy(options))
+    with _advice(options, context):
+        return Trust.current(options.host, context, open_policy(options))
 
 
 def open_realm(options: argparse.Namespace) -> Realm:
@@ -44,3 +53,27 @@ def open_realm(options: argparse.Namespace) -> Realm:
     context = open_context()
     host = open_host(options, context)
     return Realm.attach(options.realm, host=host, trust=open_trust(options, context), context=context)
+
+
+@contextlib.contextmanager
+def _advice(options: argparse.Namespace, context: Context) -> Iterator[None]:
+    """What is missing for the emulated server, this program can make; for a real host it cannot."""
+    try:
+        yield
+    except UsageError as error:
+        if not context.host_name(options.host):
+            error.hint = f"{error.hint}, or start the emulated server with 'vambrace server up'"
+        raise
+    except ConfigError as error:
+        if context.host_name(options.host) == EMULATED:
+            error.hint = "'vambrace server up' makes it"
+        raise
+
+
+def advise(error: VambraceError, options: argparse.Namespace) -> None:
+    """Say more about an emulated server that does not answer."""
+    if not isinstance(error, HostUnreachable) or not hasattr(options, "host"):
+        return
+    with contextlib.suppress(VambraceError):
+        if open_context().host_name(options.host) == EMULATED:
+            error.hint = "'vambrace server status' looks after it, 'vambrace server up' starts it and makes it known"

@@ -98,12 +98,15 @@ class Context:
         current = table.get("current", "")
         return (current if isinstance(current, str) else ""), entries
 
+    def host_name(self, name: str | None = None) -> str:
+        """Which host is meant: ``name``, or the one in ``VAMBRACE_HOST``, or the current one; "" for none."""
+        return name or os.environ.get("VAMBRACE_HOST") or self.hosts()[0]
+
     def host(self, name: str | None = None) -> tuple[str, HostEntry]:
         """The host called ``name``, or the one in ``VAMBRACE_HOST``, or the current one."""
-        current, entries = self.hosts()
-        wanted = name or os.environ.get("VAMBRACE_HOST") or current
+        wanted, entries = self.host_name(name), self.hosts()[1]
         if not wanted:
-            raise UsageError("no host is set up", hint="start one with 'vambrace server up'")
+            raise UsageError("no host is set up", hint=f"add one to {self.home / 'hosts.toml'}")
         if wanted not in entries:
             known = ", ".join(sorted(entries)) or "none"
             raise UsageError(f"no host is called {wanted}", hint=f"known hosts: {known}")

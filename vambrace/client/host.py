@@ -264,7 +264,7 @@ def client_context(client_cert: Path | str, client_key: Path | str, ca: Path | s
         what = getattr(error, "filename", None) or f"{ca}, {client_cert} or {client_key}"
         raise ConfigError(
             f"the certificates for the host cannot be read ({what})",
-            hint="see 'vambrace server up' or hosts.toml",
+            hint="hosts.toml names them",
         ) from error
     return tls
 
@@ -275,7 +275,7 @@ def unreachable(url: str, error: Exception) -> HostUnreachable:
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return HostUnreachable(
             f"{url} is not the host that was expected (its certificate is another's)",
-            hint="after a new 'vambrace server build' run 'vambrace server up' again; else do not trust it",
+            hint="do not trust it, unless its operator says that it has a new certificate: hosts.toml names its ca",
         )
     if "_ALERT_" in text:
         # What a server says that does not like our side: in TLS 1.3 that is the certificate.
@@ -289,8 +289,8 @@ def unreachable(url: str, error: Exception) -> HostUnreachable:
         )
     refused = isinstance(error, urllib3.exceptions.NewConnectionError)  # a TimeoutError to urllib3
     if isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError) and not refused:
-        return HostUnreachable(f"{url} does not answer in time", hint="try again; see 'vambrace server status'")
-    return HostUnreachable(f"{url} cannot be reached", hint="is it up? 'vambrace server up' starts the emulated one")
+        return HostUnreachable(f"{url} does not answer in time", hint="try again later, or ask its operator")
+    return HostUnreachable(f"{url} cannot be reached", hint="is it up, and is this its URL? hosts.toml has it")
 
 
 def problem(status: int, body: bytes) -> VambraceError:

@@ -96,5 +96,5 @@ def _read(path: Path | str, what: str) -> bytes:
     except OSError as error:
         raise ConfigError(
             f"the {what} cannot be read: {path}: {error.strerror}",
-            hint="'vambrace server build' publishes it",
+            hint="check the path; the vendor publishes it",
         ) from error

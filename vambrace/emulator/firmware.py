@@ -71,18 +71,27 @@ _OPTEE_OPTIONS = {
 }
 
 
-def _address(name: str) -> int:
-    text = (OURS / "stub/layout.h").read_text()
-    found = re.search(rf"^#define {name} (0x[0-9a-f]+)$", text, re.MULTILINE)
+def _defined(header: str, name: str, value: str) -> str:
+    """What ``header`` of firmware/ defines ``name`` as: the group of the pattern ``value``."""
+    found = re.search(rf"^#define {name} {value}$", (OURS / header).read_text(), re.MULTILINE)
     if found is None:
-        raise BuildError(f"{name} is not in firmware/stub/layout.h")
-    return int(found[1], 16)
+        raise BuildError(f"{name} is not in firmware/{header}")
+    return found[1]
+
+
+def _address(name: str) -> int:
+    return int(_defined("stub/layout.h", name, "(0x[0-9a-f]+)"), 16)
 
 
 KERNEL_ADDRESS = _address("KERNEL_ADDRESS")
 DTB_ADDRESS = _address("DTB_ADDRESS")
 INITRD_ADDRESS = _address("INITRD_ADDRESS")
 STUB_ADDRESS = _address("STUB_ADDRESS")
+
+#: Claim 2396 of every token of this platform.
+IMPLEMENTATION_ID = hashlib.sha256(
+    _defined("common/vambrace_platform.h", "IMPLEMENTATION", '"([ -!#-~]+)"').encode()
+).digest()
 
 
 def signer_id(rot_key: Path | None) -> bytes:

@@ -103,7 +103,8 @@ class Server:
         if built.firmware is not None:
             signer = built.firmware.signer
             components = [Component(name, bytes.fromhex(digest), signer) for name, digest in built.firmware.components]
-            (self.published / "reference-values.corim").write_bytes(publish(components, authority))
+            values = publish(components, authority, implementation_id=firmware.IMPLEMENTATION_ID)
+            (self.published / "reference-values.corim").write_bytes(values)
         return built
 
     def access(self) -> Access:
