@@ -44,6 +44,7 @@ MAX_DISK: Final = 1 << 40
 BLOCK: Final = 4096
 
 SYSTEM: Final = "system"
+_BUILD_AGAIN: Final = "build the image again"
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -87,7 +88,7 @@ class Application(Record):
         for argument in self.command:
             _text(argument, f"{where}: command")
         if not isinstance(self.environment, Mapping) or len(self.environment) > MAX_ITEMS:
-            raise ConfigError(f"{where}: environment must map at most {MAX_ITEMS} names to strings")
+            raise ConfigError(f"{where}: environment must map names to strings", hint=f"at most {MAX_ITEMS} of them")
         for variable, value in self.environment.items():
             if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable):
                 raise ConfigError(
@@ -122,7 +123,7 @@ class Disk(Record):
         check_integer(self.data_size, BLOCK, MAX_DISK, f"{where}: data_size")
         check_integer(self.size, self.data_size, MAX_DISK, f"{where}: size")
         if self.data_size % BLOCK or self.size % BLOCK:
-            raise ConfigError(f"{where}: sizes must be multiples of {BLOCK} bytes")
+            raise ConfigError(f"{where}: sizes must be multiples of {BLOCK} bytes", hint=_BUILD_AGAIN)
 
 
 class RealmConfig(Record):
@@ -156,23 +157,25 @@ class RealmConfig(Record):
         check_integer(self.collect_seconds, 0, MAX_SECONDS, "collect_seconds")
         _text(self.cmdline, "cmdline", MAX_CMDLINE)
         if not self.cmdline.isascii() or not self.cmdline.isprintable():
-            raise ConfigError("cmdline: only printable ASCII characters")
+            raise ConfigError("cmdline: not printable ASCII", hint="take other characters out of it")
         owner_public_key(self.owner)
         self._check_zones()
         _unique([disk.name for disk in self.disks], "disk")
         if len(self.disks) > MAX_DISKS:
-            raise ConfigError(f"{len(self.disks)} disks: at most {MAX_DISKS}")
+            raise ConfigError(f"{len(self.disks)} disks", hint=f"at most {MAX_DISKS}")
 
     def _check_zones(self) -> None:
         check_application_count(len(self.applications))
         names = [application.name for application in self.applications]
         _unique(names, "application")
         if [zone.name for zone in self.zones] != [SYSTEM, *names]:
-            raise ConfigError("zones: the first must be system, then one for each application in order")
+            raise ConfigError(
+                "zones: they are not the system's and one for each application, in order", hint=_BUILD_AGAIN
+            )
         if any(zone.follow for zone in self.zones[1:]):
-            raise ConfigError("zones: only the system's percentage can follow the others")
+            raise ConfigError("zones: only the system's percentage can follow the others", hint=_BUILD_AGAIN)
         if self.zones[0].follow and self.zones[0].percent != max(z.percent for z in self.zones[1:]):
-            raise ConfigError("zone system: a following percentage is the highest of the applications'")
+            raise ConfigError("zone system: it follows, but is not at the highest percentage", hint=_BUILD_AGAIN)
         if self.memory > MAX_MEMORY:
             raise ConfigError("zones: too much memory together", hint=f"at most {MAX_MEMORY >> 30} GiB")
 
@@ -232,7 +235,7 @@ class RealmConfig(Record):
         Raises ``ConfigError`` for anything but the canonical encoding of a valid configuration.
         """
         if len(data) > MAX_CONFIG_BYTES:
-            raise ConfigError(f"configuration: more than {MAX_CONFIG_BYTES >> 10} KiB")
+            raise ConfigError(f"configuration: more than {MAX_CONFIG_BYTES >> 10} KiB", hint=_BUILD_AGAIN)
         top = _Object(decode_json(data), "configuration")
         top.constant("schema", SCHEMA)
         zones = tuple(
@@ -285,7 +288,7 @@ class RealmConfig(Record):
         if config.encode() != data:
             unknown = _unknown_keys(decode_json(data), config.as_object())
             if unknown:
-                raise ConfigError(f"configuration: unknown key {unknown[0]}")
+                raise ConfigError(f"configuration: unknown key {unknown[0]}", hint=_BUILD_AGAIN)
             raise ConfigError("configuration: not in canonical form", hint="build the image again")
         return config
 
@@ -312,19 +315,19 @@ def decode_json(data: bytes) -> Any:
     """Strict JSON: UTF-8, no key twice, integers only. Raises ``ConfigError``."""
 
     def refuse(text: str) -> Any:
-        raise ConfigError(f"configuration: {text[:20]} is not an integer")
+        raise ConfigError(f"configuration: {text[:20]} is not an integer", hint=_BUILD_AGAIN)
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
         if len(result) != len(items):
-            raise ConfigError("configuration: a key appears twice")
+            raise ConfigError("configuration: a key appears twice", hint=_BUILD_AGAIN)
         return result
 
     try:
         text = data.decode("utf-8")
         return json.loads(text, object_pairs_hook=pairs, parse_float=refuse, parse_constant=refuse)
     except (ValueError, RecursionError):
-        raise ConfigError("configuration: not JSON") from None
+        raise ConfigError("configuration: not JSON", hint=_BUILD_AGAIN) from None
 
 
 class _Object:
@@ -332,16 +335,16 @@ class _Object:
 
     def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, dict):
-            raise ConfigError(f"{where}: an object is expected")
+            raise ConfigError(f"{where}: an object is expected", hint=_BUILD_AGAIN)
         self._value: dict[str, Any] = value
         self._where = where
 
     def _get(self, key: str, kind: type, what: str) -> Any:
         if key not in self._value:
-            raise ConfigError(f"{self._where}: {key} is missing")
+            raise ConfigError(f"{self._where}: {key} is missing", hint=_BUILD_AGAIN)
         value = self._value[key]
         if type(value) is not kind:
-            raise ConfigError(f"{self._where}: {key} must be {what}")
+            raise ConfigError(f"{self._where}: {key} must be {what}", hint=_BUILD_AGAIN)
         return value
 
     def string(self, key: str) -> str:
@@ -360,13 +363,13 @@ class _Object:
     def strings(self, key: str) -> tuple[str, ...]:
         value = self._get(key, list, "a list of strings")
         if not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"{self._where}: {key} must be a list of strings")
+            raise ConfigError(f"{self._where}: {key} must be a list of strings", hint=_BUILD_AGAIN)
         return tuple(value)
 
     def mapping(self, key: str) -> dict[str, str]:
         value = self._get(key, dict, "an object of strings")
         if not all(isinstance(item, str) for item in value.values()):
-            raise ConfigError(f"{self._where}: {key} must be an object of strings")
+            raise ConfigError(f"{self._where}: {key} must be an object of strings", hint=_BUILD_AGAIN)
         return dict(value)
 
     def objects(self, key: str) -> list[_Object]:
@@ -423,7 +426,7 @@ def check_memory(memory: object, least: int, where: str) -> None:
 
 def check_integer(value: object, least: int, most: int, where: str, unit: str = "") -> None:
     if type(value) is not int:
-        raise ConfigError(f"{where}: a whole number is expected")
+        raise ConfigError(f"{where}: a whole number is expected", hint=f"from {least} to {most}{unit}")
     if not least <= value <= most:
         raise ConfigError(f"{where} is {str(value)[:24]}{unit}", hint=f"from {least} to {most}{unit}")
 
@@ -447,32 +450,32 @@ def check_below(path: object, folder: str, where: str, *, itself: bool = False) 
 
 def _text(value: object, where: str, most: int = MAX_STRING) -> None:
     if not isinstance(value, str):
-        raise ConfigError(f"{where}: a string is expected")
+        raise ConfigError(f"{where}: a string is expected", hint='put it in quotation marks')
     try:
         length = len(value.encode())
     except UnicodeEncodeError:
-        raise ConfigError(f"{where}: not valid Unicode") from None
+        raise ConfigError(f"{where}: not valid Unicode", hint="write it in UTF-8") from None
     if length > most:
-        raise ConfigError(f"{where}: longer than {most} bytes")
+        raise ConfigError(f"{where}: longer than {most} bytes", hint="make it shorter")
     if "\0" in value:
-        raise ConfigError(f"{where}: contains a NUL character")
+        raise ConfigError(f"{where}: contains a NUL character", hint="take it out")
 
 
 def _items(value: object, where: str) -> None:
     if not isinstance(value, tuple) or len(value) > MAX_ITEMS:
-        raise ConfigError(f"{where}: at most {MAX_ITEMS} strings are expected")
+        raise ConfigError(f"{where}: a list of strings is expected", hint=f"at most {MAX_ITEMS} of them")
 
 
 def _boolean(value: object, where: str) -> None:
     if type(value) is not bool:
-        raise ConfigError(f"{where}: true or false is expected")
+        raise ConfigError(f"{where}: true or false is expected", hint="without quotation marks")
 
 
 def _hex(value: object, length: int | None, where: str) -> None:
     if not isinstance(value, str) or not _HEX.fullmatch(value) or len(value) > 512:
-        raise ConfigError(f"{where}: lower-case hexadecimal digits are expected")
+        raise ConfigError(f"{where}: lower-case hexadecimal digits are expected", hint=_BUILD_AGAIN)
     if length is not None and len(value) != 2 * length:
-        raise ConfigError(f"{where}: {2 * length} hexadecimal digits are expected")
+        raise ConfigError(f"{where}: {2 * length} hexadecimal digits are expected", hint=_BUILD_AGAIN)
 
 
 def _unique(names: Sequence[str], what: str) -> None:
@@ -524,7 +527,7 @@ def owner_public_key(pem: str) -> bytes:
     certificate = certificate_der(pem)
     body, end = _element(certificate, 0, len(certificate), 0x30)
     if end != len(certificate):
-        raise ConfigError("owner: bytes follow the certificate")
+        raise ConfigError("owner: bytes follow the certificate", hint="give the certificate alone")
     position, end = _element(certificate, body, end, 0x30)
     if certificate[position : position + 1] == b"\xa0":
         _, position = _element(certificate, position, end, 0xA0)  # version
@@ -540,7 +543,7 @@ def owner_public_key(pem: str) -> bytes:
 
 def _element(data: bytes, position: int, end: int, tag: int) -> tuple[int, int]:
     """Start and end of the contents of the DER element at ``position``, which must have ``tag``."""
-    broken = ConfigError("owner: the certificate is damaged")
+    broken = ConfigError("owner: the certificate is damaged", hint="'vambrace owner show' prints yours")
     if position + 2 > end or data[position] != tag:
         raise broken
     length = data[position + 1]

@@ -32,6 +32,7 @@ from vambrace.errors import ConfigError, UsageError
 
 ROOT_DAYS: Final = 3653
 LEAF_DAYS: Final = 1826
+_BOTH: Final = "restore both from a backup; without them the vendor must begin anew"
 # A certificate made now must be valid for a verifier whose clock is a little behind.
 _CLOCK_SLACK: Final = timedelta(hours=1)
 
@@ -67,9 +68,11 @@ class VendorAuthority:
             loaded = load_private_key(key.read_bytes())
             authority = cls(x509.load_pem_x509_certificate(certificate.read_bytes()), loaded)
         except (OSError, ValueError):
-            raise ConfigError(f"the vendor's authority cannot be read from {key} and {certificate}") from None
+            raise ConfigError(
+                f"the vendor's authority cannot be read from {key} and {certificate}", hint=_BOTH
+            ) from None
         if authority.certificate.public_key() != loaded.public_key():
-            raise ConfigError(f"{key} is not the key of {certificate}")
+            raise ConfigError(f"{key} is not the key of {certificate}", hint=_BOTH)
         return authority
 
     def save(self, key: Path, certificate: Path) -> None:

@@ -48,6 +48,7 @@ __all__ = [
 
 KEY_FILE: Final = "key.pem"
 CERTIFICATE_FILE: Final = "certificate.pem"
+_RESTORE: Final = "take both files from a backup, or move them away and make a new identity: it owns no older image"
 MAX_MESSAGE: Final = 4096
 MAX_COUNTER: Final = (1 << 63) - 1
 
@@ -94,11 +95,14 @@ class OwnerIdentity:
             key = load_private_key(key_path.read_bytes())
             certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
         except OSError:
-            raise ConfigError(f"there is no owner's identity in {directory}") from None
+            raise ConfigError(
+                f"there is no owner's identity in {directory}",
+                hint="'vambrace owner create' makes one; VAMBRACE_HOME says where",
+            ) from None
         except UNREADABLE:
-            raise ConfigError(f"the owner's identity in {directory} is damaged") from None
+            raise ConfigError(f"the owner's identity in {directory} is damaged", hint=_RESTORE) from None
         if certificate.public_key() != key.public_key():
-            raise ConfigError(f"key and certificate in {directory} do not belong together")
+            raise ConfigError(f"key and certificate in {directory} do not belong together", hint=_RESTORE)
         return cls(key, certificate, key_path, certificate_path)
 
     @property

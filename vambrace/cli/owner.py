@@ -32,12 +32,8 @@ def _create(options: argparse.Namespace, output: Output) -> int:
 def _show(options: argparse.Namespace, output: Output) -> int:
     from vambrace.attest.owner import OwnerIdentity
     from vambrace.client.context import Context
-    from vambrace.errors import ConfigError
 
-    try:
-        owner = OwnerIdentity.load(Context().owner)
-    except ConfigError as error:
-        raise ConfigError(error.message, hint=error.hint or "'vambrace owner create' makes one") from error
+    owner = OwnerIdentity.load(Context().owner)
     value = {
         "certificate": owner.certificate_pem,
         "path": str(owner.certificate_path),

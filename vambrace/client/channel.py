@@ -32,6 +32,8 @@ MAX_LINE = 256 << 10
 MAX_DATA = 16 << 20
 MAX_MESSAGE = 1 << 20
 BLOCK = 64 << 10
+ENDED = "'vambrace ps --all' shows whether the Realm still runs; then try again"
+OTHER_VERSION = "the image is perhaps of another version of vambrace: build it again"
 CONNECT_SECONDS = 60.0
 REPLY_SECONDS = 180.0
 
@@ -91,10 +93,11 @@ class Channel:
             reply = self._reply()
             length = reply.get("length", 0)
             if type(length) is not int or not 0 <= length <= MAX_DATA:
-                raise RealmError("the agent's reply has a wrong length")
+                raise RealmError("the agent's reply has a wrong length", hint=OTHER_VERSION)
             data = self._take(length) if length else b""
         if reply.get("ok") is not True:
-            raise RealmError(f"the Realm refused: {plain(reply.get('error') or 'no reason given')}")
+            hint = plain(reply.get("hint") or "") or "see 'vambrace logs' and 'vambrace ps'"
+            raise RealmError(f"the Realm refused: {plain(reply.get('error') or 'no reason given')}", hint=hint)
         return reply, data
 
     def _attest(self, verify: Verify) -> VerifiedRealm:
@@ -116,15 +119,15 @@ class Channel:
     def _reply(self) -> dict[str, Any]:
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > MAX_LINE:
-                raise RealmError("the agent's reply is too long")
+                raise RealmError("the agent's reply is too long", hint=OTHER_VERSION)
             self._fill()
         line = self._take(end + 1)
         try:
             reply = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise RealmError("the agent's reply is not JSON") from error
+            raise RealmError("the agent's reply is not JSON", hint=OTHER_VERSION) from error
         if not isinstance(reply, dict):
-            raise RealmError("the agent's reply is not an object")
+            raise RealmError("the agent's reply is not an object", hint=OTHER_VERSION)
         return reply
 
     def _take(self, count: int) -> bytes:
@@ -137,7 +140,7 @@ class Channel:
     def _fill(self) -> None:
         data = self._run(lambda: self._tls.read(BLOCK))
         if not data:
-            raise ChannelClosed("the Realm closed the channel")
+            raise ChannelClosed("the Realm closed the channel", hint=ENDED)
         self._buffer += data
 
     def _run(self, action: Callable[[], Result]) -> Result:
@@ -149,9 +152,9 @@ class Channel:
                 self._flush()
                 self._receive()
             except ssl.SSLZeroReturnError as error:
-                raise ChannelClosed("the Realm closed the channel") from error
+                raise ChannelClosed("the Realm closed the channel", hint=ENDED) from error
             except ssl.SSLEOFError as error:
-                raise ChannelClosed("the channel was cut") from error
+                raise ChannelClosed("the channel was cut", hint=ENDED) from error
             except ssl.SSLError as error:
                 with contextlib.suppress(ChannelClosed):
                     self._flush()
@@ -170,7 +173,7 @@ class Channel:
             except (ConnectionClosed, OSError) as error:
                 # What the other side said last (an alert, say) may still be waiting to be read.
                 self._drain()
-                raise ChannelClosed("the channel was cut") from error
+                raise ChannelClosed("the channel was cut", hint=ENDED) from error
 
     def _drain(self) -> None:
         with contextlib.suppress(ConnectionClosed, OSError, TimeoutError, ssl.SSLWantReadError):
@@ -183,7 +186,7 @@ class Channel:
         except TimeoutError as error:
             raise HostUnreachable("the Realm does not answer", hint="see 'vambrace ps'") from error
         except (ConnectionClosed, OSError) as error:
-            raise ChannelClosed("the channel was cut") from error
+            raise ChannelClosed("the channel was cut", hint=ENDED) from error
         if not isinstance(data, bytes):
             raise RealmError("the host sent text on the channel", hint="is this a vambrace host?")
         self._incoming.write(data)

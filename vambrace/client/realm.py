@@ -17,7 +17,7 @@ from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import VerifiedRealm
 from vambrace.client import names, results
-from vambrace.client.channel import Channel
+from vambrace.client.channel import OTHER_VERSION, Channel
 from vambrace.client.context import Context, RealmState
 from vambrace.client.host import Host, RealmInfo, plain
 from vambrace.client.progress import Progress, silent
@@ -285,7 +285,7 @@ class Realm:
         """For each zone its ``name`` and ``ZoneStats`` (section 4)."""
         zones = _objects(self._ask("stats")[0], "zones")
         if len(zones) != len(self.config.zones):
-            raise RealmError("the Realm reports other zones than its configuration has")
+            raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
         return [{**zone, "name": known.name} for known, zone in zip(self.config.zones, zones, strict=True)]
 
     def logs(self, application: str, offset: int = 0) -> tuple[int, bytes, bool]:
@@ -296,7 +296,7 @@ class Realm:
         reply, data = self._ask("logs", application=application, offset=offset)
         start, end = reply.get("offset"), reply.get("end")
         if type(start) is not int or type(end) is not int:
-            raise RealmError("the agent's reply has no offset")
+            raise RealmError("the agent's reply has no offset", hint=OTHER_VERSION)
         done = start + len(data) >= end and reply.get("state") in ("succeeded", "failed")
         return start + len(data), data, done
 
@@ -421,7 +421,7 @@ class Realm:
         reply, data = self._ask("result", application=application, path=path, offset=offset)
         size = reply.get("size")
         if type(size) is not int or reply.get("offset") != offset:
-            raise RealmError("the agent's reply is not the part that was asked for")
+            raise RealmError("the agent's reply is not the part that was asked for", hint=OTHER_VERSION)
         return size, data
 
     def _drain(self, application: str, offset: int, on_log: OnLog | None) -> int:
@@ -448,7 +448,7 @@ class Realm:
 def _objects(reply: dict[str, Any], key: str) -> list[dict[str, Any]]:
     items = reply.get(key)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise RealmError(f"the agent's reply has no {key}")
+        raise RealmError(f"the agent's reply has no {key}", hint=OTHER_VERSION)
     return items
 
 

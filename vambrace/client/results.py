@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.progress import Progress, silent
 from vambrace.errors import RealmError, UsageError
 
@@ -29,7 +30,10 @@ class ResultFile:
         parts = self.path.removeprefix(prefix).split("/")
         names = [self.application, *parts]
         if not self.path.startswith(prefix) or not all(_safe(name) for name in names):
-            raise RealmError(f"the Realm names a result that is not safe: {self.path[:200]!r}")
+            raise RealmError(
+                f"the Realm names a result that is not safe: {self.path[:200]!r}",
+                hint="correct the application's results in the manifest",
+            )
         return Path(*names)
 
     @classmethod
@@ -39,7 +43,7 @@ class ResultFile:
             application, path, size = (value.get(key) for key in ("application", "path", "size"))
             if isinstance(application, str) and isinstance(path, str) and type(size) is int and size >= 0:
                 return cls(application, path, size)
-        raise RealmError("the agent's list of results is damaged")
+        raise RealmError("the agent's list of results is damaged", hint=OTHER_VERSION)
 
 
 Fetch = Callable[[str, str, int], tuple[int, bytes]]

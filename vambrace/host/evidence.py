@@ -21,6 +21,7 @@ from vambrace.errors import ConfigError, TrustZoneError
 CMW_COLLECTION = 907
 PLATFORM_TOKEN = 44234
 REALM_TOKEN = 44241
+_CHAIN = "send the vendor's endorsement of this platform's key, its certificate first, as PEM"
 
 
 def with_endorsement(evidence: bytes, chain: Sequence[bytes]) -> bytes:
@@ -43,9 +44,9 @@ def parse_chain(pem: bytes) -> list[bytes]:
     try:
         certificates = x509.load_pem_x509_certificates(pem)
     except UNREADABLE as error:
-        raise ConfigError("the endorsement is not a PEM chain of certificates") from error
+        raise ConfigError("the endorsement is not a PEM chain of certificates", hint=_CHAIN) from error
     if len(certificates) > MAX_CHAIN:
-        raise ConfigError(f"the endorsement has more than {MAX_CHAIN} certificates")
+        raise ConfigError(f"the endorsement has more than {MAX_CHAIN} certificates", hint=_CHAIN)
     return [certificate.public_bytes(Encoding.DER) for certificate in certificates]
 
 

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, Final
 
 from vambrace.errors import ConfigError, ImageError, NoSpace
 from vambrace.image import ustar
+from vambrace.image.ustar import BUILD_AGAIN
 from vambrace.realm import MAX_CONFIG_BYTES, MAX_DISKS, RealmConfig, canonical, decode_json
 
 ARTIFACT: Final = "application/vnd.vambrace.realm.v1"
@@ -205,7 +206,7 @@ def _add(blobs: list[tuple[str, int, Callable[[BinaryIO], None]]], kind: str, co
             with content.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise ImageError(f"{content}: {error.strerror}") from None
+            raise ImageError(f"{content}: {error.strerror}", hint=BUILD_AGAIN) from None
         blobs.append((digest, size, Part(content, content.name, digest, 0, size).copy))
     return {"mediaType": kind, "digest": f"sha256:{digest}", "size": size}
 
@@ -227,11 +228,11 @@ class _Reader:
 
     def bundle(self) -> Bundle:
         if self._object(self._member("oci-layout", "layout"), _MAX_JSON) != _LAYOUT:
-            raise ImageError("the bundle is no OCI image layout of version 1.0.0")
+            raise ImageError("the bundle is no OCI image layout of version 1.0.0", hint=BUILD_AGAIN)
         index = self._object(self._member("index.json", "index"), _MAX_JSON)
         manifests = index.get("manifests")
         if not isinstance(manifests, list) or len(manifests) != 1:
-            raise ImageError("the bundle must hold exactly one image")
+            raise ImageError("the bundle must hold exactly one image", hint=BUILD_AGAIN)
         manifest_part = self._blob(manifests[0], _MANIFEST, _MAX_JSON, "manifest")
         manifest = self._object(manifest_part, _MAX_JSON)
         if manifest.get("artifactType") != ARTIFACT or manifest.get("schemaVersion") != 2:
@@ -240,7 +241,9 @@ class _Reader:
         config = RealmConfig.parse(config_part.read())
         layers = manifest.get("layers")
         if not isinstance(layers, list) or len(layers) != 2 + len(config.disks):
-            raise ImageError("the image must hold a kernel, an initrd and the disks of its configuration")
+            raise ImageError(
+                "the image must hold a kernel, an initrd and the disks of its configuration", hint=BUILD_AGAIN
+            )
         kernel = self._blob(layers[0], KERNEL, MAX_KERNEL, "kernel")
         initrd = self._blob(layers[1], INITRD, MAX_INITRD, "initrd")
         disks = []
@@ -250,7 +253,7 @@ class _Reader:
                 raise ImageError(f"disk {disk.name} is not the one of the configuration", hint="build it again")
             disks.append(part)
         if self._used != set(self._members):
-            raise ImageError("the bundle holds files that nothing refers to")
+            raise ImageError("the bundle holds files that nothing refers to", hint=BUILD_AGAIN)
         for part in (kernel, initrd, *disks):
             part.copy(None)
         return Bundle(self._path, manifest_part.digest, config, config_part, kernel, initrd, tuple(disks))
@@ -263,22 +266,22 @@ class _Reader:
 
     def _blob(self, descriptor: Any, kind: str, most: int, title: str) -> Part:
         if not isinstance(descriptor, dict) or descriptor.get("mediaType") != kind:
-            raise ImageError(f"the bundle's {title} must be of type {kind}")
+            raise ImageError(f"the bundle's {title} must be of type {kind}", hint=BUILD_AGAIN)
         match = _DIGEST.fullmatch(str(descriptor.get("digest")))
         if match is None:
-            raise ImageError(f"the bundle's {title} has no SHA-256 digest")
+            raise ImageError(f"the bundle's {title} has no SHA-256 digest", hint=BUILD_AGAIN)
         name = f"blobs/sha256/{match[1]}"
         part = self._member(name, title)
         if type(descriptor.get("size")) is not int or descriptor["size"] != part.size:
             raise ImageError(f"the bundle's {title} does not have its stated size", hint="send it again")
         if part.size > most:
-            raise ImageError(f"the bundle's {title} is larger than {most} bytes")
+            raise ImageError(f"the bundle's {title} is larger than {most} bytes", hint=BUILD_AGAIN)
         self._used.add(name)
         return Part(self._path, title, match[1], part.offset, part.size)
 
     def _object(self, part: Part, most: int) -> dict[str, Any]:
         if part.size > most:
-            raise ImageError(f"the bundle's {part.title} is larger than {most} bytes")
+            raise ImageError(f"the bundle's {part.title} is larger than {most} bytes", hint=BUILD_AGAIN)
         with self._path.open("rb") as file:
             file.seek(part.offset)
             data = file.read(part.size)
@@ -287,7 +290,7 @@ class _Reader:
         try:
             value = decode_json(data)
         except ConfigError:
-            raise ImageError(f"the bundle's {part.title} is not JSON") from None
+            raise ImageError(f"the bundle's {part.title} is not JSON", hint=BUILD_AGAIN) from None
         if not isinstance(value, dict):
-            raise ImageError(f"the bundle's {part.title} is not a JSON object")
+            raise ImageError(f"the bundle's {part.title} is not a JSON object", hint=BUILD_AGAIN)
         return value

@@ -12,6 +12,7 @@ from typing import BinaryIO, Final
 from vambrace.errors import ImageError
 
 BLOCK: Final = 512
+BUILD_AGAIN: Final = "build the image again, with 'vambrace image build'"
 _END: Final = bytes(2 * BLOCK)
 _MAX_SIZE: Final = 8 << 30  # 11 octal digits
 _CHECKSUM: Final = slice(148, 156)
@@ -61,9 +62,9 @@ def read_members(file: BinaryIO, *, most: int) -> dict[str, tuple[int, int]]:
             return members
         name, size = _parse(header)
         if name in members:
-            raise ImageError(f"the bundle holds {name} twice")
+            raise ImageError(f"the bundle holds {name} twice", hint=BUILD_AGAIN)
         if len(members) >= most:
-            raise ImageError(f"the bundle holds more than {most} files")
+            raise ImageError(f"the bundle holds more than {most} files", hint=BUILD_AGAIN)
         start = position + BLOCK
         if start + size > total:
             raise ImageError("the bundle is cut off", hint="send or build it again")
@@ -75,15 +76,15 @@ def _parse(header: bytes) -> tuple[str, int]:
     if _octal(header[_CHECKSUM]) != _checksum(header) or header[257:263] != b"ustar\0":
         raise ImageError("not a bundle: no tar header where one must be", hint="give the file of 'image build'")
     if header[156:157] not in (b"0", b"\0"):
-        raise ImageError("the bundle holds something that is not a regular file")
+        raise ImageError("the bundle holds something that is not a regular file", hint=BUILD_AGAIN)
     if header[345:500].strip(b"\0"):
-        raise ImageError("the bundle holds a file with a long name")
+        raise ImageError("the bundle holds a file with a long name", hint=BUILD_AGAIN)
     try:
         name = header[:100].rstrip(b"\0").decode("ascii")
     except UnicodeDecodeError:
-        raise ImageError("the bundle holds a file with a strange name") from None
+        raise ImageError("the bundle holds a file with a strange name", hint=BUILD_AGAIN) from None
     if not name or not name.isprintable():
-        raise ImageError("the bundle holds a file with a strange name")
+        raise ImageError("the bundle holds a file with a strange name", hint=BUILD_AGAIN)
     return name, _octal(header[124:136])
 
 
