@@ -46,7 +46,8 @@ END
         done
         name="verity$number"
         number=$((number + 1))
-        table="0 $((blocks * 8)) verity 1 $device $device 4096 4096 $blocks $blocks sha256 $root $salt"
+        # A changed block ends the machine: who serves the disk must not choose which reads fail.
+        table="0 $((blocks * 8)) verity 1 $device $device 4096 4096 $blocks $blocks sha256 $root $salt 1 panic_on_corruption"
         dmsetup create "$name" --readonly --noudevrules --noudevsync --table "$table" || fail "dm-verity refuses $device"
         mount -t erofs -o ro "/dev/dm-$((number - 1))" "/root${where%/}" || fail "$device is not what was measured"
         ;;

@@ -25,8 +25,11 @@ key = "/state/api/server.key"
 client_ca = "/state/api/clients.pem"
 state = "/state/host"
 endorsement = "/state/endorsement.pem"
+vendor_root = "/etc/vambrace/vendor-root.pem"
 port = 8443
 guest_memory = 2147483648
+# Domains have this processor, the host's own work the other.
+vmm_cpus = [1]
 """
 
 
@@ -53,18 +56,20 @@ def build(
     progress: Progress,
     *,
     rot_key: Path | None,
+    vendor_root: bytes,
     insecure: bool = False,
     newer: bool = False,
     variant: Variant = PRODUCT,
 ) -> ServerBuild:
-    """Build what is not in the cache. ``rot_key`` signs the firmware's certificates.
+    """Build what is not in the cache. ``rot_key`` signs the firmware's certificates; ``vendor_root`` (PEM) is the
+    authority whose endorsement the host takes.
 
     Raises BuildError, ToolMissing.
     """
     archive = Archive(cache.root / "archive", LOCK_FILE, newer=newer)
     progress("the host's root: Debian packages and vambrace")
     settings = HOST_SETTINGS + ('insecure = "no-trustzone"\n' if insecure else "")
-    host = hostroot.build_host(archive, cache, settings, variant)
+    host = hostroot.build_host(archive, cache, settings, vendor_root, variant)
     if insecure or rot_key is None:
         return ServerBuild(host, None)
     return ServerBuild(host, _firmware(archive, cache, progress, host, rot_key))

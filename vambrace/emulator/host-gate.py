@@ -34,7 +34,7 @@ def main() -> int:
     word, epoch, entropy = line.split()
     if word != b"go":
         return 1
-    wake_processors()
+    set_timers()
     time.clock_settime(time.CLOCK_REALTIME, float(epoch))
     fresh = bytes.fromhex(entropy.decode())
     with Path("/dev/random").open("wb", buffering=0) as pool:
@@ -57,12 +57,23 @@ def await_reader(fifo: str) -> None:
             time.sleep(0.1)
 
 
-def wake_processors() -> None:
-    """Run on every processor once: the emulator does not save the timer of EL2, and an idle processor of a resumed
-    state would wait for it for ever. Leaving idle sets it anew."""
-    for processor in sorted(os.sched_getaffinity(0)):
+def set_timers() -> None:
+    """Bring the timers of a resumed state back to life.
+
+    The emulator does not save the timer of EL2, and Linux does not set it anew where it believes it to be set already
+    for the next event: such a processor would wait for ever. An alarm that was due at the very beginning comes before
+    any event, so that it is set on each processor.
+    """
+    processors = sorted(os.sched_getaffinity(0))
+    for processor in processors:
         os.sched_setaffinity(0, {processor})
-    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        # Python 3.13, as on the host.
+        alarm = os.timerfd_create(time.CLOCK_MONOTONIC)  # type: ignore[attr-defined]
+        absolute = os.TFD_TIMER_ABSTIME  # type: ignore[attr-defined]
+        os.timerfd_settime_ns(alarm, flags=absolute, initial=1)  # type: ignore[attr-defined]
+        os.read(alarm, 8)
+        os.close(alarm)
+    os.sched_setaffinity(0, processors)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ class HostImage:
             "lockdown=confidentiality",
             "hibernate=no",
             "oops=panic",
+            "numa_balancing=disable",
             self.verity.mount_word("/dev/vda", "/"),
             f"vambrace.init={self.variant.init}",
             *self.variant.words,
@@ -98,8 +99,13 @@ class HostImage:
         return " ".join(word for word in words if word not in self.variant.without)
 
 
-def build_host(archive: Archive, cache: Cache, settings: str, variant: Variant = PRODUCT) -> HostImage:
-    """The host image; ``settings`` is the text of /etc/vambrace/host.toml. Raises BuildError."""
+def build_host(
+    archive: Archive, cache: Cache, settings: str, vendor_root: bytes, variant: Variant = PRODUCT
+) -> HostImage:
+    """The host image; ``settings`` is the text of /etc/vambrace/host.toml, ``vendor_root`` the file that it names.
+
+    Raises BuildError.
+    """
     package = Path(vambrace.__file__).parent
     core = package.parent / "core"
     packages = archive.binaries(variant.group, PACKAGES + variant.packages)
@@ -120,6 +126,7 @@ def build_host(archive: Archive, cache: Cache, settings: str, variant: Variant =
         "fdt": hash_tree(fdt),
         **scripts,
         "settings": settings,
+        "vendor_root": vendor_root.decode(),
         "recipe": "4",
     }
 
@@ -143,6 +150,7 @@ def build_host(archive: Archive, cache: Cache, settings: str, variant: Variant =
             script.chmod(0o755)
         (tree / "etc/vambrace").mkdir()
         (tree / "etc/vambrace/host.toml").write_text(settings)
+        (tree / "etc/vambrace/vendor-root.pem").write_bytes(vendor_root)
         verity = make_erofs(tree, work / "root.img")
         (work / "verity.json").write_text(json.dumps(asdict(verity)))
         shutil.rmtree(tree)

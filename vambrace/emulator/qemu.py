@@ -190,15 +190,18 @@ def _resume(machine: Machine) -> None:
     assert machine.memory is not None and machine.memory.saved is not None
     devices = machine.memory.saved.devices
     with Monitor(machine.monitor) as monitor:
-        capabilities = [{"capability": "x-ignore-shared", "state": True}]
-        monitor.execute("migrate-set-capabilities", capabilities=capabilities)
-        monitor.execute("migrate-incoming", uri=f"file:{devices.resolve()}")
-        await_migration(monitor)
+        migrate(monitor, "migrate-incoming", devices)
         monitor.execute("cont")  # it was stopped when it was saved
 
 
-def await_migration(monitor: Monitor, seconds: float = 120) -> None:
-    """Return when the migration under way, to or from a file, is complete. Raises ServerError."""
+def migrate(monitor: Monitor, command: str, file: Path, seconds: float = 120) -> None:
+    """``migrate`` to ``file`` or ``migrate-incoming`` from it, all but the memory that is an object of its own.
+
+    Raises ServerError.
+    """
+    capabilities = [{"capability": "x-ignore-shared", "state": True}]
+    monitor.execute("migrate-set-capabilities", capabilities=capabilities)
+    monitor.execute(command, uri=f"file:{file.resolve()}")
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         answer = monitor.execute("query-migrate")

@@ -39,26 +39,25 @@ class SavedState:
             shutil.rmtree(directory, ignore_errors=True)
 
     def save(self, pid: int, monitor: qemu.Monitor) -> None:
-        """Stop the machine ``pid`` behind ``monitor`` for good and keep its state. Raises ServerError."""
+        """Keep the state of machine ``pid`` behind ``monitor``, which stands still meanwhile. Raises ServerError."""
         self.discard()
-        self._next.mkdir(mode=0o700)
-        monitor.execute("stop")
-        capabilities = [{"capability": "x-ignore-shared", "state": True}]
-        monitor.execute("migrate-set-capabilities", capabilities=capabilities)
-        stream = self._next / "devices"
-        stream.touch(mode=0o600)
-        monitor.execute("migrate", uri=f"file:{stream.resolve()}")
-        qemu.await_migration(monitor)
         try:
-            with qemu.memory_of(pid).open("rb") as memory:
-                copy_sparse(memory, self._next / "ram")
+            self._next.mkdir(mode=0o700)
+            stream = self._next / "devices"
+            stream.touch(mode=0o600)
+            monitor.execute("stop")
+            try:
+                qemu.migrate(monitor, "migrate", stream)
+                with qemu.memory_of(pid).open("rb") as memory:
+                    copy_sparse(memory, self._next / "ram")
+            finally:
+                monitor.execute("cont")
+            (self._next / "fingerprint").write_text(self.fingerprint)
+            self._next.rename(self.directory)
         except OSError as error:
-            raise ServerError(
-                f"the state cannot be saved in {self.directory.parent}: {error.strerror}", hint="free a gigabyte there"
-            ) from error
-        monitor.execute("quit")
-        (self._next / "fingerprint").write_text(self.fingerprint)
-        self._next.rename(self.directory)
+            raise ServerError(f"the state cannot be saved: {error.strerror}", hint="free a gigabyte") from error
+        finally:
+            shutil.rmtree(self._next, ignore_errors=True)
 
     def saved(self) -> qemu.Saved:
         """What a machine resumes from; its writes do not reach it."""

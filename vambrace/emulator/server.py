@@ -12,6 +12,7 @@ import signal
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest.claims import Component
+from vambrace.attest.endorsement import VendorAuthority
 from vambrace.attest.references import publish
 from vambrace.debian.cache import Cache
 from vambrace.emulator import build as building
@@ -30,6 +32,7 @@ from vambrace.errors import NoSpace, ServerError, UsageError
 
 PORT = 8443
 READY_SECONDS = 240
+RESUMED_SECONDS = 60
 
 
 def default_home() -> Path:
@@ -94,18 +97,34 @@ class Server:
         """Build what is not built yet and publish the reference values."""
         qemu.program()  # it draws the device tree, at the end of a long build
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        authority, rot_key = provision.vendor(self.vendor)
+        authority, rot_key = self._vendor()
         built = building.build(
-            self.cache, progress, rot_key=rot_key, insecure=self.insecure, newer=self.newer, variant=self.variant
+            self.cache,
+            progress,
+            rot_key=rot_key,
+            vendor_root=authority.certificate_pem,
+            insecure=self.insecure,
+            newer=self.newer,
+            variant=self.variant,
         )
         self.published.mkdir(exist_ok=True)
-        shutil.copyfile(self.vendor / "vendor-root.pem", self.published / "vendor-root.pem")
+        (self.published / "vendor-root.pem").write_bytes(authority.certificate_pem)
         if built.firmware is not None:
             signer = built.firmware.signer
             components = [Component(name, bytes.fromhex(digest), signer) for name, digest in built.firmware.components]
             values = publish(components, authority, implementation_id=firmware.IMPLEMENTATION_ID)
             (self.published / "reference-values.corim").write_bytes(values)
+        else:
+            # What boots now is not what they describe.
+            (self.published / "reference-values.corim").unlink(missing_ok=True)
         return built
+
+    def _vendor(self) -> tuple[VendorAuthority, Path]:
+        """The authority for this kind of server, and its firmware signing key.
+
+        The vendor certifies no software key: whoever has one could sign that it is in TrustZone.
+        """
+        return provision.vendor(self.vendor / "insecure" if self.insecure else self.vendor)
 
     def access(self) -> Access:
         """How to reach this server; what is named exists after ``up``."""
@@ -119,10 +138,24 @@ class Server:
         )
 
     def running_port(self) -> int:
+        """The TCP port of the server that runs; of the next one where none does."""
         try:
             return int(json.loads((self.home / "server.json").read_text())["port"])
         except (OSError, ValueError, KeyError):
             return self.port
+
+    def _kind(self) -> dict[str, Any]:
+        return {"insecure": self.insecure, "variant": self.variant.name}
+
+    def _check_running(self) -> None:
+        """Raises ServerError: another server than this one runs here."""
+        try:
+            running = json.loads((self.home / "server.json").read_text())
+        except (OSError, ValueError):
+            return
+        if {key: running.get(key) for key in self._kind()} != self._kind():
+            kind = "without TrustZone" if running.get("insecure") else f"with the host {running.get('variant')!r}"
+            raise ServerError(f"another server runs here, {kind}", hint="stop it first: 'vambrace server down'")
 
     def up(self, progress: Progress, *, cold: bool = False) -> Access:
         """Start the server, wait until its API answers, have a new one endorsed by the vendor.
@@ -131,8 +164,9 @@ class Server:
         """
         pid = qemu.running(self.home)
         if pid is not None:
+            self._check_running()
             progress("the server is running")
-            self._wait(pid, progress)
+            self._wait(pid, progress, READY_SECONDS)
             return self.access()
         self._check_port()  # before the long build
         built = self.build(progress)
@@ -144,10 +178,9 @@ class Server:
             raise NoSpace(str(self.home), "the server's disks", hint="free some, or set VAMBRACE_SERVER") from error
         machine = self._machine(built)
         started = time.monotonic()
-        (self.home / "server.json").write_text(json.dumps({"port": self.port, "insecure": self.insecure}))
+        (self.home / "server.json").write_text(json.dumps({"port": self.port, **self._kind()}))
         try:
-            pid, how = self._start(machine, progress, cold=cold)
-            self._wait(pid, progress)
+            how = self._start(machine, progress, cold=cold)
             self._endorse(progress)
         except BaseException:
             self.down()
@@ -201,7 +234,9 @@ class Server:
         try:
             if shutil.disk_usage(path.parent).free < size:
                 raise ServerError(f"no space for {size >> 20} MiB in {path.parent}", hint="name another disk")
-            path.touch(mode=0o600)
+            path.unlink(missing_ok=True)
+            # A file of our own: it holds the keys of all Realms.
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
         except OSError as error:
             raise ServerError(f"{path} cannot be written: {error.strerror}", hint="name another file") from error
         try:
@@ -212,54 +247,52 @@ class Server:
             raise
         return path.stat().st_size
 
-    def _start(self, machine: qemu.Machine, progress: Progress, *, cold: bool) -> tuple[int, str]:
-        """Start ``machine`` in the quickest way and let it through its gate: process id, and which way it was."""
+    def _start(self, machine: qemu.Machine, progress: Progress, *, cold: bool) -> str:
+        """Start ``machine`` in the quickest way and wait until its API answers: which way it was."""
         # The factory step still changes the fuse: a state from before would bring the old one back.
         settled = machine.flash is None or fuse.read_fuse(machine.flash).secured
-        if cold or not settled:
-            progress("starting (cold)")
-            return self._boot(machine), "cold"
-        state = self._saved_state(machine)
-        if not state.ready():
-            progress("starting (cold), and saving the state for the next time")
-            self._save(machine, state)
-        try:
+        state = self._saved_state(machine) if settled and not cold else None
+        if state is not None and state.ready():
             progress("resuming the saved state")
-            return self._boot(dataclasses.replace(machine, memory=qemu.Memory(state.saved()))), "resumed"
-        except ServerError as error:
-            progress(f"the saved state does not resume ({error.message.splitlines()[0]}): starting cold")
-            self.down()
-            state.discard()
-            return self._boot(machine), "cold"
+            try:
+                pid = self._boot(dataclasses.replace(machine, memory=qemu.Memory(state.saved())))
+                self._wait(pid, progress, RESUMED_SECONDS)
+                return "resumed"
+            except ServerError as error:
+                progress(f"the saved state does not resume ({error.message.splitlines()[0]}): starting cold")
+                self.down()
+                state.discard()
+        progress("starting (cold)")
+        if state is None:
+            pid = self._boot(machine)
+        else:
+            pid = self._boot(
+                dataclasses.replace(machine, memory=qemu.Memory()), lambda pid: self._save(pid, state, progress)
+            )
+        self._wait(pid, progress, READY_SECONDS)
+        return "cold"
 
-    def _boot(self, machine: qemu.Machine) -> int:
+    def _boot(self, machine: qemu.Machine, at_gate: Callable[[int], None] = lambda pid: None) -> int:
+        """Start ``machine``, do ``at_gate`` with its process id while it waits there, and let it through."""
         pid = qemu.start(machine)
         with qemu.at_gate(machine, pid, seconds=READY_SECONDS) as gate:
+            # The connection stays open: a machine that is saved waits for a byte from here.
+            at_gate(pid)
             qemu.open_gate(gate, machine, pid)
         return pid
 
-    def _save(self, machine: qemu.Machine, state: SavedState) -> None:
-        machine = dataclasses.replace(machine, memory=qemu.Memory())
-        pid = qemu.start(machine)
-        # The connection stays open meanwhile: the machine is saved while it waits for a byte from here.
-        with (
-            qemu.at_gate(machine, pid, seconds=READY_SECONDS),
-            qemu.Monitor(machine.monitor) as monitor,
-        ):
-            state.save(pid, monitor)
-        if not qemu.wait_gone(pid, 20):
-            raise ServerError("the machine whose state was saved does not end", hint="try 'vambrace server down'")
+    def _save(self, pid: int, state: SavedState, progress: Progress) -> None:
+        """Only the next start is the poorer if this fails."""
+        progress("saving the state for the next start")
+        try:
+            with qemu.Monitor(self.home / "qmp.sock") as monitor:
+                state.save(pid, monitor)
+        except ServerError as error:
+            progress(f"{error.message}; the next start will be a cold one")
 
     def _saved_state(self, machine: qemu.Machine) -> SavedState:
-        words = [
-            devicetree.qemu_version(),
-            *qemu.base_options(secure=machine.flash is not None),
-            machine.cmdline,
-            *machine.ports,
-            str(machine.kernel),
-            str(machine.initrd),
-            str(machine.root),
-        ]
+        # The whole command line, whichever the port is; the cache's names stand for the files' contents.
+        words = [devicetree.qemu_version(), *dataclasses.replace(machine, port=0).command()]
         return SavedState(self.home / "saved", fingerprint(words, [machine.flash] if machine.flash else []))
 
     def _prepare(self, built: ServerBuild) -> None:
@@ -304,9 +337,9 @@ class Server:
                     f"port {self.port} is in use", hint="choose another with VAMBRACE_PORT=NUMBER"
                 ) from error
 
-    def _wait(self, pid: int, progress: Progress) -> None:
+    def _wait(self, pid: int, progress: Progress, seconds: float) -> None:
         progress("waiting for the API")
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + seconds
         trouble = "no answer"
         while time.monotonic() < deadline:
             if qemu.wait_gone(pid, 0.5):
@@ -323,7 +356,7 @@ class Server:
             except (OSError, http.client.HTTPException) as error:
                 trouble = str(error)
         raise ServerError(
-            f"the API does not answer after {READY_SECONDS} s ({trouble}); the end of the console:\n"
+            f"the API does not answer after {seconds:.0f} s ({trouble}); the end of the console:\n"
             + qemu.tail(self.home / "console.log"),
             hint=f"see {self.home}/console.log and secure.log",
         )
@@ -334,7 +367,7 @@ class Server:
         if platform.get("endorsed"):
             return
         progress("the vendor endorses the platform key and locks the fuse")
-        authority, _ = provision.vendor(self.vendor)
+        authority, _ = self._vendor()
         certificate = authority.certify(bytes.fromhex(platform["platform_key"]))
         lock = "?lock=1" if not self.insecure else ""
         self._request("PUT", f"/v1/platform/endorsement{lock}", certificate.public_bytes(Encoding.PEM), timeout=120)

@@ -78,7 +78,7 @@ async def serve(
     async with contextlib.AsyncExitStack() as stack:
         session = stack.enter_context(_session(settings))
         store = Store(settings.state)
-        platform = Platform(session, settings.endorsement, insecure=bool(settings.insecure))
+        platform = Platform(session, settings.endorsement, settings.vendor_root, insecure=bool(settings.insecure))
         host = Host(settings, store, platform)
         stack.push_async_callback(host.close)
         host.recover()

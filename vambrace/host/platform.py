@@ -6,10 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from vambrace.errors import CapacityError, ConfigError, HostError, MessageRefused
+from vambrace.attest.chain import PLATFORM_PURPOSE, load_roots, verify_chain
+from vambrace.errors import CapacityError, ConfigError, HostError, MessageRefused, VambraceError
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
 from vambrace.host.keys import SHARE, RunKeys, fresh_keys
 from vambrace.host.store import write_atomically
@@ -34,10 +36,18 @@ class Session(Protocol):
 
 
 class Platform:
-    """Raises ``TrustZoneError`` from every call that reaches TrustZone."""
+    """Raises ``TrustZoneError`` from every call that reaches TrustZone.
 
-    def __init__(self, session: Session, endorsement: Path, *, insecure: bool) -> None:
+    ``vendor_root`` (PEM) is the only authority whose endorsement is taken: it lies in the measured root, so that no
+    client of the API can replace the vendor's word by its own, or lock a platform that the vendor did not certify.
+    """
+
+    def __init__(self, session: Session, endorsement: Path, vendor_root: Path, *, insecure: bool) -> None:
         self.insecure = insecure
+        try:
+            self._roots = load_roots(vendor_root.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"{vendor_root}: {error.strerror}", hint="vendor_root is the vendor's PEM file") from error
         self.platform_key = session.platform_key()
         self.lifecycle = session.lifecycle()
         self._session = session
@@ -68,21 +78,29 @@ class Platform:
         except ConfigError as error:
             log.warning("%s: %s", self._path, error.message)
             return None
-        if not endorses(chain, self.platform_key):
-            log.warning("%s: certifies another platform's key", self._path)
+        try:
+            self._check(chain)
+        except VambraceError as error:
+            log.warning("%s: %s", self._path, error.message)
             return None
         return chain
+
+    def _check(self, chain: list[bytes]) -> None:
+        """Raises ``MessageRefused``, ``VerificationError``: not the vendor's word for this platform's key."""
+        if not endorses(chain, self.platform_key):
+            raise MessageRefused("the endorsement certifies another key", hint="certify the key of GET /v1/platform")
+        verify_chain(chain, self._roots, PLATFORM_PURPOSE, datetime.now(UTC))
 
     async def install(self, pem: bytes, *, lock: bool) -> None:
         """Store the chain of this platform's key; with ``lock``, secure the life cycle for ever.
 
-        Raises ``ConfigError`` (no chain), ``MessageRefused`` (another platform's), ``CapacityError`` (disk full).
+        Raises ``ConfigError`` (no chain), ``MessageRefused`` (another platform's), ``CapacityError`` (disk full),
+        ``VerificationError`` (another vendor's word, or out of its validity).
         """
         if len(pem) > CHAIN_BYTES:
             raise ConfigError(f"the endorsement is longer than {CHAIN_BYTES} bytes")
         chain = parse_chain(pem)
-        if not endorses(chain, self.platform_key):
-            raise MessageRefused("the endorsement certifies another key", hint="certify the key of GET /v1/platform")
+        self._check(chain)
         # In this order, so that an endorsed platform is a locked one whatever comes between.
         if lock and self.lifecycle != SECURED:
             await self._call(self._session.lock)

@@ -27,6 +27,7 @@ class Settings:
     client_ca: Path
     state: Path
     endorsement: Path
+    vendor_root: Path
     listen: str = "0.0.0.0"
     port: int = 8443
     vmm_cpus: tuple[int, ...] = ()
@@ -49,7 +50,7 @@ class Settings:
             _check(getattr(self, name) > 0, f"{name} must be positive")
 
 
-PATHS = frozenset(("certificate", "key", "client_ca", "state", "endorsement"))
+PATHS = frozenset(("certificate", "key", "client_ca", "state", "endorsement", "vendor_root"))
 NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vmm_seconds", "channels"))
 STRINGS = frozenset(("listen", "insecure"))
 INTERNAL = frozenset(("vmm_command",))

@@ -103,6 +103,7 @@ class Daemon:
             client_ca=keys / "ca.pem",
             state=directory / "state",
             endorsement=directory / "state" / "endorsement.pem",
+            vendor_root=certificates.vendor_root,
             listen="127.0.0.1",
             insecure=NO_TRUSTZONE,
             vmm_command=(sys.executable, str(FAKES / "fake_vmm.py")),

@@ -27,6 +27,8 @@ class Certificates:
         self.ca_key, self.ca = authority("ca")
         self.write("ca", self.ca, self.ca_key)
         self.vendor = VendorAuthority.create()
+        self.vendor_root = directory / "vendor-root.pem"
+        self.vendor_root.write_bytes(self.vendor.certificate_pem)
         rogue_key, rogue = authority("rogue")
         for name, issuer, key in (
             ("server", self.ca, self.ca_key),

@@ -19,13 +19,15 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from fake_trustzone import FakeTrustZone
 from harness import SPECIFICATION, Daemon, leftovers, run, soon
 from harness_certificates import Certificates
 from openapi_spec_validator import validate
 
 from vambrace.attest.cbor import Tag, decode, encode
-from vambrace.errors import ConfigError, HostError, MessageRefused, TrustZoneError
+from vambrace.attest.endorsement import VendorAuthority
+from vambrace.errors import ConfigError, HostError, MessageRefused, TrustZoneError, UnknownRoot
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
 from vambrace.host.platform import Platform
 from vambrace.host.settings import load_settings, parse_settings
@@ -170,20 +172,32 @@ def test_endorsement(tmp_path: Path, certificates: Certificates) -> None:
 def test_lock_and_restart(tmp_path: Path, certificates: Certificates) -> None:
     async def test() -> None:
         session, chain = FakeTrustZone(), tmp_path / "chain.pem"
-        platform = Platform(session, chain, insecure=False)
+        platform = Platform(session, chain, certificates.vendor_root, insecure=False)
         with pytest.raises(HostError):
             platform.require_endorsed()
         await platform.install(certificates.endorse(platform.platform_key), lock=True)
         assert (platform.lifecycle, platform.endorsed) == (0x3000, True)
         platform.close()
-        again = Platform(session, chain, insecure=False)
+        again = Platform(session, chain, certificates.vendor_root, insecure=False)
         assert (again.lifecycle, again.endorsed) == (0x3000, True)
         with pytest.raises(MessageRefused):
             await again.install(certificates.endorse(OTHER_KEY), lock=False)
+        # Another vendor's word, for the right key: not even the lock is turned.
+        stranger = VendorAuthority.create()
+        foreign = stranger.certify(again.platform_key).public_bytes(Encoding.PEM) + stranger.certificate_pem
+        with pytest.raises(UnknownRoot):
+            await again.install(foreign, lock=True)
         assert again.endorsed
         again.close()
+        fresh = FakeTrustZone()
+        unlocked = Platform(fresh, tmp_path / "other.pem", certificates.vendor_root, insecure=False)
+        foreign = stranger.certify(unlocked.platform_key).public_bytes(Encoding.PEM) + stranger.certificate_pem
+        with pytest.raises(UnknownRoot):
+            await unlocked.install(foreign, lock=True)
+        assert (unlocked.lifecycle, unlocked.endorsed, fresh.secured) == (0x1000, False, False)
+        unlocked.close()
         chain.write_text("damaged")
-        damaged = Platform(session, chain, insecure=False)
+        damaged = Platform(session, chain, certificates.vendor_root, insecure=False)
         assert not damaged.endorsed
         damaged.close()
 
@@ -308,7 +322,7 @@ def test_gate_and_signals(tmp_path: Path, certificates: Certificates) -> None:
     config.write_text(
         f'certificate = "{keys}/server.pem"\nkey = "{keys}/server.key"\nclient_ca = "{keys}/ca.pem"\n'
         f'state = "{tmp_path}/state"\nendorsement = "{tmp_path}/chain.pem"\n'
-        f'listen = "127.0.0.1"\nport = {port}\ninsecure = "no-trustzone"\n'
+        f'vendor_root = "{certificates.vendor_root}"\nlisten = "127.0.0.1"\nport = {port}\ninsecure = "no-trustzone"\n'
     )
     command = [sys.executable, "-m", "vambrace.host", "--config", str(config), "--gate", str(gate)]
     root = Path(__file__).parents[3]
@@ -352,7 +366,7 @@ def test_failures_at_start(tmp_path: Path, certificates: Certificates) -> None:
 
 
 def test_settings(tmp_path: Path) -> None:
-    paths = dict.fromkeys(("certificate", "key", "client_ca", "state", "endorsement"), "/x")
+    paths = dict.fromkeys(("certificate", "key", "client_ca", "state", "endorsement", "vendor_root"), "/x")
     assert parse_settings({**paths, "vmm_cpus": [2, 3], "allow_debug": True}).vmm_cpus == (2, 3)
     for change in (
         {"unknown": 1},

@@ -25,7 +25,8 @@ keys, state, port, *vmm = sys.argv[1:]
 keys, state = Path(keys), Path(state)
 settings = Settings(
     certificate=keys / "server.pem", key=keys / "server.key", client_ca=keys / "ca.pem", state=state,
-    endorsement=state / "endorsement.pem", listen="127.0.0.1", port=int(port), guest_memory=1 << 30,
+    endorsement=state / "endorsement.pem", vendor_root=keys / "vendor-root.pem",
+    listen="127.0.0.1", port=int(port), guest_memory=1 << 30,
     insecure="no-trustzone", vmm_command=tuple(vmm),
 )
 asyncio.run(serve(settings))
