@@ -47,7 +47,7 @@ class Platform:
         try:
             self._roots = load_roots(vendor_root.read_bytes())
         except OSError as error:
-            raise ConfigError(f"{vendor_root}: {error.strerror}", hint="vendor_root is the vendor's PEM file") from error
+            raise ConfigError(f"{vendor_root}: {error.strerror}", hint="it is the vendor's PEM file") from error
         self.platform_key = session.platform_key()
         self.lifecycle = session.lifecycle()
         self._session = session
