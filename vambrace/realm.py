@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from vambrace.errors import ConfigError
+from vambrace.errors import ConfigError, UsageError
 from vambrace.record import Record
 
 SCHEMA: Final = "vambrace.realm/1"
@@ -398,6 +398,14 @@ def check_name(name: object, what: str) -> None:
             f"{what}: {str(name)[:40]!r} is not a valid name",
             hint="1 to 32 of a-z, 0-9 and -, with no - at either end",
         )
+
+
+def check_realm_name(name: object) -> None:
+    """For the name that a call gives a Realm, in place of the configuration's. Raises ``UsageError``."""
+    try:
+        check_name(name, "Realm")
+    except ConfigError as error:
+        raise UsageError(error.message, hint=error.hint) from None
 
 
 def check_application_count(count: int) -> None:

@@ -181,6 +181,7 @@ class Record:
             "image": self.image,
             "nonce": self.nonce,
             "state": self.state,
+            "final": self.state in FINAL,
             "reason": self.reason,
             "executed": self.executed,
             "instance": self.monitor.instance.hex(),

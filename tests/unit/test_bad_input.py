@@ -366,17 +366,18 @@ def test_a_host_whose_disk_fails_in_the_middle_of_an_upload(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_name_that_the_host_refuses(
-    tmp_path: Path, certificates: Certificates, refused: Refusals, own_state: Path, owned: dict[str, object]
+@pytest.mark.parametrize("name", ["Not A Name", "n" * 33])
+def test_a_name_that_no_realm_may_have(
+    tmp_path: Path, certificates: Certificates, refused: Refusals, own_state: Path, owned: dict[str, object], name: str
 ) -> None:
-    """Known only after the image was sent: it does not stay."""
+    """Known before anything is sent."""
     bundle = make_bundle(tmp_path, "patients", **owned)
 
     async def test(daemon: Daemon) -> None:
         introduce(daemon, certificates, own_state)
         host, files = await everything(daemon), tree(own_state)
-        words = ("run", str(bundle), "--allow-insecure", "--name", "Not A Name")
-        await asyncio.to_thread(refused, 2, *words, says="name must be 1 to 63 of a-z", hint="correct the request")
+        words = ("run", str(bundle), "--allow-insecure", "--name", name)
+        await asyncio.to_thread(refused, 2, *words, says=f"Realm: {name!r} is not a valid name", hint="1 to 32 of a-z")
         assert await everything(daemon) == host
         assert tree(own_state) == files
 

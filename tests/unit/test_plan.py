@@ -13,7 +13,7 @@ from vambrace.machine import layout, plan_boot
 from vambrace.machine.devicetree import build_tree
 from vambrace.machine.kernel import parse_image
 from vambrace.measure import measure_launch
-from vambrace.realm import Zone
+from vambrace.realm import MAX_VCPUS, Zone
 
 KERNEL = make_kernel()
 INITRD = b"initrd" * 5000
@@ -177,7 +177,7 @@ def test_the_map_does_not_overlap_itself() -> None:
     regions = sorted(
         [
             (layout.GIC_DISTRIBUTOR, layout.GIC_DISTRIBUTOR_SIZE),
-            (layout.GIC_REDISTRIBUTORS, layout.GIC_REDISTRIBUTOR_SIZE * layout.MAX_VCPUS),
+            (layout.GIC_REDISTRIBUTORS, layout.GIC_REDISTRIBUTOR_SIZE * MAX_VCPUS),
             (layout.MMIO, layout.MMIO_SIZE * layout.MAX_DEVICES),
             (layout.RAM, 1 << 40),
         ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from realm_factory import MIB, make_application, make_certificate, make_disk, make_realm, owner
 
-from vambrace.errors import ConfigError
+from vambrace import realm
+from vambrace.errors import ConfigError, UsageError
 from vambrace.realm import RealmConfig, Zone, canonical, certificate_der, certificate_pem, owner_public_key
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
@@ -212,3 +215,17 @@ def test_zone_lookup() -> None:
 def test_disk_without_a_tree_of_its_own_size() -> None:
     with pytest.raises(ConfigError):
         make_disk(size=4096, data_size=8192)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "a-b", "a" * 32, "", "-a", "a-", "A", "a" * 33, "a_b", "\u0430", "a\n"])
+def test_one_rule_for_names(name: str) -> None:
+    """The host's API describes the very names that a configuration may have."""
+    described = json.loads((Path(realm.__file__).parent / "host" / "openapi.yaml").read_text())
+    request = described["components"]["schemas"]["RealmRequest"]["properties"]["name"]["pattern"]
+    allowed = re.fullmatch(request.removeprefix("^").removesuffix("$"), name) is not None
+    if allowed:
+        realm.check_realm_name(name)
+    else:
+        with pytest.raises(UsageError) as caught:
+            realm.check_realm_name(name)
+        assert caught.value.hint

@@ -32,7 +32,6 @@ from vambrace.errors import (
 )
 
 URL = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::\d{1,5})?")
-FINAL = frozenset(("succeeded", "refused", "failed", "destroyed"))
 MAX_JSON = 8 << 20
 MAX_TOKEN = 1 << 20
 POLL_SECONDS = 20
@@ -74,7 +73,7 @@ class RealmInfo:
 
     @property
     def final(self) -> bool:
-        return self.state in FINAL
+        return self.raw.get("final") is True
 
     @classmethod
     def decode(cls, value: Any) -> RealmInfo:

@@ -35,7 +35,7 @@ from vambrace.errors import (
     VambraceError,
     VerificationError,
 )
-from vambrace.realm import RealmConfig
+from vambrace.realm import RealmConfig, check_realm_name
 
 LOAD_SECONDS = 900.0
 START_SECONDS = 300.0
@@ -77,10 +77,13 @@ class Realm:
         """Send the bundle if the host has not got it, and ask for a Realm of it (401).
 
         What is not given is the user's current one. ``expected`` is the launch measurement to insist on,
-        computed from the bundle if not given. Raises ``ImageError``, ``OwnerMismatch``, ``HostError``.
+        computed from the bundle if not given. Raises ``UsageError`` (name), ``ImageError``, ``OwnerMismatch``,
+        ``HostError``.
         """
         from vambrace.image import Bundle
 
+        if name is not None:
+            check_realm_name(name)
         context = context or Context()
         owner = owner or OwnerIdentity.load(context.owner)
         trust = trust or Trust.current(context=context)

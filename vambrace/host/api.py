@@ -22,12 +22,12 @@ from vambrace.host.problems import from_error, from_http, problem
 from vambrace.host.realm import Realm
 from vambrace.host.settings import Settings
 from vambrace.host.store import RealmRecord, StoredImage
+from vambrace.realm import check_realm_name
 
 BODY_LIMIT = 64 << 10
 UPLOAD_CHUNK = 1 << 20
 WAIT_LIMIT = 60.0
 DIGEST = re.compile(r"[0-9a-f]{64}")
-NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 TOKEN_TYPE = "application/cmw+cbor"
 
 log = logging.getLogger(__name__)
@@ -291,8 +291,7 @@ async def _realm_request(request: web.Request) -> RealmRequest:
     if not isinstance(body, dict) or set(body) != {"name", "image", "nonce"}:
         raise UsageError("the body must be an object with name, image and nonce, and nothing else")
     name, image, nonce = body["name"], body["image"], body["nonce"]
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise UsageError("name must be 1 to 63 of a-z, 0-9 and hyphen, and neither begin nor end with one")
+    check_realm_name(name)
     for key, value in (("image", image), ("nonce", nonce)):
         if not isinstance(value, str) or not DIGEST.fullmatch(value):
             raise UsageError(f"{key} must be 64 lower-case hexadecimal digits")

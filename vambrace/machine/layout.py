@@ -33,7 +33,6 @@ MMIO_SIZE: Final = 0x1000
 
 RAM: Final = 0x4000_0000
 
-MAX_VCPUS: Final = 16
 MAX_DEVICES: Final = GIC_INTERRUPTS - 32
 
 

@@ -221,6 +221,7 @@ def test_wrong_arguments(tmp_path: Path, certificates: Certificates) -> None:
             {"name": "../x"},
             {"name": "A"},
             {"name": "-"},
+            {"name": "a" * 33},
             {"name": "a" * 64},
             {"name": 7},
             {"image": "0" * 63},
