@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vambrace.client.context import Context, HostEntry, RealmState, write_private
+from vambrace.client.context import Context, HostEntry, RealmState
 from vambrace.errors import ConfigError, NotFound, UsageError
 
 A, B = "11111111-2222-3333-4444-555555555555", "11111111-aaaa-3333-4444-555555555555"
@@ -92,16 +92,6 @@ def test_counters_rise_even_if_the_clock_goes_back(monkeypatch: pytest.MonkeyPat
     first = context.next_counter(A)
     monkeypatch.setattr("vambrace.client.context.time.time_ns", lambda: 5)
     assert [context.next_counter(A), Context().next_counter(A)] == [first + 1, first + 2]
-
-
-def test_private_files(tmp_path: Path) -> None:
-    path = tmp_path / "x"
-    write_private(path, b"1")
-    write_private(path, b"2")
-    assert path.read_bytes() == b"2" and stat.S_IMODE(path.stat().st_mode) == 0o600
-    with pytest.raises(OSError):
-        write_private(tmp_path / "none" / "x", b"1")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
 def test_where_the_state_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

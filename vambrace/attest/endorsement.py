@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +28,7 @@ from vambrace.attest.chain import PLATFORM_PURPOSE, REFERENCES_PURPOSE
 from vambrace.attest.claims import UEID_RANDOM
 from vambrace.attest.cose import decode_key
 from vambrace.errors import ConfigError, UsageError
+from vambrace.files import write_whole
 
 ROOT_DAYS: Final = 3653
 LEAF_DAYS: Final = 1826
@@ -78,7 +78,7 @@ class VendorAuthority:
     def save(self, key: Path, certificate: Path) -> None:
         """Write both as PEM, the key readable by its owner only; neither may exist."""
         write_private_key(key, self.key)
-        certificate.write_bytes(self.certificate_pem)
+        write_whole(certificate, self.certificate_pem, mode=0o644)
 
     @property
     def certificate_pem(self) -> bytes:
@@ -136,21 +136,13 @@ def write_private_key(path: Path, key: EllipticCurvePrivateKey) -> None:
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        write_whole(path, pem, replace=False)
     except FileExistsError:
         raise ConfigError(f"{path} is there already", hint="keys are never overwritten") from None
     except OSError as error:
-        raise _unwritable(path, error) from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-    except OSError as error:
-        path.unlink()  # a part of a key would be in the way of the next attempt
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"{path} cannot be written: {error.strerror}", hint="make room there, or choose another folder")
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}", hint="make room there, or choose another folder"
+        ) from error
 
 
 # Also for the owner's certificate.

@@ -35,6 +35,7 @@ from vambrace.attest.endorsement import (
     write_private_key,
 )
 from vambrace.errors import ConfigError, MalformedEvidence, MessageRefused, SignatureInvalid, UsageError
+from vambrace.files import write_whole
 from vambrace.realm import owner_public_key
 
 __all__ = [
@@ -76,11 +77,10 @@ class OwnerIdentity:
         identity = cls(key, certificate, directory / KEY_FILE, directory / CERTIFICATE_FILE)
         write_private_key(identity.key_path, key)
         try:
-            identity.certificate_path.write_text(identity.certificate_pem)
+            write_whole(identity.certificate_path, identity.certificate_pem.encode(), mode=0o644)
         except OSError as error:
             # A key without its certificate would be in the way of the next attempt.
             identity.key_path.unlink()
-            identity.certificate_path.unlink(missing_ok=True)
             raise ConfigError(
                 f"{identity.certificate_path} cannot be written: {error.strerror}",
                 hint="make room there, or choose another folder",

@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from vambrace.errors import ConfigError, NotFound, UsageError
+from vambrace.files import write_whole
 
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 HOST_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,62})")
@@ -185,7 +185,7 @@ class Context:
         path = self.home / name
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_private(path, data)
+            write_whole(path, data)
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be written: {error.strerror}", hint="make room there, or name another VAMBRACE_HOME"
@@ -232,20 +232,6 @@ def default_home() -> Path:
     if base := os.environ.get("XDG_STATE_HOME"):
         return Path(base) / "vambrace"
     return Path.home() / ".local" / "state" / "vambrace"
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write ``path`` with mode 0600, aside and renamed, so that it is there as a whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def toml_string(text: str) -> str:

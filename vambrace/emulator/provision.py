@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import shutil
 import tempfile
 from datetime import UTC, datetime, timedelta
@@ -16,6 +15,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from vambrace.attest.endorsement import VendorAuthority
 from vambrace.debian import tools
+from vambrace.files import write_whole
 
 STATE_BYTES = 4 << 30
 _DAYS = 825
@@ -41,7 +41,7 @@ class Credentials:
         ca_key = ec.generate_private_key(ec.SECP256R1())
         name = _name("vambrace host API")
         ca = _certificate(name, name, ca_key.public_key(), ca_key, authority=True)
-        write_secret(self.ca, _pem(ca))
+        write_whole(self.ca, _pem(ca))
         for path_key, path_certificate, common, usage in (
             (self.client_key, self.client_certificate, "operator", ExtendedKeyUsageOID.CLIENT_AUTH),
             (
@@ -53,8 +53,8 @@ class Credentials:
         ):
             key = ec.generate_private_key(ec.SECP256R1())
             certificate = _certificate(_name(common), name, key.public_key(), ca_key, usage=usage)
-            write_secret(path_certificate, _pem(certificate))
-            write_secret(path_key, _key_pem(key))
+            write_whole(path_certificate, _pem(certificate))
+            write_whole(path_key, _key_pem(key))
         shutil.copyfile(self.ca, self.server / "clients.pem")
 
 
@@ -70,7 +70,7 @@ def vendor(directory: Path) -> tuple[VendorAuthority, Path]:
         # TF-A's trusted boot takes RSA by default (TBBR).
         from cryptography.hazmat.primitives.asymmetric import rsa
 
-        write_secret(rot_key, _key_pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
+        write_whole(rot_key, _key_pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
     return VendorAuthority.load(key, certificate), rot_key
 
 
@@ -85,17 +85,6 @@ def make_state_disk(path: Path, credentials: Credentials) -> None:
         tools.run(["mke2fs", "-q", "-t", "ext4", "-E", "root_owner=0:0", "-d", content, disk])
         disk.chmod(0o600)
         disk.rename(path)
-
-
-def write_secret(path: Path, data: bytes) -> None:
-    """Write ``data`` readable by the owner only, whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    temporary.unlink(missing_ok=True)
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 def _name(common: str) -> x509.Name:

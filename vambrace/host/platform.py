@@ -12,9 +12,9 @@ from typing import Protocol, TypeVar
 
 from vambrace.attest.chain import PLATFORM_PURPOSE, load_roots, verify_chain
 from vambrace.errors import CapacityError, ConfigError, HostError, MessageRefused, VambraceError
+from vambrace.files import write_whole
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
 from vambrace.host.keys import SHARE, RunKeys, fresh_keys
-from vambrace.host.store import write_atomically
 from vambrace.trustzone import RealmClaims
 
 SECURED = 0x3000
@@ -106,7 +106,7 @@ class Platform:
             await self._call(self._session.lock)
             self.lifecycle = await self._call(self._session.lifecycle)
         try:
-            await asyncio.to_thread(write_atomically, self._path, pem)
+            await asyncio.to_thread(write_whole, self._path, pem)
         except OSError as error:
             raise CapacityError(
                 f"the endorsement cannot be written: {error.strerror}", hint="look at the host's state disk"

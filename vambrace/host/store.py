@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vambrace.errors import CapacityError, ImageError, NotFound
+from vambrace.files import sync, write_whole
 from vambrace.host.lifecycle import State
 from vambrace.image import Bundle
 from vambrace.realm import RealmConfig
@@ -138,7 +139,7 @@ class Store:
     def save(self, record: RealmRecord) -> None:
         """Raises ``CapacityError`` where the disk does not take it; the record that was there stays."""
         try:
-            write_atomically(self.realms / f"{record.uuid}.json", json.dumps(dataclasses.asdict(record)).encode())
+            write_whole(self.realms / f"{record.uuid}.json", json.dumps(dataclasses.asdict(record)).encode())
         except OSError as error:
             raise CapacityError(
                 f"the Realm's record cannot be written: {error.strerror}", hint="look at the host's state disk"
@@ -185,13 +186,13 @@ class Store:
             }
             for path in directory.rglob("*"):
                 if path.is_file():
-                    _sync(path)
-            write_atomically(directory / "image.json", json.dumps(description).encode())
+                    sync(path)
+            write_whole(directory / "image.json", json.dumps(description).encode())
             with contextlib.suppress(FileExistsError):
                 # Two uploads of the same image: the first one stays.
                 if not (self.images / digest).exists():
                     directory.rename(self.images / digest)
-            _sync(self.images)
+            sync(self.images)
         except OSError as error:
             raise CapacityError(
                 f"the image could not be stored: {error.strerror}", hint="look at the host's state disk"
@@ -252,27 +253,8 @@ def _decode_record(data: bytes) -> RealmRecord:
     return record
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` aside, sync, rename over ``path``, sync the directory."""
-    aside = path.with_name(f".{path.name}.new")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-    _sync(path.parent)
-
-
 def _inside(path: Path, directory: Path) -> str:
     return str(path.relative_to(directory))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -29,7 +29,7 @@ def full_disk() -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stores, "write_atomically", write)
+        patch.setattr(stores, "write_whole", write)
         yield
 
 
