@@ -14,8 +14,8 @@ import pytest
 from vambrace.attest import cbor
 from vambrace.attest.cose import sign1
 from vambrace.attest.owner import OwnerIdentity, PercentOrder, verify_percent, verify_verdict
+from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
 from vambrace.errors import ConfigError, MessageRefused, UsageError
-from vambrace.realm import certificate_der, certificate_pem, owner_public_key
 
 INSTANCE = bytes(range(16))
 DIGEST = hashlib.sha256(b"a token").digest()

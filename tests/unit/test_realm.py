@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from realm_factory import MIB, make_application, make_certificate, make_disk, make_realm, owner
 
 from vambrace import realm
+from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
 from vambrace.errors import ConfigError, UsageError
-from vambrace.realm import RealmConfig, Zone, canonical, certificate_der, certificate_pem, owner_public_key
+from vambrace.realm import RealmConfig, Zone, canonical
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 

@@ -25,6 +25,7 @@ from vambrace.attest.chain import UNREADABLE
 from vambrace.attest.owner import OwnerIdentity, verify_percent, verify_verdict
 from vambrace.attest.token import describe
 from vambrace.attest.verify import verify_launch
+from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
 from vambrace.client.channel import public_key
 from vambrace.client.host import RealmInfo, problem
 from vambrace.errors import (
@@ -44,7 +45,7 @@ from vambrace.image.manifest import read_manifest
 from vambrace.machine.control import Control
 from vambrace.machine.kernel import parse_image
 from vambrace.machine.plan import plan_boot
-from vambrace.realm import RealmConfig, canonical, certificate_der, certificate_pem, owner_public_key
+from vambrace.realm import RealmConfig, canonical
 
 pytestmark = [pytest.mark.soak, pytest.mark.filterwarnings("ignore:Parsed a serial number")]
 

@@ -6,7 +6,6 @@ when a message is verified, because no clock of the owner's is there to compare 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,9 +33,9 @@ from vambrace.attest.endorsement import (
     load_private_key,
     write_private_key,
 )
+from vambrace.certificate import owner_public_key, personalization
 from vambrace.errors import ConfigError, MalformedEvidence, MessageRefused, SignatureInvalid, UsageError
 from vambrace.files import write_whole
-from vambrace.realm import owner_public_key
 
 __all__ = [
     "OwnerIdentity",
@@ -117,7 +116,7 @@ class OwnerIdentity:
 
     def personalization(self) -> bytes:
         """The personalization value of this owner's Realms, 64 bytes."""
-        return hashlib.sha512(b"vambrace-rpv-1" + self.spki).digest()
+        return personalization(self.spki)
 
     def sign_verdict(self, instance: bytes, token_sha256: bytes, *, yes: bool) -> bytes:
         """The answer to one token: ``yes`` lets this instance start, no destroys it."""

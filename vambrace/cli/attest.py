@@ -75,26 +75,24 @@ def _verify(options: argparse.Namespace, output: Output) -> int:
 
 
 def _expected(options: argparse.Namespace) -> Any:
-    import hashlib
-
+    from vambrace.certificate import owner_public_key, personalization
     from vambrace.client.trust import Expected
     from vambrace.errors import UsageError
-    from vambrace.realm import owner_public_key
 
     if not options.bundle and not (options.measurement and options.owner):
         raise UsageError("what is expected is not given", hint="give --bundle, or --measurement and --owner")
-    measurement, personalization, algorithm = options.measurement, None, "sha-256"
+    measurement, owner, algorithm = options.measurement, None, "sha-256"
     if options.bundle:
         from vambrace.image import Bundle
 
         bundle = Bundle.open(options.bundle)
         measurement = measurement or bundle.measurement()
-        personalization, algorithm = bundle.config.personalization(), bundle.config.hash
+        owner, algorithm = bundle.config.personalization(), bundle.config.hash
     if options.owner:
         spki = owner_public_key(_read(options.owner).decode("ascii", errors="replace"))
-        personalization = hashlib.sha512(b"vambrace-rpv-1" + spki).digest()
-    assert personalization is not None
-    return Expected(measurement, personalization, algorithm)
+        owner = personalization(spki)
+    assert owner is not None
+    return Expected(measurement, owner, algorithm)
 
 
 def _show(options: argparse.Namespace, output: Output) -> int:

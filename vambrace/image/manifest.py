@@ -24,6 +24,7 @@ from typing import Any, Final
 
 import yaml
 
+from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
 from vambrace.errors import ConfigError
 from vambrace.realm import (
     CIPHERS,
@@ -35,15 +36,12 @@ from vambrace.realm import (
     SYSTEM,
     Application,
     Zone,
-    certificate_der,
-    certificate_pem,
     check_application_count,
     check_choice,
     check_integer,
     check_memory,
     check_name,
     check_percent,
-    owner_public_key,
 )
 
 SYSTEM_MEMORY: Final = 384 << 20
