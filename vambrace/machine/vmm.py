@@ -9,9 +9,10 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from enum import Enum, auto
+from functools import partial
 from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
 from vambrace.errors import ConfigError, UsageError
@@ -20,7 +21,7 @@ from vambrace.machine import layout
 from vambrace.machine.plan import BootPlan, plan_boot
 from vambrace.measure import LaunchMeasurement
 from vambrace.pager import Window, ZoneStats
-from vambrace.realm import MAX_CONFIG_BYTES, RealmConfig
+from vambrace.realm import MAX_CONFIG_BYTES, Disk, RealmConfig
 from vambrace.record import Record
 from vambrace.virtio.block import Block
 from vambrace.virtio.console import RX_AGENT, Console
@@ -94,7 +95,8 @@ class Machine:
 
     def __init__(self, agent: Callable[[bytes], None], console: Callable[[bytes], None]) -> None:
         self.state = State.EMPTY
-        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # readable when the domain ended
+        # Readable when the domain ended; until ``close``.
+        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.ran = 0.0  # seconds from the first instruction to the end
         self.failure_fd = -1  # readable when the pager failed; from ``load`` on
         self._agent_sink = agent
@@ -149,18 +151,17 @@ class Machine:
         if len(request.disks) != len(config.disks):
             raise ConfigError(f"{len(config.disks)} disks are configured, {len(request.disks)} given")
         self._console = Console(self._agent_sink, self._console_sink if config.debug else None)
-        self._add(vm, memory, self._console)
+        makers: dict[str, Callable[[], Device]] = {
+            "console": lambda: self._console,
+            "vsock": lambda: Vsock(request.cid),
+            "entropy": Entropy,
+        }
         for disk, path in zip(config.disks, request.disks, strict=True):
-            block = Block(path, disk.name)
-            self._add(vm, memory, block)
-            if block.size != disk.size:
-                raise ConfigError(f"disk {disk.name}: {block.size} bytes instead of {disk.size}")
-        self._add(vm, memory, Vsock(request.cid))
-        self._add(vm, memory, Entropy())
+            makers[f"disk {disk.name}"] = partial(_open_disk, path, disk)
+        for slot, name in enumerate(layout.device_slots(config.disks)):
+            self._add(vm, memory, slot, makers[name]())
 
-    def _add(self, vm: Vm, memory: GuestMemory, device: Device) -> None:
-        """Put ``device`` into the next slot."""
-        slot = len(self._transports)
+    def _add(self, vm: Vm, memory: GuestMemory, slot: int, device: Device) -> None:
         transport = Transport(device, memory)
         self._transports.append(transport)
         vm.interrupt_on(transport.interrupt, slot)
@@ -195,7 +196,7 @@ class Machine:
     @require(State.RUNNING)
     def agent(self, data: bytes) -> None:
         """Send bytes to the agent. Raises ``UsageError`` when it does not take what it has asked for."""
-        transport = self._transports[0]
+        transport = next(found for found in self._transports if found.device is self._console)
         with transport.lock:
             accepted = self._console.send(data)
         if not accepted:
@@ -284,7 +285,9 @@ class Machine:
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
-        self._stopping = True
+        with self._ending:  # from here on nobody announces an end
+            self._stopping = True
+            os.close(self.ended_fd)
         wake(self._io_wake)
         self._stop_threads()
         window, self._window = self._window, None
@@ -295,11 +298,17 @@ class Machine:
             # Threads that wait for a page of a failed window are let go by this.
             window.close()
             self._stop_threads()
+        # What a thread that would not stop may still use is left to the end of the process: the number of a
+        # descriptor that is closed soon belongs to something else.
+        if any(thread.is_alive() for thread in self._threads()):
+            return
         for transport in self._transports:
             transport.close()
-        if not any(thread.is_alive() for _, thread in self._vcpus):
-            self._stack.close()
+        self._stack.close()
         os.close(self._io_wake)
+
+    def _threads(self) -> list[threading.Thread]:
+        return [*(thread for _, thread in self._vcpus), *([self._io] if self._io else [])]
 
     def _stop_threads(self) -> None:
         for vcpu, thread in self._vcpus:
@@ -307,8 +316,7 @@ class Machine:
             if thread.is_alive() and thread.ident is not None:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pthread_kill(thread.ident, _KICK)
-        threads: Sequence[threading.Thread] = [thread for _, thread in self._vcpus]
-        for thread in [*threads, *([self._io] if self._io else [])]:
+        for thread in self._threads():
             if thread.ident is not None:
                 thread.join(_JOIN_SECONDS)
 
@@ -320,6 +328,14 @@ def _load_memory(window: Window, plan: BootPlan, measurement: LaunchMeasurement)
         window.load(offset, segment.data)
         size = len(segment.data)
         measurement.pages(segment.gpa, size, window.digests(offset, size, measurement.algorithm))
+
+
+def _open_disk(path: StrPath, disk: Disk) -> Block:
+    block = Block(path, disk.name)
+    if block.size != disk.size:
+        block.close()
+        raise ConfigError(f"disk {disk.name}: {block.size} bytes instead of {disk.size}")
+    return block
 
 
 def _make_vcpus(vm: Vm, plan: BootPlan, measurement: LaunchMeasurement) -> list[Vcpu]:
