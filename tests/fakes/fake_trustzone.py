@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from vambrace.trustzone.insecure import LIFECYCLE, InsecurePlatform
-
-SECURED = 0x3000
+from vambrace.attest.policy import NOT_PROVISIONED, SECURED
+from vambrace.trustzone.insecure import InsecurePlatform
 
 
 class FakeTrustZone(InsecurePlatform):
@@ -13,7 +12,7 @@ class FakeTrustZone(InsecurePlatform):
         self.secured = False
 
     def lifecycle(self) -> int:
-        return SECURED if self.secured else LIFECYCLE
+        return SECURED if self.secured else NOT_PROVISIONED
 
     def lock(self) -> None:
         self.secured = True

@@ -6,6 +6,7 @@ profiles are ours, because this is not CCA hardware.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -70,6 +71,10 @@ class Component:
             and reference.signer in (None, self.signer)
             and reference.version in (None, self.version)
         )
+
+
+# The one component of a platform that measures nothing.
+INSECURE_COMPONENT: Final = Component("INSECURE", hashlib.sha256(b"vambrace-insecure-platform-1").digest())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from cryptography import x509
 
 from vambrace.attest import chain, references
-from vambrace.attest.claims import Component
+from vambrace.attest.claims import INSECURE_COMPONENT
 from vambrace.attest.policy import Policy
 from vambrace.attest.references import ReferenceValues
 from vambrace.attest.verify import VerifiedRealm, verify_channel, verify_launch
@@ -48,10 +48,8 @@ class Trust:
         name, entry = (context or Context()).host(name)
         if policy and policy.allow_insecure and not Path(entry.references).is_file():
             # Without measured boot the token has but one component, which says so.
-            from vambrace.trustzone.insecure import COMPONENT, COMPONENT_DIGEST
-
             roots = chain.load_roots(_read(entry.vendor_root, "vendor root"))
-            nothing = ReferenceValues((Component(COMPONENT, COMPONENT_DIGEST),))
+            nothing = ReferenceValues((INSECURE_COMPONENT,))
             return cls(tuple(roots), nothing, policy)
         if not (entry.vendor_root and entry.references):
             raise ConfigError(f"host {name} has no vendor root or reference values", hint="add them in hosts.toml")

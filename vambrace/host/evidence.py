@@ -9,34 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import cbor2
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from vambrace.attest.cbor import Tag, decode, encode
 from vambrace.attest.chain import MAX_CHAIN, UNREADABLE
 from vambrace.attest.cose import SIGN1_TAG, X5CHAIN, encode_key
-from vambrace.errors import ConfigError, TrustZoneError
+from vambrace.attest.token import COLLECTION_TAG, MAX_TOKEN, PLATFORM, REALM
+from vambrace.errors import ConfigError, MalformedEvidence, TrustZoneError
 
-CMW_COLLECTION = 907
-PLATFORM_TOKEN = 44234
-REALM_TOKEN = 44241
 _CHAIN = "send the vendor's endorsement of this platform's key, its certificate first, as PEM"
 
 
 def with_endorsement(evidence: bytes, chain: Sequence[bytes]) -> bytes:
     """``evidence`` with the DER certificates of ``chain`` (leaf first); raises ``TrustZoneError``."""
-    collection = _tagged(evidence, CMW_COLLECTION)
-    if not isinstance(collection, dict) or set(collection) != {PLATFORM_TOKEN, REALM_TOKEN}:
+    collection = _tagged(evidence, COLLECTION_TAG)
+    if not isinstance(collection, dict) or set(collection) != {PLATFORM, REALM}:
         raise TrustZoneError("evidence is not a collection of a platform and a realm token")
-    message = _tagged(collection[PLATFORM_TOKEN], SIGN1_TAG)
+    message = _tagged(collection[PLATFORM], SIGN1_TAG)
     if not isinstance(message, list) or len(message) != 4 or not isinstance(message[1], dict):
         raise TrustZoneError("the platform token is not a COSE_Sign1")
     protected, unprotected, payload, signature = message
     header = {**unprotected, X5CHAIN: chain[0] if len(chain) == 1 else list(chain)}
-    platform = cbor2.CBORTag(SIGN1_TAG, [protected, header, payload, signature])
-    endorsed = {**collection, PLATFORM_TOKEN: cbor2.dumps(platform, canonical=True)}
-    return cbor2.dumps(cbor2.CBORTag(CMW_COLLECTION, endorsed), canonical=True)
+    platform = encode(Tag(SIGN1_TAG, [protected, header, payload, signature]))
+    return encode(Tag(COLLECTION_TAG, {**collection, PLATFORM: platform}))
 
 
 def parse_chain(pem: bytes) -> list[bytes]:
@@ -63,9 +60,9 @@ def endorses(chain: Sequence[bytes], platform_key: bytes) -> bool:
 
 def _tagged(data: Any, tag: int) -> Any:
     try:
-        value = cbor2.loads(data)
-    except (cbor2.CBORDecodeError, TypeError, ValueError) as error:
+        value = decode(data, limit=MAX_TOKEN)
+    except (MalformedEvidence, TypeError, ValueError) as error:
         raise TrustZoneError("evidence is not CBOR") from error
-    if not isinstance(value, cbor2.CBORTag) or value.tag != tag:
+    if not isinstance(value, Tag) or value.number != tag:
         raise TrustZoneError(f"evidence lacks CBOR tag {tag}")
     return value.value

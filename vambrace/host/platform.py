@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from vambrace.attest.chain import PLATFORM_PURPOSE, load_roots, verify_chain
+from vambrace.attest.policy import SECURED
 from vambrace.errors import CapacityError, ConfigError, HostError, MessageRefused, VambraceError
 from vambrace.files import write_whole
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
 from vambrace.host.keys import SHARE, RunKeys, fresh_keys
 from vambrace.trustzone import RealmClaims
 
-SECURED = 0x3000
 CHAIN_BYTES = 64 << 10
 
 Result = TypeVar("Result")

@@ -16,14 +16,13 @@ from harness import MIB, Daemon, Vmm, alive, run, soon
 from harness_certificates import Certificates
 
 from vambrace.attest.challenge import launch_challenge
-from vambrace.attest.claims import Component
+from vambrace.attest.claims import INSECURE_COMPONENT
 from vambrace.attest.policy import Policy
 from vambrace.attest.references import ReferenceValues
 from vambrace.attest.verify import verify_evidence
 from vambrace.errors import InsecurePlatform
 from vambrace.host.lifecycle import TRANSITIONS, Lifecycle, State
 from vambrace.host.vmm import started_at
-from vambrace.trustzone.insecure import COMPONENT_DIGEST
 
 
 def test_whole_life(tmp_path: Path, certificates: Certificates) -> None:
@@ -84,7 +83,7 @@ def test_token_satisfies_the_verifier(tmp_path: Path, certificates: Certificates
         instance = bytes.fromhex(view["instance"])
         expected: dict[str, Any] = {
             "roots": [certificates.vendor.certificate],
-            "references": ReferenceValues((Component("INSECURE", COMPONENT_DIGEST, bytes(32)),)),
+            "references": ReferenceValues((INSECURE_COMPONENT,)),
             "challenge": launch_challenge(nonce, instance),
             "measurement": bytes.fromhex(view["measurement"]),
             "personalization": certificates.owner.personalization(),
