@@ -22,7 +22,7 @@ def test_gives_requests_in_order_and_takes_them_back() -> None:
         head = driver.add([(b"ask %d" % number, 0), (bytes(16), WRITE)])
         chain = queue.pop()
         assert chain is not None
-        assert chain.read(100) == b"ask %d" % number
+        assert chain.prefix(100) == b"ask %d" % number
         queue.push(chain, chain.write(b"answer"))
         assert driver.used() == [(head, 6)]
         assert driver.memory.slice(driver.buffer(head, 1), 6) == b"answer"

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from vambrace.attest.cbor import decode, encode
 from vambrace.attest.chain import UNREADABLE
-from vambrace.attest.challenge import INSTANCE_BYTES, channel_challenge, launch_challenge
+from vambrace.attest.challenge import INSTANCE_BYTES
 from vambrace.attest.cose import decode_sign1, sign1
 from vambrace.attest.endorsement import (
     ROOT_DAYS,
@@ -36,15 +36,6 @@ from vambrace.attest.endorsement import (
 from vambrace.certificate import owner_public_key, personalization
 from vambrace.errors import ConfigError, MalformedEvidence, MessageRefused, SignatureInvalid, UsageError
 from vambrace.files import write_whole
-
-__all__ = [
-    "OwnerIdentity",
-    "PercentOrder",
-    "channel_challenge",
-    "launch_challenge",
-    "verify_percent",
-    "verify_verdict",
-]
 
 KEY_FILE: Final = "key.pem"
 CERTIFICATE_FILE: Final = "certificate.pem"

@@ -31,7 +31,7 @@ from vambrace.errors import (
     VambraceError,
 )
 
-URL = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::\d{1,5})?")
+_URL = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::\d{1,5})?")
 MAX_JSON = 8 << 20
 MAX_TOKEN = 1 << 20
 POLL_SECONDS = 20
@@ -105,7 +105,7 @@ class Host:
 
     def __init__(self, url: str, client_cert: Path | str, client_key: Path | str, ca: Path | str) -> None:
         self.url = url.rstrip("/")
-        if not re.fullmatch(r"https://[A-Za-z0-9.\-]+(?::\d{1,5})?|https://\[[0-9a-fA-F:]+\](?::\d{1,5})?", self.url):
+        if not _URL.fullmatch(self.url):
             raise UsageError(f"{url!r} is not a host's URL", hint="it looks like https://host.example:8443")
         self.tls = client_context(client_cert, client_key, ca)
         self._pool = urllib3.PoolManager(ssl_context=self.tls, retries=False, maxsize=4)

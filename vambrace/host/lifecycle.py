@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -61,20 +59,11 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 }
 
 
-@dataclass(frozen=True)
-class Moment:
-    """``at`` is in seconds since 1970 (UTC)."""
-
-    state: State
-    at: float
-
-
 class Lifecycle:
-    """The present state of one Realm, its history, and a way to wait for the next change."""
+    """The present state of one Realm, and a way to wait for the next change."""
 
     def __init__(self, state: State = State.CREATED) -> None:
         self.state = state
-        self.history = [Moment(state, time.time())]
         self._changed = asyncio.Event()
 
     def move(self, state: State) -> None:
@@ -82,7 +71,6 @@ class Lifecycle:
         if state not in TRANSITIONS[self.state]:
             raise Conflict(f"a Realm cannot go from {self.state.value} to {state.value}", status=409)
         self.state = state
-        self.history.append(Moment(state, time.time()))
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

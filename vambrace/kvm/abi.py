@@ -25,12 +25,10 @@ SET_DEVICE_ATTR: Final = 0x4018AEE1
 
 # ioctls on a vCPU
 RUN: Final = 0xAE80
-GET_ONE_REG: Final = 0x4010AEAB
 SET_ONE_REG: Final = 0x4010AEAC
 ARM_VCPU_INIT: Final = 0x4020AEAE
 
 # capabilities
-CAP_NR_MEMSLOTS: Final = 10
 CAP_IRQFD: Final = 32
 CAP_IOEVENTFD: Final = 36
 CAP_MAX_VCPUS: Final = 66

@@ -83,21 +83,16 @@ class Vcpu:
     def set_registers(self, registers: Mapping[str, int]) -> None:
         """Raises ``KvmError``: unknown name, or the kernel refused."""
         for name, value in registers.items():
-            self._one_reg(abi.SET_ONE_REG, name, value)
+            self._set_register(name, value)
 
-    def register(self, name: str) -> int:
-        """Raises ``KvmError`` as ``set_registers``."""
-        return self._one_reg(abi.GET_ONE_REG, name, 0)
-
-    def _one_reg(self, request: int, name: str, value: int) -> int:
+    def _set_register(self, name: str, value: int) -> None:
         if name not in abi.REGISTERS:
             raise KvmError(f"KVM: register {name[:20]} is not known")
         cell = array.array("Q", [value])
         try:
-            fcntl.ioctl(self._fd, request, struct.pack("<QQ", abi.REGISTERS[name], cell.buffer_info()[0]))
+            fcntl.ioctl(self._fd, abi.SET_ONE_REG, struct.pack("<QQ", abi.REGISTERS[name], cell.buffer_info()[0]))
         except OSError as error:
             raise KvmError(f"KVM: register {name}: {os.strerror(error.errno or errno.EIO)}") from error
-        return cell[0]
 
     def run(self) -> Exit:
         """Run until the next exit; other Python threads run meanwhile."""

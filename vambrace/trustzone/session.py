@@ -22,7 +22,7 @@ _EVIDENCE_BYTES: Final = 8192
 _PLATFORM_KEY, _LIFECYCLE, _LOCK, _RANDOM, _EVIDENCE = range(5)
 
 _LOGIN_PUBLIC: Final = 0
-_NONE, _VALUE_OUTPUT, _TEMP_INPUT, _TEMP_OUTPUT = 0, 2, 5, 6
+_VALUE_OUTPUT, _TEMP_INPUT, _TEMP_OUTPUT = 2, 5, 6
 
 _ORIGINS: Final = {1: "the client library", 2: "the driver", 3: "OP-TEE", 4: "the trusted application"}
 _RESULTS: Final = {

@@ -27,8 +27,14 @@ _ADDRESSES = {
     0xA0: ("used", 0),
     0xA4: ("used", 32),
 }
-_SHARED_MEMORY = range(0xB0, 0xC0)  # length and base: all ones, there is none
-_GENERATION, _CONFIG = 0xFC, 0x100
+_SHARED_MEMORY = range(0xB0, 0xC0, 4)  # length and base: all ones, there is none
+_CONFIG = 0x100
+_CONSTANTS = {
+    _MAGIC: int.from_bytes(b"virt", "little"),
+    _VERSION: 2,
+    _VENDOR: int.from_bytes(b"VMB1", "little"),
+    **dict.fromkeys(_SHARED_MEMORY, 0xFFFFFFFF),
+}
 
 _DRIVER_OK, _FEATURES_OK, _NEEDS_RESET = 4, 8, 64
 _USED_BUFFER, _CONFIG_CHANGE = 1, 2
@@ -87,28 +93,20 @@ class Transport:
             return value.to_bytes(4, "little")[:length].ljust(length, b"\0")
 
     def _read(self, offset: int) -> int:
-        setup = self._selected()
-        match offset:
-            case 0x00:
-                return 0x74726976
-            case 0x04:
-                return 2
-            case 0x08:
-                return self.device.kind
-            case 0x0C:
-                return 0x31424D56
-            case 0x10:
-                shift = 32 * self._features_select
-                return (self.device.features >> shift) & 0xFFFFFFFF if shift < 64 else 0
-            case 0x34:
-                return MAX_SIZE if setup else 0
-            case 0x44:
-                return int(setup.ready) if setup else 0
-            case 0x60:
-                return _USED_BUFFER | (_CONFIG_CHANGE if self._config_changed else 0)
-            case 0x70:
-                return self._status
-        return 0xFFFFFFFF if offset in _SHARED_MEMORY else 0
+        if offset in _CONSTANTS:
+            return _CONSTANTS[offset]
+        if offset == _DEVICE:
+            return self.device.kind
+        if offset == _FEATURES:
+            shift = 32 * self._features_select
+            return (self.device.features >> shift) & 0xFFFFFFFF if shift < 64 else 0
+        if offset == _INTERRUPT:
+            return _USED_BUFFER | (_CONFIG_CHANGE if self._config_changed else 0)
+        if offset == _STATUS:
+            return self._status
+        if setup := self._selected():
+            return {_QUEUE_MAX: MAX_SIZE, _QUEUE_READY: int(setup.ready)}.get(offset, 0)
+        return 0
 
     def write(self, offset: int, data: bytes) -> None:
         """The guest writes; what makes no sense is ignored, what breaks the protocol stops the device."""

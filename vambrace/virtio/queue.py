@@ -31,12 +31,6 @@ class Chain(NamedTuple):
     readable: tuple[memoryview, ...]
     writable: tuple[memoryview, ...]
 
-    def read(self, limit: int) -> bytes:
-        """A copy of the readable bytes; raises ``GuestFault`` if there are more than ``limit``."""
-        if sum(len(part) for part in self.readable) > limit:
-            raise GuestFault(f"request of more than {limit} bytes")
-        return b"".join(self.readable)
-
     def prefix(self, length: int) -> bytes:
         """A copy of the first ``length`` readable bytes, fewer if there are fewer."""
         data = b""
