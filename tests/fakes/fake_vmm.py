@@ -50,6 +50,7 @@ class FakeVmm:
         answer: dict[str, Any] = {}
         if op == "load":
             answer["measurement"] = self.load(request)
+            answer["config"] = hashlib.sha256(Path(request["config"]).read_bytes()).hexdigest()
         if op == "stats":
             answer["zones"] = [{"pages": 1, "percent": 50}]
         if self.hub:

@@ -126,7 +126,7 @@ class Agent:
                 "directory": application.directory,
                 "restarts": application.restarts,
                 "results": list(application.results),
-                "memory": 0,
+                "memory": monitor.config.zones[index].memory,
             }
             processes.append(Process(Application(index, fields), Log(str(logs))))
         supervisor = Supervisor(processes, self.launch, lambda application: None, loop.poll)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from client_harness import Agent, World, make_bundle, make_platform, make_world, register
@@ -16,6 +17,7 @@ from vambrace.client import channel
 from vambrace.errors import (
     ChallengeMismatch,
     Conflict,
+    HostUnreachable,
     MalformedEvidence,
     MeasurementMismatch,
     OwnerMismatch,
@@ -139,6 +141,25 @@ def test_the_same_name_twice(world: World) -> None:
         with pytest.raises(Conflict):
             Realm.create(world.bundle)
         assert len(world.context.all_realms()) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, HostUnreachable], ids=["interrupted", "no answer"])
+@pytest.mark.parametrize("call", ["upload", "create"])
+def test_nothing_stays_of_what_was_cut_short(
+    world: World, monkeypatch: pytest.MonkeyPatch, call: str, error: type[BaseException]
+) -> None:
+    """Ctrl-C, or a lost connection, just after the host has done what it was asked for."""
+    done = getattr(Host, call)
+
+    def cut(*arguments: Any, **options: Any) -> None:
+        done(*arguments, **options)
+        raise error("cut short")
+
+    monkeypatch.setattr(Host, call, cut)
+    with pytest.raises(error):
+        Realm.create(world.bundle)
+    assert world.context.all_realms() == []
+    assert [record.state for record in world.host.realms.values()] == (["destroyed"] if call == "create" else [])
 
 
 def test_waits_for_an_agent_that_is_not_there_yet(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,9 +306,9 @@ def test_a_download_goes_on_where_it_was_cut(tmp_path: Path) -> None:
 
     file, uuid = ResultFile("a", "/results/a/x", 250), "00000000-0000-0000-0000-000000000000"
     with pytest.raises(RealmError, match="cut"):
-        download(file, tmp_path, uuid, fetch)
+        download(file, tmp_path, uuid, fetch, 1000)
     assert not (tmp_path / "a/x").exists()
-    assert download(file, tmp_path, uuid, fetch).read_bytes() == content
+    assert download(file, tmp_path, uuid, fetch, 1000).read_bytes() == content
     assert asked == [0, 100, 100, 200]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x"]
 
@@ -297,4 +318,21 @@ def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
 
     (tmp_path / "a").symlink_to("/tmp")
     with pytest.raises(UsageError, match="link"):
-        download(ResultFile("a", "/results/a/x", 0), tmp_path, "0" * 36, lambda *_: (0, b""))
+        download(ResultFile("a", "/results/a/x", 0), tmp_path, "0" * 36, lambda *_: (0, b""), 1000)
+
+
+@pytest.mark.parametrize("stated", [1001, 10])
+def test_a_result_larger_than_the_memory_is_not_taken(tmp_path: Path, stated: int) -> None:
+    """Neither one that says so at once, nor one that grows while it is fetched."""
+    from vambrace.client.results import ResultFile, download
+
+    asked = []
+
+    def fetch(application: str, path: str, offset: int) -> tuple[int, bytes]:
+        asked.append(offset)
+        return 1 << 62, bytes(4)
+
+    with pytest.raises(RealmError, match="more than its application's memory"):
+        download(ResultFile("a", "/results/a/x", stated), tmp_path, "0" * 36, fetch, 1000)
+    assert len(asked) <= 1
+    assert not (tmp_path / "a/x").exists()

@@ -151,6 +151,10 @@ def test_repacked_by_others_is_fine(bundle: Bundle) -> None:
             edit_manifest(lambda m: m["layers"].__setitem__(2, m["layers"][3])),
             "not the one of the configuration",
         ),
+        (
+            edit_manifest(lambda m: m["layers"][1].update({key: m["layers"][0][key] for key in ("digest", "size")})),
+            "also another part",
+        ),
         (edit_manifest(lambda m: m["layers"][0].update(size=1)), "stated size"),
         (edit_manifest(lambda m: m["layers"][0].update(digest="sha256:../../x")), "SHA-256"),
         (edit_manifest(lambda m: m["layers"][0].update(digest="sha256:" + "0" * 64)), "no kernel"),

@@ -28,6 +28,7 @@ from vambrace.errors import (
     ConfigError,
     Conflict,
     HostError,
+    HostUnreachable,
     NotFound,
     OwnerMismatch,
     RealmError,
@@ -109,14 +110,19 @@ class Realm:
             measurement=measurement.hex(),
             created=time.time(),
         )
-        ours = not host.has_image(digest)
+        ours, asked = not host.has_image(digest), False
         try:
             if ours:
                 host.upload(path, digest, progress)
             context.save_realm(state, config=config.encode())
             progress("asking for the Realm")
+            asked = True
             host.create(state.uuid, state.name, digest, bytes.fromhex(state.nonce))
-        except VambraceError:
+        except BaseException as error:
+            if asked and (isinstance(error, HostUnreachable) or not isinstance(error, VambraceError)):
+                # No answer, or Ctrl-C, say: the host may have made the Realm.
+                with contextlib.suppress(VambraceError):
+                    host.destroy(state.uuid)
             context.forget_realm(state.uuid)
             if ours:
                 # A Realm that is refused leaves no image behind. Somebody else's Realm keeps it, if it has one.
@@ -146,12 +152,32 @@ class Realm:
         return found
 
     @classmethod
-    def run(cls, bundle: Path | str, *, progress: Progress = silent, **options: Any) -> Realm:
-        """Create, verify, approve and start a Realm; the options are those of ``create``.
+    def run(
+        cls,
+        bundle: Path | str,
+        *,
+        host: Host | None = None,
+        owner: OwnerIdentity | None = None,
+        trust: Trust | None = None,
+        context: Context | None = None,
+        name: str | None = None,
+        expected: bytes | None = None,
+        progress: Progress = silent,
+    ) -> Realm:
+        """Create, verify, approve and start a Realm; the arguments are those of ``create``.
 
         A Realm whose token is not to be trusted is refused, destroyed unexecuted, and the error is raised.
         """
-        realm = cls.create(bundle, progress=progress, **options)
+        realm = cls.create(
+            bundle,
+            host=host,
+            owner=owner,
+            trust=trust,
+            context=context,
+            name=name,
+            expected=expected,
+            progress=progress,
+        )
         try:
             realm.verify(progress)
             realm.approve()
@@ -326,7 +352,11 @@ class Realm:
     def download(self, directory: Path | str, progress: Progress = silent) -> list[Path]:
         """Fetch every result into ``directory``, as ``<application>/<file>``; resumes where it was cut."""
         found = self.results()
-        return [results.download(file, Path(directory), self.uuid, self._fetch, progress) for file in found]
+        directory, memory = Path(directory), {zone.name: zone.memory for zone in self.config.zones}
+        return [
+            results.download(file, directory, self.uuid, self._fetch, memory.get(file.application, 0), progress)
+            for file in found
+        ]
 
     def collected(self) -> None:
         """Say that all results were taken: the Realm may end."""
@@ -343,6 +373,7 @@ class Realm:
         """
         offsets = {application.name: 0 for application in self.config.applications}
         taken = directory is None
+        succeeded = False
         try:
             while True:
                 status = self.status()
@@ -352,7 +383,8 @@ class Realm:
                     break
                 progress(_summary(status))
                 time.sleep(POLL_SECONDS)
-            if status["state"] == "succeeded" and directory is not None:
+            succeeded = status["state"] == "succeeded"
+            if succeeded and directory is not None:
                 self.download(directory, progress)
                 taken = True
             self.collected()
@@ -366,6 +398,9 @@ class Realm:
             raise self._ended(info)
         if not taken:
             raise RealmError("the Realm ended before its results were taken", hint="raise collect_seconds")
+        if not succeeded:
+            # The host says so; only the agent's word, on the attested channel, counts.
+            raise RealmError("the Realm ended before its agent said that it succeeded", hint="start it again")
         return info
 
     def destroy(self) -> RealmInfo:

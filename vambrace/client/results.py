@@ -49,8 +49,10 @@ class ResultFile:
 Fetch = Callable[[str, str, int], tuple[int, bytes]]
 
 
-def download(file: ResultFile, directory: Path, uuid: str, fetch: Fetch, progress: Progress = silent) -> Path:
-    """Fetch one result below ``directory``; returns its path.
+def download(
+    file: ResultFile, directory: Path, uuid: str, fetch: Fetch, limit: int, progress: Progress = silent
+) -> Path:
+    """Fetch one result below ``directory``; returns its path. It has at most ``limit`` bytes, or ``RealmError``.
 
     ``fetch(application, path, offset)`` gives the file's size and the bytes from there. What was fetched
     before, of the same Realm, is not fetched again.
@@ -71,6 +73,12 @@ def download(file: ResultFile, directory: Path, uuid: str, fetch: Fetch, progres
             output.seek(offset)
             size = file.size
             while offset < size:
+                if size > limit:
+                    # A file of holes may state any size; its application's memory cannot hold it.
+                    raise RealmError(
+                        f"{file.path} is said to have {size} bytes, more than its application's memory",
+                        hint="do not trust that application",
+                    )
                 size, data = fetch(file.application, file.path, offset)
                 if not data and offset < size:
                     raise RealmError(f"{file.path} ended early", hint="fetch it again")

@@ -26,11 +26,15 @@ REPORTS = ("ready", "running", "succeeded", "failed")
 
 
 class LineBuffer:
-    """Cuts a hostile byte stream into lines, in bounded memory. An overlong line comes out as ``None``."""
+    """Cuts a hostile byte stream into lines, in bounded memory. An overlong line comes out as ``None``.
+
+    Raises ``AgentFlood`` for a line that goes on and on.
+    """
 
     def __init__(self) -> None:
         self._partial = bytearray()
         self._skipping = False
+        self._skipped = 0
 
     def feed(self, data: bytes) -> list[bytes | None]:
         """The lines that ``data`` completes."""
@@ -45,6 +49,9 @@ class LineBuffer:
                 lines.append(bytes(self._partial) + piece)
             self._partial.clear()
         if self._skipping:
+            self._skipped = len(data) + (0 if complete else self._skipped)
+            if self._skipped > BACKLOG_BYTES:
+                raise AgentFlood("the agent sent a line without an end")
             return lines
         if len(self._partial) + len(rest) > LINE_LIMIT:
             self._partial.clear()

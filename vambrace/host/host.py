@@ -24,6 +24,7 @@ from vambrace.host.vmm import kill_leftover
 
 # What a VMM process takes beyond guest memory, and what the host keeps for itself.
 VMM_OVERHEAD = 48 << 20
+TABLES = 64  # of guest memory: the window's tables (28 bytes a page) and page tables, twice and of stage 2
 HOST_RESERVE = 128 << 20
 SPACE_CHECK = 64 << 20
 FIRST_CID = 16
@@ -99,7 +100,7 @@ class Host:
                 raise ConfigError(
                     "this host runs no debug Realms", hint="build the image without debug, or set allow_debug"
                 )
-            memory = config.memory + VMM_OVERHEAD
+            memory = config.memory + config.memory // TABLES + VMM_OVERHEAD
             self._admit(memory)
             record = RealmRecord(uuid, request.name, request.image, request.nonce, created=time.time(), memory=memory)
             realm = Realm(

@@ -226,6 +226,9 @@ class Realm:
             cid=self.cid,
             **placement,
         )
+        if answer.get("config") != hashlib.sha256(self.config.encode()).hexdigest():
+            # The claims are of this configuration, the measurement of the one that the VMM has read.
+            raise RealmError("the stored image changed", hint="delete it from the host, and send it again")
         try:
             measurement = bytes.fromhex(answer["measurement"])
         except (KeyError, TypeError, ValueError):

@@ -60,7 +60,7 @@ Event = AgentBytes | ConsoleBytes | Ended | Died
 
 
 class Vmm:
-    """Client of one VMM process. ``on_event`` is called in the event loop, ``Died`` at most once, last."""
+    """Client of one VMM process. ``on_event`` is called in the event loop; after ``Died`` nothing can be relied on."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, control: socket.socket, on_event: Callable[[Event], None]
@@ -124,7 +124,11 @@ class Vmm:
                     await asyncio.get_running_loop().sock_sendall(self._control, packet)
                 answer = await reply
         except TimeoutError:
-            raise RealmError(f"the VMM did not answer {op} within {seconds:g} s") from None
+            detail = f"the VMM did not answer {op} within {seconds:g} s"
+            if not self._closing:
+                # Whether it did what it was told is not known: as good as dead.
+                self._on_event(Died(detail))
+            raise RealmError(detail) from None
         except OSError:
             raise RealmError("the VMM is gone") from None
         finally:
@@ -167,6 +171,8 @@ class Vmm:
         try:
             while packet := await loop.sock_recv(self._control, PACKET_LIMIT + 1):
                 self._dispatch(packet)
+                # While packets wait, receiving does not: a busy guest must not keep the loop from the others.
+                await asyncio.sleep(0)
         except OSError:
             pass
         except ValueError as error:

@@ -276,6 +276,9 @@ class _Reader:
             raise ImageError(f"the bundle's {title} does not have its stated size", hint="send it again")
         if part.size > most:
             raise ImageError(f"the bundle's {title} is larger than {most} bytes", hint=BUILD_AGAIN)
+        if name in self._used:
+            # Each part is unpacked by itself: a small upload must not become a large image.
+            raise ImageError(f"the bundle's {title} is also another part of it", hint=BUILD_AGAIN)
         self._used.add(name)
         return Part(self._path, title, match[1], part.offset, part.size)
 

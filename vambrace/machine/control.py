@@ -85,7 +85,8 @@ class Control:
         machine = self._machine
         match message.get("op"):
             case "load":
-                return {"measurement": machine.load(_load_request(message)).hex()}
+                measurement = machine.load(_load_request(message))
+                return {"measurement": measurement.hex(), "config": machine.config_digest.hex()}
             case "start":
                 machine.start()
             case "encrypt":

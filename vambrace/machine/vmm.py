@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 import select
@@ -101,6 +102,7 @@ class Machine:
         self.failure_fd = -1  # readable when the pager failed; from ``load`` on
         self._agent_sink = agent
         self._console_sink = console
+        self.config_digest = b""  # SHA-256 of the configuration that was measured; from ``load`` on
         self._started = 0.0
         self._ended: tuple[Reason, str] | None = None
         self._ending = threading.Lock()
@@ -134,7 +136,9 @@ class Machine:
             self.failure_fd = window.failure_fd
             vm = self._stack.enter_context(Vm((plan.end - 1).bit_length()))
             vm.map(0, layout.RAM, window.address, window.size)
-            measurement = LaunchMeasurement(config.hash, config.encode())
+            encoded = config.encode()
+            self.config_digest = hashlib.sha256(encoded).digest()
+            measurement = LaunchMeasurement(config.hash, encoded)
             _load_memory(window, plan, measurement)
             vcpus = _make_vcpus(vm, plan, measurement)
         for index, vcpu in enumerate(vcpus):

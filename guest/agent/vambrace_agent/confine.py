@@ -1,7 +1,8 @@
-"""Starting an application so that it reaches its own files and its own memory zone, and nothing else.
+"""Starting an application so that it reaches its own files and its own memory zone.
 
-In order, in the child: cgroup (its NUMA node, limits), mount namespace with its own /tmp and /dev/shm in that
-node, no capabilities, no new privileges, no AF_VSOCK, its own user; then the program.
+In order, in the child: cgroup (its NUMA node, limits), mount and IPC namespaces with its own /tmp and /dev/shm in that
+node, no capabilities, no new privileges, neither AF_VSOCK nor io_uring, its own user; then the program. The
+applications of one Realm share its network: they may talk to each other over loopback.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ CGROUPS = "/sys/fs/cgroup"
 MAX_PROCESSES = 512
 MAX_FILES = 4096
 
-_CLONE_NEWNS = 0x00020000
+_CLONE_NEWNS, _CLONE_NEWIPC = 0x00020000, 0x08000000
 _MS_NOSUID, _MS_NODEV, _MS_SLAVE, _MS_REC = 2, 4, 1 << 19, 1 << 14
 _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 22, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL, _SECCOMP_MODE_FILTER = 4, 2
-_AUDIT_ARCH_AARCH64, _NR_SOCKET, _AF_VSOCK = 0xC00000B7, 198, 40
+_AUDIT_ARCH_AARCH64, _NR_SOCKET, _NR_IO_URING_SETUP, _AF_VSOCK = 0xC00000B7, 198, 425, 40
 _RET_ALLOW, _RET_EPERM = 0x7FFF0000, 0x00050000 | 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -110,7 +111,7 @@ def _enter(application: Application) -> None:
     os.setsid()
     _put(f"{_group(application)}/cgroup.procs", "0")
     _put("/proc/self/oom_score_adj", "500")
-    call("unshare", _CLONE_NEWNS)
+    call("unshare", _CLONE_NEWNS | _CLONE_NEWIPC)
     call("mount", b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
     for path in ("/tmp", "/dev/shm"):
         mount_tmpfs(path, application.index, application.memory // 4, mode=0o700, uid=application.uid)
@@ -131,12 +132,14 @@ def _enter(application: Application) -> None:
 
 
 def _forbid_vsock() -> None:
-    """Seccomp: socket(AF_VSOCK, …) fails with EPERM, and so does every call of another architecture."""
+    """Seccomp: socket(AF_VSOCK, …) and io_uring_setup, which could open one past this filter, fail with EPERM, and so
+    does every call of another architecture."""
     load, equal, give = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RET|K
     program = [
         (load, 0, 0, 4),  # seccomp_data.arch
-        (equal, 0, 5, _AUDIT_ARCH_AARCH64),
+        (equal, 0, 6, _AUDIT_ARCH_AARCH64),
         (load, 0, 0, 0),  # .nr
+        (equal, 4, 0, _NR_IO_URING_SETUP),
         (equal, 0, 2, _NR_SOCKET),
         (load, 0, 0, 16),  # .args[0], low half
         (equal, 1, 0, _AF_VSOCK),

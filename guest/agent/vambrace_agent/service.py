@@ -158,9 +158,10 @@ class Service:
                 directory = found
         except OSError:
             raise AgentError("the result is not there") from None
-        if not stat.S_ISREG(os.fstat(directory).st_mode):
+        found = os.fstat(directory)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > process.application.memory:
             os.close(directory)
-            raise AgentError("the result is not a regular file")
+            raise AgentError("the result is not a regular file, or larger than its application's memory")
         return directory
 
 

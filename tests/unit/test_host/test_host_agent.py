@@ -16,6 +16,7 @@ from harness_certificates import Certificates
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vambrace.errors import AgentFlood
 from vambrace.host.agent import LINE_LIMIT, Bucket, LineBuffer
 
 
@@ -209,10 +210,21 @@ def test_lines_do_not_depend_on_how_they_arrive(lines: list[bytes], size: int) -
 def test_overlong_line_takes_bounded_memory() -> None:
     buffer = LineBuffer()
     got = []
-    for _ in range(100):
+    for _ in range(3):
         got += buffer.feed(b"x" * LINE_LIMIT)
     assert got == [None]
     assert buffer.feed(b"end\nnext\n") == [b"next"]
+
+
+def test_a_line_without_an_end_is_a_flood() -> None:
+    buffer = LineBuffer()
+    with pytest.raises(AgentFlood):
+        for _ in range(100):
+            buffer.feed(b"x" * LINE_LIMIT)
+    # Long lines that end are answered, one by one, and do not add up.
+    buffer = LineBuffer()
+    for _ in range(100):
+        assert buffer.feed(b"x" * LINE_LIMIT + b"x\n") == [None]
 
 
 def test_bucket_slows_down() -> None:
