@@ -22,6 +22,7 @@ from vambrace import Realm
 from vambrace.cli.main import main, make_parser
 from vambrace.cli.output import Output, printable
 from vambrace.client.context import Context, RealmState
+from vambrace.errors import ServerError
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -222,8 +223,10 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
     verify = ["verify", str(token), "--root", str(tmp_path / "vendor-root.pem")]
     verify += ["--references", str(tmp_path / "reference-values.corim"), "--json"]
     expected = ["--bundle", str(world.bundle)]
-    assert main([*verify, *expected, "--nonce", shown["nonce"]]) == 0
-    assert json_of(capsys)["verified"] is True
+    assert main([*verify, *expected, "--nonce", shown["nonce"], "--progress"]) == 0
+    said = capsys.readouterr()
+    assert [line.rstrip(" …") for line in said.err.splitlines()] == ["checking the image", "measuring", "verifying"]
+    assert json.loads(said.out)["verified"] is True
     owner = ["--measurement", shown["expected-measurement"], "--owner", str(world.owner.certificate_path)]
     assert main([*verify, *owner, "--nonce", shown["nonce"]]) == 0
     assert json_of(capsys)["measurement"] == world.measurement.hex()
@@ -295,6 +298,27 @@ def test_internal_errors_need_debug_for_a_traceback(monkeypatch: pytest.MonkeyPa
     assert "internal error: ValueError: oh" in errors and "Traceback" not in errors
     assert main(["ps", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "code"),
+    [(["down"], "stopping", 0), (["reset"], "erasing", 0), (["status"], "asking", ServerError.exit_code)],
+)
+def test_the_server_s_commands_say_what_they_do(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str, code: int
+) -> None:
+    class Server:
+        def down(self) -> bool:
+            return False
+
+        def reset(self) -> None: ...
+
+        def status(self) -> dict[str, bool]:
+            return {"running": False, "answers": False}
+
+    monkeypatch.setattr("vambrace.cli.server._server", lambda options: Server())
+    assert main(["server", *words, "--progress"]) == code
+    assert says in capsys.readouterr().err
 
 
 def test_progress_without_a_terminal(capsys: Capture) -> None:

@@ -67,14 +67,15 @@ def _attest(options: argparse.Namespace, output: Output) -> int:
 def _verify(options: argparse.Namespace, output: Output) -> int:
     from vambrace.client.trust import Trust
 
-    expected = _expected(options)
+    expected = _expected(options, output)
+    output.progress("verifying")
     trust = Trust.load(options.root, options.references, session.open_policy(options))
     verified = trust.launch(_read(options.token), options.nonce, expected)
     output.result(verified.as_dict(), ["verified", *describe(verified.as_dict(), "  ")])
     return 0
 
 
-def _expected(options: argparse.Namespace) -> Any:
+def _expected(options: argparse.Namespace, output: Output) -> Any:
     from vambrace.certificate import owner_public_key, personalization
     from vambrace.client.trust import Expected
     from vambrace.errors import UsageError
@@ -85,7 +86,9 @@ def _expected(options: argparse.Namespace) -> Any:
     if options.bundle:
         from vambrace.image import Bundle
 
+        output.progress("checking the image")
         bundle = Bundle.open(options.bundle)
+        output.progress("measuring")
         measurement = measurement or bundle.measurement()
         owner, algorithm = bundle.config.personalization(), bundle.config.hash
     if options.owner:

@@ -74,22 +74,27 @@ def _up(options: argparse.Namespace, output: Output) -> int:
 
 
 def _down(options: argparse.Namespace, output: Output) -> int:
+    output.progress("stopping the server")
     stopped = _server(options).down()
     output.result({"stopped": stopped}, ["stopped" if stopped else "it was not running"])
     return 0
 
 
 def _status(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.errors import ServerError
+
+    output.progress("asking the server")
     status = _server(options).status()
     state = "running" if status["running"] else "not running"
     lines = [state + (f" at {status['url']}" if "url" in status else "")]
     if status["running"]:
         lines.append("its API answers" if status["answers"] else f"its API does not answer: {status.get('error')}")
     output.result(status, lines)
-    return 0 if status["answers"] else 7
+    return 0 if status["answers"] else ServerError.exit_code
 
 
 def _reset(options: argparse.Namespace, output: Output) -> int:
+    output.progress("stopping the server and erasing its state")
     _server(options).reset()
     output.result({"reset": True}, ["its state is erased; the build stays"])
     return 0
