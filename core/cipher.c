@@ -11,6 +11,7 @@
 #include <openssl/kdf.h>
 #include <openssl/params.h>
 
+#include "erase.h"
 #include "status.h"
 
 #define NONCE_BYTES 12
@@ -244,7 +245,7 @@ static int pages_crypt(struct vb_cipher *cipher, const struct vb_job *jobs, size
 
 		if (status) {
 			for (size_t j = 0; j < count; j++)
-				OPENSSL_cleanse(jobs[j].data, VB_PAGE_SIZE_BYTES);
+				vb_erase(jobs[j].data, VB_PAGE_SIZE_BYTES);
 			if (failed)
 				*failed = i;
 			return status;

@@ -2,11 +2,11 @@
 #include "window_internal.h"
 
 #include <errno.h>
-#include <openssl/crypto.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "erase.h"
 #include "status.h"
 #include "uffd.h"
 
@@ -90,7 +90,8 @@ static int seal(struct vb_window *window, struct vb_zone *zone, uint32_t page, u
 		jobs[i].version++;
 	status = vb_cipher_seal(zone->cipher, jobs, count);
 	if (status)
-		return vb_fail(window, status, page); /* the cipher has cleansed the pages */
+		return vb_fail(window, status, page); /* the cipher has erased the pages */
+	vb_flush(window->side + offset_of(page), offset_of(count)); /* before they stop counting as plaintext */
 	for (uint32_t i = 0; i < count; i++)
 		window->pages[page + i].version++;
 	set_state(window, page, count, VB_ENCRYPTED);
@@ -203,7 +204,7 @@ static int map_decrypted(struct vb_window *window, struct vb_zone *zone, uint32_
 	if (status) {
 		uint32_t done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
 
-		OPENSSL_cleanse(window->side + offset_of(page + done), offset_of(count - done));
+		vb_erase(window->side + offset_of(page + done), offset_of(count - done));
 		settle(window, zone, page, count, done);
 		return vb_fail(window, status, page + done);
 	}
@@ -328,7 +329,7 @@ static void wipe_page(struct vb_window *window, uint32_t page, void *unused)
 {
 	(void)unused;
 	if (window->pages[page].state == VB_PLAINTEXT || vb_zone_of(window, page)->open)
-		OPENSSL_cleanse(window->guest + offset_of(page), VB_PAGE_SIZE_BYTES);
+		vb_erase(window->guest + offset_of(page), VB_PAGE_SIZE_BYTES);
 }
 
 void vb_wipe(struct vb_window *window)
