@@ -134,7 +134,7 @@ def build_optee(source: Path, out: Path, *, rot_key: Path | None = None) -> None
     _make(source, [*options, "ta_dev_kit"], log)
 
     application = out / "application"
-    shutil.copytree(OURS, application, ignore=shutil.ignore_patterns("optee", "stub"))
+    shutil.copytree(OURS, application, ignore=shutil.ignore_patterns("optee", "stub", "tests"))
     signer = ",".join(f"{byte:#04x}" for byte in signer_id(rot_key))
     kit = work.resolve() / "export-ta_arm64"
     _make(

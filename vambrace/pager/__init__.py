@@ -2,6 +2,7 @@
 
 from vambrace.pager.window import (
     MINIMUM_WINDOW,
+    PAGE_SIZE,
     Failure,
     Window,
     ZoneStats,
@@ -9,4 +10,4 @@ from vambrace.pager.window import (
     window_pages,
 )
 
-__all__ = ["MINIMUM_WINDOW", "Failure", "Window", "ZoneStats", "lock_process", "window_pages"]
+__all__ = ["MINIMUM_WINDOW", "PAGE_SIZE", "Failure", "Window", "ZoneStats", "lock_process", "window_pages"]
