@@ -143,15 +143,6 @@ def test_the_process_cannot_be_inspected(daemon: Daemon) -> None:
     assert core.split()[4:6] == ["0", "0"]
 
 
-def test_imports_little() -> None:
-    code = (
-        "import sys, vambrace.machine.__main__; "
-        "print([m for m in ('asyncio', 'ssl', 'cryptography', 'cbor2', 'aiohttp', 'yaml') if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
-
-
 def test_a_request_does_not_print_its_key() -> None:
     request = LoadRequest(Path("c"), Path("k"), Path("i"), (), b"i" * 16, b"k" * 32, 3)
     assert "kk" not in repr(request)

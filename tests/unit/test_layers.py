@@ -1,0 +1,160 @@
+"""Imports point one way, from the user's side down to KVM (docs/architecture.md), and the VMM process has few."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "vambrace"
+
+#: What each part of the package may import of the others, itself aside.
+LAYERS: dict[str, set[str]] = {
+    "cli": {"client", "emulator", "image", "debian", "attest", "certificate", "errors"},
+    "client": {"image", "attest", "realm", "files", "errors"},
+    "host": {"image", "attest", "trustzone", "realm", "files", "errors"},
+    "emulator": {"debian", "attest", "files", "errors"},
+    "image": {"debian", "measure", "machine", "realm", "certificate", "errors"},
+    "debian": {"errors"},
+    "trustzone": {"attest", "errors"},
+    "attest": {"certificate", "files", "errors"},
+    "machine": {"measure", "virtio", "pager", "kvm", "realm", "record", "errors"},
+    "measure": {"errors"},
+    "virtio": {"errors"},
+    "pager": {"record", "errors"},
+    "kvm": {"errors"},
+    "realm": {"certificate", "record", "errors"},
+    "certificate": {"errors"},
+    "files": set(),
+    "record": set(),
+    "errors": set(),
+}
+#: What only some modules of a part may import: of the machine an image needs the plan, which is pure.
+ONLY = {("image", "machine"): {"vambrace.machine.plan"}, ("trustzone", "attest"): {"vambrace.trustzone.insecure"}}
+
+#: All of vambrace that a VMM process holds, and what else it must not hold: each costs memory or time at its start.
+VMM = {"certificate", "errors", "kvm", "machine", "measure", "pager", "realm", "record", "virtio"}
+HEAVY = {
+    *("aiohttp", "asyncio", "cbor2", "cryptography", "ssl", "urllib3", "websockets", "yaml"),
+    *("argparse", "ctypes", "dataclasses", "inspect", "pathlib", "tempfile"),
+}
+
+
+def modules(folder: Path = PACKAGE) -> dict[str, Path]:
+    """Every module below ``folder`` by its full name."""
+    found = {}
+    for path in folder.rglob("*.py"):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+@cache
+def imports(path: Path, *, inside: bool = True) -> frozenset[str]:
+    """Full names that the file imports; without ``inside``, only those of its top level, which always happen."""
+    tree = ast.parse(path.read_text())
+    return frozenset(name for node in _nodes(tree, inside) for name in _names(node))
+
+
+def _nodes(node: ast.AST, inside: bool) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING" and not inside:
+            continue
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not inside:
+            continue
+        yield child
+        yield from _nodes(child, inside)
+
+
+def _names(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0 and node.module, "imports are absolute"
+        for alias in node.names:
+            name = f"{node.module}.{alias.name}"
+            yield name if name in MODULES else node.module
+
+
+def part(module: str) -> str:
+    """``attest`` of ``vambrace.attest.cbor``; empty for ``vambrace`` itself, which only has the version and names."""
+    return (module.split(".") + [""])[1] if module.startswith("vambrace.") else ""
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"vambrace"}))
+def test_imports_point_down(module: str) -> None:
+    ours = part(module)
+    assert ours in LAYERS, f"draw {ours} in docs/architecture.md, and here"
+    for name in imports(MODULES[module]):
+        theirs = part(name)
+        if not theirs or theirs == ours:
+            continue
+        assert theirs in LAYERS[ours], f"{module} imports {name}"
+        if only := ONLY.get((ours, theirs)):
+            assert only & {name, module}, f"{module} imports {name}"
+
+
+def reachable(start: str) -> set[str]:
+    found, left = set(), [start]
+    while left:
+        for below in LAYERS[left.pop()] - found:
+            found.add(below)
+            left.append(below)
+    return found
+
+
+def test_the_table_itself() -> None:
+    """It is complete and has no circle; what a verifier needs leads neither to KVM nor to an emulated server."""
+    assert {part(module) for module in MODULES} - {""} == set(LAYERS)
+    for name in LAYERS:
+        assert name not in reachable(name)
+        assert "emulator" not in LAYERS[name] or name == "cli"
+    for name in ("attest", "measure"):
+        assert not reachable(name) & {"kvm", "machine", "pager", "trustzone", "host"}
+
+
+def test_the_vmm_process_needs_little() -> None:
+    """Also where it would be imported later, inside a function."""
+    seen, left = set(), ["vambrace.machine.__main__"]
+    while left:
+        module = left.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        assert part(module) in VMM, module
+        for name in imports(MODULES[module]):
+            top = name.partition(".")[0]
+            if top == "vambrace":
+                left += [name] if part(name) else []
+                continue
+            assert top == "fdt" or top in sys.stdlib_module_names, f"{module} imports {name}"
+            if name in imports(MODULES[module], inside=False):
+                assert top not in HEAVY, f"{module} imports {name}"
+
+
+def test_the_vmm_process_starts_with_little() -> None:
+    """What it really holds then. The finder of an editable install brings its own."""
+    program = (
+        "import sys; before = set(sys.modules); import vambrace.machine.__main__; "
+        "print(*(set(sys.modules) - before))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    held = done.stdout.split()
+    assert not HEAVY & set(held)
+    assert {part(name) for name in held if name.startswith("vambrace.")} <= VMM
+
+
+def test_the_agent_has_the_standard_library_only() -> None:
+    for path in (ROOT / "guest" / "agent").rglob("*.py"):
+        for name in imports(path):
+            top = name.partition(".")[0]
+            assert top == "vambrace_agent" or top in sys.stdlib_module_names, f"{path.name} imports {name}"
