@@ -158,8 +158,8 @@ class Service:
                 directory = found
         except OSError:
             raise AgentError("the result is not there") from None
-        found = os.fstat(directory)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > process.application.memory:
+        status = os.fstat(directory)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > process.application.memory:
             os.close(directory)
             raise AgentError("the result is not a regular file, or larger than its application's memory")
         return directory
