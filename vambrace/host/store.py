@@ -208,20 +208,20 @@ class Store:
         directory = self.images / digest
         try:
             description = json.loads((directory / "image.json").read_bytes())
+            return StoredImage(
+                digest=digest,
+                name=str(description["name"]),
+                size=int(description["size"]),
+                stored=float(description["stored"]),
+                config=directory / description["config"],
+                kernel=directory / description["kernel"],
+                initrd=directory / description["initrd"],
+                disks=tuple(directory / disk for disk in description["disks"]),
+            )
         except FileNotFoundError:
             raise NotFound(f"no image {digest}", hint="send it with PUT /v1/images/{sha256}") from None
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ImageError(f"the stored image {digest} is damaged", hint="delete it, send it again") from error
-        return StoredImage(
-            digest=digest,
-            name=description["name"],
-            size=description["size"],
-            stored=description["stored"],
-            config=directory / description["config"],
-            kernel=directory / description["kernel"],
-            initrd=directory / description["initrd"],
-            disks=tuple(directory / disk for disk in description["disks"]),
-        )
 
     def list_images(self) -> list[StoredImage]:
         return [self.image(path.name) for path in sorted(self.images.iterdir()) if self.has_image(path.name)]

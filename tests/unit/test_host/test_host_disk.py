@@ -16,7 +16,7 @@ import pytest
 from harness import Daemon, run
 from harness_certificates import Certificates
 
-from vambrace.errors import CapacityError
+from vambrace.errors import CapacityError, ImageError, NotFound
 from vambrace.host import store as stores
 from vambrace.host.store import RealmRecord, Store
 
@@ -88,6 +88,20 @@ def test_the_store_says_that_the_disk_is_full(tmp_path: Path) -> None:
     with full_disk():
         # A start does not depend on it either.
         assert [found.state for found in store.recover()] == ["failed"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "7", "{}", '{"name": "a", "size": [], "stored": 1.0}', "[" * 100_000])
+def test_a_damaged_image_says_so(tmp_path: Path, text: str) -> None:
+    store = Store(tmp_path)
+    digest = "00" * 32
+    (store.images / digest).mkdir()
+    (store.images / digest / "image.json").write_text(text)
+    with pytest.raises(ImageError, match="damaged") as caught:
+        store.image(digest)
+    assert caught.value.hint
+    store.delete_image(digest)
+    with pytest.raises(NotFound):
+        store.image(digest)
 
 
 UUID = "8e5b7dd8-5c32-4c0a-9a6c-3a1b0e1a2f10"
