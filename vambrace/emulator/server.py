@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import fcntl
 import http.client
 import json
 import os
@@ -12,7 +13,8 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,14 @@ class Server:
         """
         return provision.vendor(self.vendor / "insecure" if self.insecure else self.vendor)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other process starts, stops or resets this server: they write the same flash and disks."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.home / "lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
     def access(self) -> Access:
         """How to reach this server; what is named exists after ``up``."""
         return Access(
@@ -162,13 +172,19 @@ class Server:
 
         Resumes the saved state where there is one, unless ``cold``; the first start after the factory step takes it.
         """
+        if qemu.running(self.home) is None:
+            self._check_port()  # before the long build
+            qemu.program()
+        with self._alone():
+            return self._up(progress, cold=cold)
+
+    def _up(self, progress: Progress, *, cold: bool) -> Access:
         pid = qemu.running(self.home)
         if pid is not None:
             self._check_running()
             progress("the server is running")
             self._wait(pid, progress, READY_SECONDS)
             return self.access()
-        self._check_port()  # before the long build
         built = self.build(progress)
         try:
             self._prepare(built)
@@ -183,13 +199,17 @@ class Server:
             how = self._start(machine, progress, cold=cold)
             self._endorse(progress)
         except BaseException:
-            self.down()
+            self._down()
             raise
         progress(f"up after {time.monotonic() - started:.1f} s ({how})")
         return self.access()
 
     def down(self) -> bool:
         """Stop the server if it runs; whether it did."""
+        with self._alone():
+            return self._down()
+
+    def _down(self) -> bool:
         pid = qemu.running(self.home)
         if pid is None:
             return False
@@ -219,7 +239,11 @@ class Server:
 
     def reset(self) -> None:
         """Stop it and erase its state: the state disk, the credentials and the fuse. The build stays."""
-        self.down()
+        with self._alone():
+            self._reset()
+
+    def _reset(self) -> None:
+        self._down()
         for path in (self.state, self.flash, self.home / "server.json"):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.credentials.directory, ignore_errors=True)
@@ -260,7 +284,7 @@ class Server:
                 return "resumed"
             except ServerError as error:
                 progress(f"the saved state does not resume ({error.message.splitlines()[0]}): starting cold")
-                self.down()
+                self._down()
                 state.discard()
         progress("starting (cold)")
         if state is None:
