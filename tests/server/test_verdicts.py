@@ -22,7 +22,7 @@ from vambrace.machine.plan import plan_boot
 
 # In place of the measured initrd's own: the Realm resets itself before anything else.
 RESET = "#!/bin/busybox sh\nexec busybox reboot -f\n"
-VERDICT_SECONDS = 75
+VERDICT_SECONDS = 60
 
 SIGN = """
 import sys
