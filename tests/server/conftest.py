@@ -23,7 +23,7 @@ from vambrace.image.base import RuntimeBase, runtime_base
 
 ORDER = (
     *("test_verdicts", "test_inside", "test_owner", "test_relay", "test_operator", "test_death"),  # DOOR
-    "test_fuse",  # OPEN, then PRODUCT
+    "test_secure_flash",  # OPEN, then PRODUCT
     *("test_resume", "test_main_job"),  # PRODUCT
     "test_insecure",
 )
