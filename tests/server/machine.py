@@ -17,6 +17,7 @@ from vambrace.debian.cache import Cache
 from vambrace.emulator import memory, qemu
 from vambrace.emulator.hostroot import PRODUCT, Variant
 from vambrace.emulator.server import Server
+from vambrace.host.agent import BACKLOG_BYTES
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -28,8 +29,8 @@ OPEN = replace(door.variant("open", without=["lockdown=confidentiality"]), words
 
 VENDOR = "test-vendor"
 
-# Buffers of vhost, of the virtio console and of sockets on the host, in pages (docs/threat-model.md).
-HOST_BOUND = 64
+# What the host may keep of a Realm's plaintext, in pages (docs/threat-model.md).
+HOST_BOUND = BACKLOG_BYTES // memory.PAGE_SIZE
 
 PROCESSES = """
 import os, pathlib, sys
