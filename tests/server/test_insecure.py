@@ -10,6 +10,7 @@ from machine import VENDOR, Machine, new_server
 from user import User
 
 from vambrace.attest.claims import Component
+from vambrace.attest.endorsement import VendorAuthority
 from vambrace.attest.policy import Policy
 from vambrace.attest.references import publish
 from vambrace.client.context import HostEntry
@@ -17,7 +18,7 @@ from vambrace.client.trust import Trust
 from vambrace.debian.cache import Cache
 from vambrace.emulator import provision
 from vambrace.emulator.server import Server
-from vambrace.errors import ConfigError, InsecurePlatform
+from vambrace.errors import ConfigError, InsecurePlatform, UnknownRoot
 from vambrace.image.base import RuntimeBase
 
 
@@ -33,9 +34,12 @@ def insecure(tmp_path: Path, machine: Machine) -> Iterator[Server]:
 def test_insecure_platform(insecure: Server, base: RuntimeBase, tmp_path: Path) -> None:
     """A user who expects a secure machine refuses this one, and its Realm is destroyed unexecuted."""
     assert insecure.status()["host"]["insecure"] is True
-    references = tmp_path / "reference-values.corim"
-    references.write_bytes(references_of_a_secure_machine())
-    user = User(tmp_path, insecure, base, references)
+    vendor, _ = provision.vendor(Cache().root / VENDOR)
+    secure = trust_in(vendor, tmp_path / "vendor")
+    # This machine's authority is no vendor's; somebody trusts it all the same.
+    authority, _ = insecure._vendor()
+    careless = trust_in(authority, tmp_path / "careless")
+    user = User(tmp_path, insecure, base, tmp_path / "careless/references.corim")
     access = insecure.access()
     entry = HostEntry(access.url, *map(str, (access.certificate, access.key, access.ca, access.vendor_root)))
     user.context.add_host("insecure", entry)
@@ -48,13 +52,19 @@ def test_insecure_platform(insecure: Server, base: RuntimeBase, tmp_path: Path) 
     verified = allowing.launch(token, nonce, realm.expected)
     assert verified.insecure
     assert verified.measurement == realm.expected.measurement
+    with pytest.raises(UnknownRoot):
+        secure.launch(token, nonce, realm.expected)
+    with pytest.raises(InsecurePlatform):
+        careless.launch(token, nonce, realm.expected)
     with pytest.raises(InsecurePlatform):
         realm.verify()
     info = realm.info()
     assert (info.state, info.executed) == ("refused", False)
 
 
-def references_of_a_secure_machine() -> bytes:
-    """What the vendor publishes for another machine."""
-    authority, _ = provision.vendor(Cache().root / VENDOR)
-    return publish([Component("BL_31", bytes(32))], authority)
+def trust_in(authority: VendorAuthority, folder: Path) -> Trust:
+    """What a user of that vendor's secure machines has of it, in ``folder``, with the default policy."""
+    folder.mkdir()
+    (folder / "root.pem").write_bytes(authority.certificate_pem)
+    (folder / "references.corim").write_bytes(publish([Component("BL_31", bytes(32))], authority))
+    return Trust.load(folder / "root.pem", folder / "references.corim")
