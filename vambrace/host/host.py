@@ -27,6 +27,7 @@ VMM_OVERHEAD = 48 << 20
 TABLES = 64  # of guest memory: the window's tables (28 bytes a page) and page tables, twice and of stage 2
 HOST_RESERVE = 128 << 20
 SPACE_CHECK = 64 << 20
+BLOCK = 4 << 20
 FIRST_CID = 16
 
 log = logging.getLogger(__name__)
@@ -196,8 +197,15 @@ class Host:
         """Write ``chunks`` to the file, within limit and space; returns their SHA-256."""
         hasher = hashlib.sha256()
         size = unchecked = 0
+        block = bytearray()
         try:
             with os.fdopen(descriptor, "wb") as file:
+
+                def put() -> None:
+                    hasher.update(block)
+                    file.write(block)
+                    block.clear()
+
                 async for chunk in chunks:
                     size += len(chunk)
                     unchecked += len(chunk)
@@ -205,8 +213,11 @@ class Host:
                     if unchecked >= SPACE_CHECK:
                         self.store.require_space(unchecked)
                         unchecked = 0
-                    await asyncio.to_thread(file.write, chunk)
-                    await asyncio.to_thread(hasher.update, chunk)
+                    # What comes from the network are small pieces: a thread for each would take longer than its work.
+                    block += chunk
+                    if len(block) >= BLOCK:
+                        await asyncio.to_thread(put)
+                await asyncio.to_thread(put)
         except ConnectionError:
             raise
         except OSError as error:
