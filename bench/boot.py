@@ -32,6 +32,7 @@ FIRST_CID = 1000
 
 # The rows, by what was measured: until the guest is off, or until its agent is ready.
 PHASES = {
+    ("off", "process"): "boot.process",
     ("off", "request"): "boot.request",
     ("off", "load"): "boot.load",
     ("off", "run"): "boot.kernel",
@@ -48,11 +49,11 @@ class Samples:
     values: dict[tuple[str, str, str], list[float]] = field(default_factory=dict)
 
     def add(self, subject: str, until: str, result: Mapping[str, Any]) -> None:
-        for name in ("request", "load", "run", "end"):
+        for name in ("process", "request", "load", "run", "end"):
             if name not in result:
                 continue
             # Starting and loading are the same whatever the guest does then.
-            end = "off" if name in ("request", "load") else until
+            end = "off" if name in ("process", "request", "load") else until
             self.values.setdefault((subject, end, name), []).append(result[name])
         whole = result["request"] + result["load"] + result["run"]
         self.values.setdefault((subject, until, "whole"), []).append(whole)
@@ -92,7 +93,7 @@ def measure(door: Door, server: Server, rounds: int) -> Samples:
     samples = Samples()
     for number, (until, subject) in enumerate(order(rounds)):
         result = boot(door, specification(guest, subject, until, FIRST_CID + number))
-        times = ", ".join(f"{name} {result[name]:.2f} s" for name in ("request", "load", "run"))
+        times = ", ".join(f"{name} {result[name]:.2f} s" for name in ("process", "request", "load", "run"))
         say(f"{subject}, until {until}: {times}")
         samples.add(subject, until, result)
     return samples

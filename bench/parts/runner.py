@@ -2,10 +2,11 @@
 
     python3 runner.py SPECIFICATION      one JSON object each way; times in seconds, memory in bytes
 
-Phases (docs/performance.md): ``request`` from starting the process until it takes a request, ``load`` until the
-guest's memory and vCPUs are ready, ``run`` from letting the vCPUs go until the guest switches itself off
-(``until`` "off") or its agent reports ready (``until`` "ready"); in the second case also ``end``, from asking the
-VMM to end until its process is gone, and ``memory``.
+Phases (docs/performance.md): ``process`` from starting the process until it takes a request, ``request`` from asking
+for a domain until its VMM takes a request (ours waits, QEMU is started), ``load`` until the guest's memory and vCPUs
+are ready, ``run`` from letting the vCPUs go until the guest switches itself off (``until`` "off") or its agent reports
+ready (``until`` "ready"); in the second case also ``end``, from asking the VMM to end until its process is gone, and
+``memory``.
 
 Only the standard library, and of vambrace what the daemon starts a VMM with: this file is copied into the host.
 """
@@ -66,7 +67,11 @@ def boot_realm(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
     theirs.close()
     with process, Control(ours) as control:
         try:
-            control.ask("stats", refused=True)  # the answer to any request shows that it takes them
+            # The answer to any request shows that it takes them. The first comes when the process has started: in
+            # the daemon it waits from then on, and a Realm's request begins at the second.
+            control.ask("stats", refused=True)
+            requested = time.monotonic()
+            control.ask("stats", refused=True)
             ready = time.monotonic()
             control.ask(
                 "load",
@@ -79,16 +84,13 @@ def boot_realm(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
             loaded = time.monotonic()
             control.ask("start")
             ended = control.watch(specification["until"])
-            result = phases(started, ready, loaded)
+            result = {"process": requested - started, **phases(requested, ready, loaded)}
             if ended is not None:
                 result["run"] = ended["ran"]  # the event itself comes after memory and keys are wiped
             if specification["until"] == "ready":
                 result["memory"] = memory(process.pid, in_window)
                 result["zones"] = control.ask("stats")["zones"]
-                asked = time.monotonic()
-                control.ask("destroy")
-                process.wait(SECONDS)
-                result["end"] = time.monotonic() - asked
+                result["end"] = seconds_to_end(process, lambda: control.ask("destroy"))
             process.wait(SECONDS)
             return result
         finally:
@@ -174,16 +176,13 @@ def boot_qemu(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
                 monitor.await_event("SHUTDOWN")
             else:
                 serve_agent(agent, monitor)
-            result = phases(started, ready, loaded)
+            result = {"process": ready - started, **phases(started, ready, loaded)}
             if specification["until"] == "ready":
                 bases = [monitor.host_address(base) for base in zone_bases(specification["zones"])]
                 result["memory"] = memory(
                     process.pid, lambda start, end, flags: any(start <= base < end for base in bases)
                 )
-                asked = time.monotonic()
-                monitor.execute("quit")
-                process.wait(SECONDS)
-                result["end"] = time.monotonic() - asked
+                result["end"] = seconds_to_end(process, lambda: monitor.execute("quit"))
             process.wait(SECONDS)
             return result
         finally:
@@ -321,6 +320,14 @@ class Agent:
 def phases(started: float, ready: float, loaded: float) -> dict[str, Any]:
     """Seconds of each phase, the last one ending now."""
     return {"request": ready - started, "load": loaded - ready, "run": time.monotonic() - loaded}
+
+
+def seconds_to_end(process: subprocess.Popen[bytes], ask: Callable[[], Any]) -> float:
+    """From asking a VMM to end until its process is gone."""
+    asked = time.monotonic()
+    ask()
+    process.wait(SECONDS)
+    return time.monotonic() - asked
 
 
 def memory(process: int, is_guest: Callable[[int, int, list[str]], bool]) -> dict[str, int]:

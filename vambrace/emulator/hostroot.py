@@ -29,7 +29,6 @@ PACKAGES = (
     "openssl",
     "python3",
     "python3-aiohttp",
-    "python3-cbor2",
     "python3-cryptography",
     "tee-supplicant",
 )

@@ -19,13 +19,14 @@ from vambrace.host.lifecycle import State
 from vambrace.host.platform import Platform
 from vambrace.host.realm import Realm
 from vambrace.host.settings import Settings
+from vambrace.host.standby import Standby
 from vambrace.host.store import RECORDS_KEPT, RealmRecord, Store, StoredImage
 from vambrace.host.vmm import kill_leftover
 
 # What a VMM process takes beyond guest memory, and what the host keeps for itself.
 VMM_OVERHEAD = 48 << 20
 TABLES = 64  # of guest memory: the window's tables (28 bytes a page) and page tables, twice and of stage 2
-HOST_RESERVE = 128 << 20
+HOST_RESERVE = 128 << 20  # the VMM that waits for the next Realm among it
 SPACE_CHECK = 64 << 20
 BLOCK = 4 << 20
 FIRST_CID = 16
@@ -49,6 +50,7 @@ class Host:
         self.settings = settings
         self.store = store
         self.platform = platform
+        self._standby = Standby(settings)
         # Lazily faulted guests do not show in MemAvailable, so it is read once, before there are any.
         self.memory_limit = settings.guest_memory or max(0, memory_available() - HOST_RESERVE)
         self._living: dict[str, Realm] = {}
@@ -58,19 +60,21 @@ class Host:
         self._next_cid = FIRST_CID
 
     def recover(self) -> None:
-        """End the VMMs of an earlier daemon and make its Realms ``failed``."""
+        """End the VMMs of an earlier daemon and make its Realms ``failed``; a VMM is started for the first Realm."""
         for record in self.store.records():
             if kill_leftover(record.vmm_pid, record.vmm_started):
                 log.warning("realm %s: its VMM of an earlier run was killed", record.uuid)
         for record in self.store.recover():
             self._past[record.uuid] = record
         self._prune()
+        self._standby.prepare()
 
     async def close(self) -> None:
         """Destroy every living Realm and wait for it."""
         for realm in tuple(self._living.values()):
             realm.finish(State.FAILED, "host stopped")
         await asyncio.gather(*(realm.ended() for realm in tuple(self._living.values())))
+        await self._standby.close()
         self.platform.close()
 
     # Realms
@@ -111,6 +115,7 @@ class Host:
                 settings=self.settings,
                 store=self.store,
                 platform=self.platform,
+                standby=self._standby,
                 cid=self._new_cid(),
                 handler_cpu=self._least_used_cpu(),
             )
@@ -140,6 +145,7 @@ class Host:
             del self._living[uuid]
             self._ended[uuid] = realm
             self._prune()
+            self._standby.prepare()
 
     def _prune(self) -> None:
         """Keep the newest records of ended Realms only: the disk is bounded."""

@@ -19,6 +19,7 @@ from vambrace.host.agent import AgentPort
 from vambrace.host.lifecycle import Lifecycle, State, require
 from vambrace.host.platform import Platform
 from vambrace.host.settings import Settings
+from vambrace.host.standby import Standby
 from vambrace.host.store import RealmRecord, Store, StoredImage
 from vambrace.host.vmm import AgentBytes, ConsoleBytes, Died, Ended, Event, Vmm, printable, started_at
 from vambrace.realm import RealmConfig
@@ -54,6 +55,7 @@ class Realm:
         settings: Settings,
         store: Store,
         platform: Platform,
+        standby: Standby,
         cid: int,
         handler_cpu: int | None,
     ) -> None:
@@ -69,6 +71,7 @@ class Realm:
         self._settings = settings
         self._store = store
         self._platform = platform
+        self._standby = standby
         self._percents = [zone.percent for zone in config.zones]
         self._spawning: asyncio.Task[Vmm] | None = None
         self._vmm: Vmm | None = None
@@ -207,9 +210,7 @@ class Realm:
     async def _create_and_load(self) -> None:
         keys = await self._platform.fresh_keys()
         self.record.instance = keys.instance.hex()
-        self._spawning = asyncio.create_task(
-            Vmm.spawn(self._settings.vmm_command, self._on_event, cpus=self._settings.vmm_cpus)
-        )
+        self._spawning = asyncio.create_task(self._standby.take(self._on_event))
         self._vmm = await asyncio.shield(self._spawning)
         self.record.vmm_pid = self._vmm.pid
         self.record.vmm_started = started_at(self._vmm.pid)
@@ -241,6 +242,7 @@ class Realm:
         """Whether the owner said yes in time; otherwise the outcome is set."""
         self.deadline = time.time() + self.config.verdict_seconds
         await self._move(State.AWAITING_VERDICT)
+        self._standby.prepare()  # the owner reads the token now
         try:
             async with asyncio.timeout(self.config.verdict_seconds):
                 yes = await self._verdict

@@ -60,14 +60,17 @@ Event = AgentBytes | ConsoleBytes | Ended | Died
 
 
 class Vmm:
-    """Client of one VMM process. ``on_event`` is called in the event loop; after ``Died`` nothing can be relied on."""
+    """Client of one VMM process. ``on_event`` is called in the event loop; after ``Died`` nothing can be relied on.
+
+    Without ``on_event`` it belongs to no domain yet: see ``adopt``.
+    """
 
     def __init__(
-        self, process: asyncio.subprocess.Process, control: socket.socket, on_event: Callable[[Event], None]
+        self, process: asyncio.subprocess.Process, control: socket.socket, on_event: Callable[[Event], None] | None
     ) -> None:
         self._process = process
         self._control = control
-        self._on_event = on_event
+        self._on_event = on_event or (lambda event: None)
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next = 0
         self._sending = asyncio.Lock()
@@ -76,7 +79,9 @@ class Vmm:
         self._stderr = asyncio.create_task(self._drain_stderr())
 
     @classmethod
-    async def spawn(cls, command: Sequence[str], on_event: Callable[[Event], None], *, cpus: Sequence[int] = ()) -> Vmm:
+    async def spawn(
+        cls, command: Sequence[str], on_event: Callable[[Event], None] | None = None, *, cpus: Sequence[int] = ()
+    ) -> Vmm:
         """Start ``command`` with ``--control FD``; raises ``RealmError`` if it cannot be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -106,6 +111,11 @@ class Vmm:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def adopt(self, on_event: Callable[[Event], None]) -> bool:
+        """From here on its events are ``on_event``'s; False: it is gone already."""
+        self._on_event = on_event
+        return not self._reader.done()
 
     async def request(self, op: str, seconds: float, **arguments: Any) -> dict[str, Any]:
         """Send one request and return its reply; raises ``RealmError`` (refused, dead or too slow)."""

@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
 import uuid
 from pathlib import Path
 from typing import Any
 
 import cbor2
 import pytest
-from harness import MIB, Daemon, Vmm, alive, run, soon
+from harness import MIB, PATIENCE, Daemon, Vmm, alive, run, soon
 from harness_certificates import Certificates
 
 from vambrace.attest.challenge import launch_challenge
@@ -250,9 +251,36 @@ def test_delete_at_once(tmp_path: Path, certificates: Certificates) -> None:
         for number in range(5):
             handle = await daemon.create(image, f"r{number}")
             assert (await daemon.call("DELETE", f"/v1/realms/{handle}")).json["state"] == "destroyed"
-        assert children() == []
+        await one_waits(daemon)
 
     run(tmp_path, certificates, test)
+    assert children() == []
+
+
+def test_a_vmm_waits_for_the_next_realm(tmp_path: Path, certificates: Certificates) -> None:
+    """A Realm gets the process that waited, no other Realm gets it again, and one that died is replaced."""
+
+    async def test(daemon: Daemon) -> None:
+        waiting = await one_waits(daemon)
+        handle, first = await daemon.awaiting()
+        assert first.pid == waiting
+        following = await one_waits(daemon, waiting)
+        assert (await daemon.call("DELETE", f"/v1/realms/{handle}")).status == 200
+        assert not alive(waiting)
+        os.kill(following, signal.SIGKILL)
+        _, second = await daemon.awaiting()
+        assert second.pid not in (waiting, following)
+
+    run(tmp_path, certificates, test)
+    assert children() == []
+
+
+async def one_waits(daemon: Daemon, *others: int) -> int:
+    """The process that waits for a Realm; fails if there are more than that and ``others``."""
+    async with asyncio.timeout(PATIENCE):
+        while len(pids := {int(pid) for pid in children()} - set(others)) != 1:
+            await asyncio.sleep(0.02)
+    return pids.pop()
 
 
 def children() -> list[str]:

@@ -1,0 +1,60 @@
+"""A VMM process that has started and waits for its domain: a Realm's request does not wait for Python to start."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from vambrace.errors import RealmError
+from vambrace.host.settings import Settings
+from vambrace.host.vmm import Event, Vmm
+
+log = logging.getLogger(__name__)
+
+
+class Standby:
+    """Keeps at most one such process. It knows nothing of a domain, and serves one only.
+
+    Like every VMM it ends when the daemon does: its control socket closes.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._waiting: asyncio.Task[Vmm] | None = None
+        self._closed = False
+
+    async def take(self, on_event: Callable[[Event], None]) -> Vmm:
+        """A VMM that waits, or one that is started now. Raises ``RealmError``: it cannot be started."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            with contextlib.suppress(RealmError):
+                vmm = await waiting
+                if vmm.adopt(on_event):
+                    return vmm
+                await vmm.destroy()
+        return await self._spawn(on_event)
+
+    def prepare(self) -> None:
+        """Start the next one, if none waits; called when nobody waits for the processors."""
+        if self._waiting is None and not self._closed:
+            self._waiting = asyncio.create_task(self._spawn())
+            self._waiting.add_done_callback(_log_failure)
+
+    async def close(self) -> None:
+        """End the one that waits."""
+        self._closed = True
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            with contextlib.suppress(RealmError):
+                await (await waiting).destroy()
+
+    async def _spawn(self, on_event: Callable[[Event], None] | None = None) -> Vmm:
+        return await Vmm.spawn(self._settings.vmm_command, on_event, cpus=self._settings.vmm_cpus)
+
+
+def _log_failure(task: asyncio.Task[Vmm]) -> None:
+    """The next Realm tries again, and says why it failed."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("no VMM waits for the next Realm: %s", error)
