@@ -150,7 +150,9 @@ def processes(host: door.Door, word: str) -> set[int]:
 
 
 def vmms(host: door.Door) -> set[int]:
-    return processes(host, "vambrace.machine")
+    """The VMM processes that have a domain: the one that waits for the next has made no VM yet."""
+    started = processes(host, "vambrace.machine")
+    return {pid for pid in started if "kvm-vm" in host.shell(f"ls -l /proc/{pid}/fd").output}
 
 
 def vmm_of(host: door.Door, uuid: str) -> int:
