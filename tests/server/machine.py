@@ -150,9 +150,12 @@ def processes(host: door.Door, word: str) -> set[int]:
 
 
 def vmms(host: door.Door) -> set[int]:
-    """The VMM processes that have a domain: the one that waits for the next has made no VM yet."""
-    started = processes(host, "vambrace.machine")
-    return {pid for pid in started if "kvm-vm" in host.shell(f"ls -l /proc/{pid}/fd").output}
+    return processes(host, "vambrace.machine")
+
+
+def one_waits(host: door.Door) -> bool:
+    """Whether soon no VMM process is left but the one that waits for the next Realm."""
+    return eventually(lambda: len(vmms(host)) == 1, 30)
 
 
 def vmm_of(host: door.Door, uuid: str) -> int:

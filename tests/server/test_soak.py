@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from machine import DOOR, Machine, eventually, processes, vmms
+from machine import DOOR, Machine, one_waits, processes
 from user import User
 
 from testbed.door import Door
@@ -72,7 +72,7 @@ def test_power_cuts(machine: Machine, base: RuntimeBase, tmp_path: Path) -> None
         user.host = Host(access.url, access.certificate, access.key, access.ca)
         assert all(info.final for info in user.host.realms())
         with Door(server) as door:
-            assert not vmms(door)
+            assert one_waits(door)
         # The record of a Realm that was asked for just before the cut may not have reached the disk.
         if realm is not None:
             try:
@@ -101,7 +101,7 @@ def test_many_realms(machine: Machine, base: RuntimeBase, tmp_path: Path) -> Non
         before = state()
         for number in range(REALMS):
             run_one(user, bundle, tmp_path / f"results-{number}")
-            assert eventually(lambda: not vmms(door), 30)
+            assert one_waits(door)
         after = state()
     assert after[0] <= before[0] + 2, (before, after)
     assert after[1] > before[1] - 64, (before, after)

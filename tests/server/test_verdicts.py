@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from machine import eventually, pages, vmm_of, vmms
+from machine import one_waits, pages, vmm_of, vmms
 from user import User
 
 from testbed.door import Door
@@ -70,7 +70,6 @@ def test_reset_and_refusal(user: User, server: Server, tmp_path: Path) -> None:
     """A Realm that resets itself has ended. Of the same image another one gets every verdict but its owner's yes."""
     image = user.bundle(init=RESET, verdict_seconds=VERDICT_SECONDS)
     with Door(server) as host:
-        before = vmms(host)
         first = user.create(image)
         verified = first.verify()
         vmm = vmm_of(host, first.uuid)
@@ -99,7 +98,7 @@ def test_reset_and_refusal(user: User, server: Server, tmp_path: Path) -> None:
             with pytest.raises(Conflict):
                 second.approve()
             assert not second.info().executed
-            assert eventually(lambda: vmms(host) == before, 30)
+            assert one_waits(host)
             assert vmm not in vmms(host)
             assert pages(server, tmp_path, marker) == [0]
         finally:

@@ -251,7 +251,7 @@ def test_delete_at_once(tmp_path: Path, certificates: Certificates) -> None:
         for number in range(5):
             handle = await daemon.create(image, f"r{number}")
             assert (await daemon.call("DELETE", f"/v1/realms/{handle}")).json["state"] == "destroyed"
-        await one_waits(daemon)
+        await one_waits()
 
     run(tmp_path, certificates, test)
     assert children() == []
@@ -261,10 +261,10 @@ def test_a_vmm_waits_for_the_next_realm(tmp_path: Path, certificates: Certificat
     """A Realm gets the process that waited, no other Realm gets it again, and one that died is replaced."""
 
     async def test(daemon: Daemon) -> None:
-        waiting = await one_waits(daemon)
+        waiting = await one_waits()
         handle, first = await daemon.awaiting()
         assert first.pid == waiting
-        following = await one_waits(daemon, waiting)
+        following = await one_waits(waiting)
         assert (await daemon.call("DELETE", f"/v1/realms/{handle}")).status == 200
         assert not alive(waiting)
         os.kill(following, signal.SIGKILL)
@@ -275,7 +275,7 @@ def test_a_vmm_waits_for_the_next_realm(tmp_path: Path, certificates: Certificat
     assert children() == []
 
 
-async def one_waits(daemon: Daemon, *others: int) -> int:
+async def one_waits(*others: int) -> int:
     """The process that waits for a Realm; fails if there are more than that and ``others``."""
     async with asyncio.timeout(PATIENCE):
         while len(pids := {int(pid) for pid in children()} - set(others)) != 1:
