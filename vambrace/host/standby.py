@@ -39,7 +39,7 @@ class Standby:
     def prepare(self) -> None:
         """Start the next one, if none waits; called when nobody waits for the processors."""
         if self._waiting is None and not self._closed:
-            self._waiting = asyncio.create_task(self._spawn())
+            self._waiting = asyncio.create_task(self._spawn(_nobody))
             self._waiting.add_done_callback(_log_failure)
 
     async def close(self) -> None:
@@ -50,8 +50,12 @@ class Standby:
             with contextlib.suppress(RealmError):
                 await (await waiting).destroy()
 
-    async def _spawn(self, on_event: Callable[[Event], None] | None = None) -> Vmm:
+    async def _spawn(self, on_event: Callable[[Event], None]) -> Vmm:
         return await Vmm.spawn(self._settings.vmm_command, on_event, cpus=self._settings.vmm_cpus)
+
+
+def _nobody(event: Event) -> None:
+    """Without a domain there is nothing to tell; ``take`` sees whether the process lives."""
 
 
 def _log_failure(task: asyncio.Task[Vmm]) -> None:

@@ -60,17 +60,14 @@ Event = AgentBytes | ConsoleBytes | Ended | Died
 
 
 class Vmm:
-    """Client of one VMM process. ``on_event`` is called in the event loop; after ``Died`` nothing can be relied on.
-
-    Without ``on_event`` it belongs to no domain yet: see ``adopt``.
-    """
+    """Client of one VMM process. ``on_event`` is called in the event loop; after ``Died`` nothing can be relied on."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, control: socket.socket, on_event: Callable[[Event], None] | None
+        self, process: asyncio.subprocess.Process, control: socket.socket, on_event: Callable[[Event], None]
     ) -> None:
         self._process = process
         self._control = control
-        self._on_event = on_event or (lambda event: None)
+        self._on_event = on_event
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next = 0
         self._sending = asyncio.Lock()
@@ -79,9 +76,7 @@ class Vmm:
         self._stderr = asyncio.create_task(self._drain_stderr())
 
     @classmethod
-    async def spawn(
-        cls, command: Sequence[str], on_event: Callable[[Event], None] | None = None, *, cpus: Sequence[int] = ()
-    ) -> Vmm:
+    async def spawn(cls, command: Sequence[str], on_event: Callable[[Event], None], *, cpus: Sequence[int] = ()) -> Vmm:
         """Start ``command`` with ``--control FD``; raises ``RealmError`` if it cannot be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
