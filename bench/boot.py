@@ -53,7 +53,7 @@ class Samples:
             if name not in result:
                 continue
             # Starting and loading are the same whatever the guest does then.
-            end = "off" if name in ("process", "request", "load") else until
+            end = until if name in ("run", "end") else "off"
             self.values.setdefault((subject, end, name), []).append(result[name])
         whole = result["request"] + result["load"] + result["run"]
         self.values.setdefault((subject, until, "whole"), []).append(whole)
