@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Machines are shared and slow at times: how long an example takes says nothing about it.
+settings.register_profile("tests", deadline=None)
 # With --soak: as many examples as a night allows, in every property test that does not say how many it wants.
 settings.register_profile("soak", max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -16,8 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--soak"):
-        settings.load_profile("soak")
+    settings.load_profile("soak" if config.getoption("--soak") else "tests")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
