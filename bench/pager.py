@@ -43,7 +43,7 @@ def measure(report: Report, handler_cpu: int, subject: str) -> None:
     percent = 100 - 100 * WINDOW_MEGABYTES // MEGABYTES
     order = list(range(pages))
     random.Random(1).shuffle(order)
-    with Window([(pages, percent)], os.urandom(32), os.urandom(16), handler_cpu=handler_cpu) as window:
+    with Window([(pages, percent)], os.urandom(32), os.urandom(16), handler_cpus=[handler_cpu]) as window:
         memory = window.memory()
         data = os.urandom(PAGE) * pages
         start = time.perf_counter()

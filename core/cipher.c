@@ -2,7 +2,6 @@
 
 #include <stdbool.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
@@ -14,8 +13,6 @@
 #include "erase.h"
 #include "status.h"
 
-#define NONCE_BYTES 12
-#define AD_BYTES (VB_INSTANCE_BYTES + 4 + 8)
 #define MAXIMUM_KEY_BYTES 32
 
 static const struct algorithm {
@@ -27,9 +24,12 @@ static const struct algorithm {
 };
 
 struct vb_cipher {
-	EVP_CIPHER_CTX *context; /* holds the key; one for both directions, so that it exists once */
-	uint32_t zone;
-	uint8_t instance[VB_INSTANCE_BYTES];
+	const struct vb_provider *provider;
+	void *session;
+	uint32_t epoch;
+	uint8_t ad[VB_AD_BYTES]; /* up to the page */
+	size_t count;            /* of the batch under way */
+	struct vb_message messages[VB_RUN];
 };
 
 static void put_be(uint8_t *out, size_t bytes, uint64_t value)
@@ -40,54 +40,10 @@ static void put_be(uint8_t *out, size_t bytes, uint64_t value)
 	}
 }
 
-static int context_create(enum vb_cipher_kind kind, const uint8_t *key, EVP_CIPHER_CTX **out)
-{
-	EVP_CIPHER *algorithm = EVP_CIPHER_fetch(NULL, algorithms[kind].name, NULL);
-	EVP_CIPHER_CTX *context = NULL;
-	int status = VB_OK;
-
-	if (!algorithm) {
-		ERR_clear_error();
-		return VB_NO_CIPHER;
-	}
-	context = EVP_CIPHER_CTX_new();
-	if (!context || EVP_EncryptInit_ex2(context, algorithm, key, NULL, NULL) != 1) {
-		ERR_clear_error();
-		EVP_CIPHER_CTX_free(context);
-		context = NULL;
-		status = VB_CRYPTO;
-	}
-	EVP_CIPHER_free(algorithm);
-	*out = context;
-	return status;
-}
-
-/* One message in place. For decryption `tag` is checked, for encryption it is written. */
-static int gcm(EVP_CIPHER_CTX *context, bool encrypt, const uint8_t nonce[NONCE_BYTES], const uint8_t *ad,
-	       size_t ad_bytes, uint8_t *data, size_t bytes, uint8_t tag[VB_TAG_BYTES])
-{
-	int length = 0;
-	bool ok = EVP_CipherInit_ex2(context, NULL, NULL, nonce, encrypt, NULL) == 1;
-
-	if (ok && !encrypt)
-		ok = EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_GCM_SET_TAG, VB_TAG_BYTES, tag) == 1;
-	ok = ok && EVP_CipherUpdate(context, NULL, &length, ad, (int)ad_bytes) == 1 &&
-	     EVP_CipherUpdate(context, data, &length, data, (int)bytes) == 1 && (size_t)length == bytes;
-	if (!ok) {
-		ERR_clear_error();
-		return VB_CRYPTO;
-	}
-	if (EVP_CipherFinal_ex(context, data + bytes, &length) != 1) {
-		ERR_clear_error();
-		return encrypt ? VB_CRYPTO : VB_AUTHENTICATION;
-	}
-	if (encrypt && EVP_CIPHER_CTX_ctrl(context, EVP_CTRL_GCM_GET_TAG, VB_TAG_BYTES, tag) != 1)
-		return VB_CRYPTO;
-	return VB_OK;
-}
+/* --- known answers ------------------------------------------------------------------------------------------- */
 
 static const struct known_answer {
-	uint8_t key[32], nonce[NONCE_BYTES], ad[20], plain[64], sealed[64], tag[VB_TAG_BYTES];
+	uint8_t key[32], nonce[VB_NONCE_BYTES], ad[20], plain[64], sealed[64], tag[VB_TAG_BYTES];
 	size_t bytes;
 } known_answers[] = {
 	/* McGrew and Viega, The Galois/Counter Mode of Operation, test case 16 */
@@ -125,63 +81,64 @@ static const struct known_answer {
 	},
 };
 
-int vb_cipher_self_test(enum vb_cipher_kind kind)
+
+static int one_message(const struct vb_provider *provider, void *session, struct vb_message *message, bool encrypt)
+{
+	size_t failed;
+	int status = provider->begin(session, message, 1, encrypt);
+
+	return status ? status : provider->finish(session, &failed);
+}
+
+int vb_cipher_self_test(const struct vb_provider *provider, enum vb_cipher_kind kind)
 {
 	const struct known_answer *answer = &known_answers[kind];
-	EVP_CIPHER_CTX *context = NULL;
-	uint8_t data[sizeof answer->plain], tag[VB_TAG_BYTES];
-	int status = context_create(kind, answer->key, &context);
+	uint8_t data[sizeof answer->plain], tag[VB_TAG_BYTES] = {0};
+	struct vb_message message = {
+		.data = data, .bytes = answer->bytes, .tag = tag, .ad_bytes = sizeof answer->ad};
+	void *session = NULL;
+	int status = provider->open(kind, answer->key, algorithms[kind].key_bytes, &session);
 
 	if (status)
 		return status;
+	memcpy(message.ad, answer->ad, sizeof answer->ad);
+	memcpy(message.nonce, answer->nonce, sizeof answer->nonce);
 	memcpy(data, answer->plain, sizeof data);
-	status = gcm(context, true, answer->nonce, answer->ad, sizeof answer->ad, data, answer->bytes, tag);
+	status = one_message(provider, session, &message, true);
 	if (!status && (memcmp(data, answer->sealed, answer->bytes) || memcmp(tag, answer->tag, sizeof tag)))
 		status = VB_SELF_TEST;
 	if (!status)
-		status = gcm(context, false, answer->nonce, answer->ad, sizeof answer->ad, data, answer->bytes,
-			     tag);
+		status = one_message(provider, session, &message, false);
 	if (!status && memcmp(data, answer->plain, answer->bytes))
+		status = VB_SELF_TEST;
+	if (status == VB_AUTHENTICATION)
 		status = VB_SELF_TEST;
 	if (!status) {
 		memcpy(data, answer->sealed, sizeof data);
 		tag[0] ^= 1;
-		if (gcm(context, false, answer->nonce, answer->ad, sizeof answer->ad, data, answer->bytes,
-			tag) != VB_AUTHENTICATION)
+		if (one_message(provider, session, &message, false) != VB_AUTHENTICATION)
 			status = VB_SELF_TEST;
-	} else if (status == VB_AUTHENTICATION) {
-		status = VB_SELF_TEST;
 	}
-	EVP_CIPHER_CTX_free(context);
+	provider->close(session);
 	return status;
 }
 
-static int derive(enum vb_cipher_kind kind, const uint8_t *realm_key, const uint8_t *instance, uint32_t zone,
-		  uint8_t *out)
+/* --- keys ---------------------------------------------------------------------------------------------------- */
+
+static int derive(const uint8_t *key, size_t key_bytes, const uint8_t *salt, size_t salt_bytes, const uint8_t *info,
+		  size_t info_bytes, uint8_t *out, size_t out_bytes)
 {
-	const char *name = algorithms[kind].name;
-	uint8_t info[64] = "vambrace zone key 1:";
-	size_t length = strlen((char *)info);
 	EVP_KDF *kdf = EVP_KDF_fetch(NULL, "HKDF", NULL);
 	EVP_KDF_CTX *context = kdf ? EVP_KDF_CTX_new(kdf) : NULL;
-	bool ok = false;
+	OSSL_PARAM parameters[] = {
+		OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, (char *)"SHA256", 0),
+		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_KEY, (void *)key, key_bytes),
+		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_SALT, (void *)salt, salt_bytes),
+		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_INFO, (void *)info, info_bytes),
+		OSSL_PARAM_construct_end(),
+	};
+	bool ok = context && EVP_KDF_derive(context, out, out_bytes, parameters) == 1;
 
-	memcpy(info + length, name, strlen(name));
-	length += strlen(name);
-	put_be(info + length, 4, zone);
-	length += 4;
-	if (context) {
-		OSSL_PARAM parameters[] = {
-			OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, (char *)"SHA256", 0),
-			OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_KEY, (void *)realm_key,
-							  VB_REALM_KEY_BYTES),
-			OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_SALT, (void *)instance,
-							  VB_INSTANCE_BYTES),
-			OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_INFO, info, length),
-			OSSL_PARAM_construct_end(),
-		};
-		ok = EVP_KDF_derive(context, out, algorithms[kind].key_bytes, parameters) == 1;
-	}
 	EVP_KDF_CTX_free(context);
 	EVP_KDF_free(kdf);
 	if (ok)
@@ -190,20 +147,54 @@ static int derive(enum vb_cipher_kind kind, const uint8_t *realm_key, const uint
 	return VB_CRYPTO;
 }
 
-int vb_cipher_create(enum vb_cipher_kind kind, const uint8_t realm_key[VB_REALM_KEY_BYTES],
-		     const uint8_t instance[VB_INSTANCE_BYTES], uint32_t zone, struct vb_cipher **out)
+/* label ‖ word ‖ number (32 bits); gives the length. */
+static size_t info_of(uint8_t out[64], const char *label, const char *word, uint32_t number)
 {
-	uint8_t key[MAXIMUM_KEY_BYTES];
+	size_t length = strlen(label);
+
+	memcpy(out, label, length);
+	memcpy(out + length, word, strlen(word));
+	length += strlen(word);
+	put_be(out + length, 4, number);
+	return length + 4;
+}
+
+int vb_secret_create(struct vb_secret *secret, const struct vb_provider *provider, enum vb_cipher_kind kind,
+		     const uint8_t realm_key[VB_REALM_KEY_BYTES], const uint8_t instance[VB_INSTANCE_BYTES],
+		     uint32_t zone)
+{
+	uint8_t info[64];
+	size_t length = info_of(info, "vambrace zone secret 1:", "", zone);
+
+	*secret = (struct vb_secret){.provider = provider, .kind = kind, .zone = zone};
+	memcpy(secret->instance, instance, VB_INSTANCE_BYTES);
+	return derive(realm_key, VB_REALM_KEY_BYTES, instance, VB_INSTANCE_BYTES, info, length, secret->secret,
+		      VB_SECRET_BYTES);
+}
+
+void vb_secret_erase(struct vb_secret *secret)
+{
+	OPENSSL_cleanse(secret->secret, VB_SECRET_BYTES);
+}
+
+int vb_cipher_create(const struct vb_secret *secret, struct vb_cipher **out)
+{
+	uint8_t key[MAXIMUM_KEY_BYTES], info[64];
+	size_t length = info_of(info, "vambrace page key 1:", algorithms[secret->kind].name, secret->epoch);
+	size_t key_bytes = algorithms[secret->kind].key_bytes;
 	struct vb_cipher *cipher = OPENSSL_zalloc(sizeof *cipher);
 	int status;
 
 	if (!cipher)
 		return VB_CRYPTO;
-	cipher->zone = zone;
-	memcpy(cipher->instance, instance, VB_INSTANCE_BYTES);
-	status = derive(kind, realm_key, instance, zone, key);
+	cipher->provider = secret->provider;
+	cipher->epoch = secret->epoch;
+	memcpy(cipher->ad, secret->instance, VB_INSTANCE_BYTES);
+	put_be(cipher->ad + VB_INSTANCE_BYTES, 4, secret->zone);
+	status = derive(secret->secret, VB_SECRET_BYTES, secret->instance, VB_INSTANCE_BYTES, info, length, key,
+			key_bytes);
 	if (!status)
-		status = context_create(kind, key, &cipher->context);
+		status = secret->provider->open(secret->kind, key, key_bytes, &cipher->session);
 	OPENSSL_cleanse(key, sizeof key);
 	if (status) {
 		vb_cipher_destroy(cipher);
@@ -217,49 +208,78 @@ void vb_cipher_destroy(struct vb_cipher *cipher)
 {
 	if (!cipher)
 		return;
-	EVP_CIPHER_CTX_free(cipher->context); /* libcrypto cleanses the key schedule in it */
+	if (cipher->session)
+		cipher->provider->close(cipher->session);
 	OPENSSL_clear_free(cipher, sizeof *cipher);
 }
 
-static int page_crypt(struct vb_cipher *cipher, const struct vb_job *job, bool encrypt)
+uint32_t vb_cipher_epoch(const struct vb_cipher *cipher)
 {
-	uint8_t nonce[NONCE_BYTES], ad[AD_BYTES];
+	return cipher->epoch;
+}
 
+/* --- pages --------------------------------------------------------------------------------------------------- */
+
+static int message_of(const struct vb_cipher *cipher, const struct vb_job *job, struct vb_message *message)
+{
+	message->data = job->data;
+	message->bytes = VB_PAGE_SIZE_BYTES;
+	message->tag = job->tag;
+	message->ad_bytes = VB_AD_BYTES;
+	memcpy(message->ad, cipher->ad, VB_AD_BYTES - 8);
+	put_be(message->ad + VB_AD_BYTES - 8, 8, job->page);
+	put_be(message->nonce, 5, job->page);
+	put_be(message->nonce + 5, 7, job->version);
 	if (job->page >= VB_PAGE_LIMIT)
 		return VB_INVALID;
-	if (job->version >= VB_VERSION_LIMIT)
-		return VB_EXHAUSTED;
-	put_be(nonce, 5, job->page);
-	put_be(nonce + 5, 7, job->version);
-	memcpy(ad, cipher->instance, VB_INSTANCE_BYTES);
-	put_be(ad + VB_INSTANCE_BYTES, 4, cipher->zone);
-	put_be(ad + VB_INSTANCE_BYTES + 4, 8, job->page);
-	return gcm(cipher->context, encrypt, nonce, ad, sizeof ad, job->data, VB_PAGE_SIZE_BYTES, job->tag);
+	return job->version < VB_VERSION_LIMIT ? VB_OK : VB_EXHAUSTED;
 }
 
-static int pages_crypt(struct vb_cipher *cipher, const struct vb_job *jobs, size_t count, bool encrypt,
-		       size_t *failed)
+static int begin(struct vb_cipher *cipher, const struct vb_job *jobs, size_t count, bool encrypt, size_t *failed)
 {
-	for (size_t i = 0; i < count; i++) {
-		int status = page_crypt(cipher, &jobs[i], encrypt);
+	int status = count && count <= VB_RUN ? VB_OK : VB_INVALID;
 
-		if (status) {
-			for (size_t j = 0; j < count; j++)
-				vb_erase(jobs[j].data, VB_PAGE_SIZE_BYTES);
-			if (failed)
-				*failed = i;
-			return status;
-		}
+	*failed = 0;
+	for (size_t i = 0; i < count && !status; i++) {
+		status = message_of(cipher, &jobs[i], &cipher->messages[i]);
+		*failed = i;
 	}
-	return VB_OK;
+	if (!status)
+		status = cipher->provider->begin(cipher->session, cipher->messages, count, encrypt);
+	cipher->count = count;
+	if (status)
+		for (size_t i = 0; i < count; i++)
+			vb_erase(jobs[i].data, VB_PAGE_SIZE_BYTES);
+	return status;
 }
 
-int vb_cipher_seal(struct vb_cipher *cipher, const struct vb_job *jobs, size_t count)
+static int finish(struct vb_cipher *cipher, size_t *failed)
 {
-	return pages_crypt(cipher, jobs, count, true, NULL);
+	int status = cipher->provider->finish(cipher->session, failed);
+
+	if (status)
+		for (size_t i = 0; i < cipher->count; i++)
+			vb_erase(cipher->messages[i].data, VB_PAGE_SIZE_BYTES);
+	return status;
 }
 
-int vb_cipher_open(struct vb_cipher *cipher, const struct vb_job *jobs, size_t count, size_t *failed)
+int vb_seal_begin(struct vb_cipher *cipher, const struct vb_job *jobs, size_t count)
 {
-	return pages_crypt(cipher, jobs, count, false, failed);
+	size_t failed;
+
+	return begin(cipher, jobs, count, true, &failed);
+}
+
+int vb_seal_finish(struct vb_cipher *cipher)
+{
+	size_t failed;
+
+	return finish(cipher, &failed);
+}
+
+int vb_open_pages(struct vb_cipher *cipher, const struct vb_job *jobs, size_t count, size_t *failed)
+{
+	int status = begin(cipher, jobs, count, false, failed);
+
+	return status ? status : finish(cipher, failed);
 }

@@ -7,6 +7,7 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -88,24 +89,52 @@ static int parse_zones(PyObject *sequence, struct vb_zone_config *zones, size_t 
 	}
 	for (Py_ssize_t i = 0; i < length; i++) {
 		PyObject *item = PySequence_GetItem(sequence, i);
-		unsigned long long pages;
+		unsigned long long pages, budget = 0;
 		int percent, ok;
 
 		if (!item)
 			return -1;
 		if (!PyTuple_Check(item)) {
-			PyErr_SetString(PyExc_TypeError, "a zone is a tuple (pages, percent)");
+			PyErr_SetString(PyExc_TypeError, "a zone is a tuple (pages, percent) or (pages, percent, pin budget)");
 			Py_DECREF(item);
 			return -1;
 		}
-		ok = PyArg_ParseTuple(item, "Ki", &pages, &percent);
+		ok = PyArg_ParseTuple(item, "Ki|K", &pages, &percent, &budget);
 		Py_DECREF(item);
 		if (!ok)
 			return -1;
 		zones[i] = (struct vb_zone_config){
 			.pages = pages,
 			.percent = percent < 0 ? 101 : (unsigned)percent, /* refused by the window */
+			.pin_budget = budget,
 		};
+	}
+	*count = (size_t)length;
+	return 0;
+}
+
+static int parse_cpus(PyObject *sequence, int *cpus, size_t *count)
+{
+	Py_ssize_t length = PySequence_Size(sequence);
+
+	if (length < 0)
+		return -1;
+	if (length > VB_MAXIMUM_HANDLERS) {
+		PyErr_SetString(PyExc_ValueError, "too many handlers");
+		return -1;
+	}
+	for (Py_ssize_t i = 0; i < length; i++) {
+		PyObject *item = PySequence_GetItem(sequence, i);
+		long cpu = item ? PyLong_AsLong(item) : -1;
+
+		Py_XDECREF(item);
+		if (PyErr_Occurred())
+			return -1;
+		if (cpu < 0 || cpu > INT_MAX) {
+			PyErr_SetString(PyExc_ValueError, "a CPU's number is out of range");
+			return -1;
+		}
+		cpus[i] = (int)cpu;
 	}
 	*count = (size_t)length;
 	return 0;
@@ -113,10 +142,11 @@ static int parse_zones(PyObject *sequence, struct vb_zone_config *zones, size_t 
 
 static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-	static char *names[] = {"zones", "key", "instance", "cipher", "handler_cpu", NULL};
+	static char *names[] = {"zones", "key", "instance", "cipher", "handler_cpus", NULL};
 	struct vb_zone_config zones[VB_MAXIMUM_ZONES];
-	struct vb_config config = {.zones = zones, .grace_ms = GRACE_MS};
-	PyObject *sequence;
+	int cpus[VB_MAXIMUM_HANDLERS];
+	struct vb_config config = {.zones = zones, .handler_cpus = cpus, .grace_ms = GRACE_MS};
+	PyObject *sequence, *handlers;
 	Py_buffer key, instance;
 	const char *cipher;
 	allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
@@ -124,10 +154,10 @@ static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 	struct vb_window *window = NULL;
 	int status = VB_OK;
 
-	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "Oy*y*si", names, &sequence, &key, &instance, &cipher,
-					 &config.handler_cpu))
+	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "Oy*y*sO", names, &sequence, &key, &instance, &cipher,
+					 &handlers))
 		return NULL;
-	if (parse_zones(sequence, zones, &config.zone_count))
+	if (parse_zones(sequence, zones, &config.zone_count) || parse_cpus(handlers, cpus, &config.handler_count))
 		goto out;
 	if (!strcmp(cipher, "aes-256-gcm"))
 		config.cipher = VB_AES_256_GCM;
@@ -291,6 +321,30 @@ static PyObject *window_set_percent(Window *self, PyObject *arguments)
 	Py_RETURN_NONE;
 }
 
+/* In the order of vambrace.pager.ZoneStats; the histogram is what follows. */
+static PyObject *stats_of(const struct vb_stats *stats)
+{
+	const uint64_t values[] = {
+		stats->pages, stats->percent, stats->open, stats->window, stats->plaintext, stats->plaintext_max,
+		stats->standby, stats->pinned, stats->pin_budget, stats->faults, stats->zero_faults,
+		stats->standby_hits, stats->demotions, stats->evictions, stats->discarded, stats->bytes_encrypted,
+		stats->bytes_decrypted, stats->busy, stats->rekeys, stats->handler_ns,
+	};
+	const size_t count = sizeof values / sizeof *values;
+	PyObject *result = PyTuple_New((Py_ssize_t)(count + VB_HISTOGRAM));
+
+	for (size_t i = 0; result && i < count + VB_HISTOGRAM; i++) {
+		PyObject *value =
+			PyLong_FromUnsignedLongLong(i < count ? values[i] : stats->histogram[i - count]);
+
+		if (!value || PyTuple_SetItem(result, (Py_ssize_t)i, value)) {
+			Py_DECREF(result);
+			return NULL;
+		}
+	}
+	return result;
+}
+
 static PyObject *window_stats(Window *self, PyObject *arguments)
 {
 	Py_ssize_t zone;
@@ -311,11 +365,45 @@ static PyObject *window_stats(Window *self, PyObject *arguments)
 	end(self);
 	if (status)
 		return fail_of(self, status);
-	return Py_BuildValue("(KIKKKKKKKK)", (unsigned long long)stats.pages, stats.percent,
-			     (unsigned long long)stats.window, (unsigned long long)stats.plaintext,
-			     (unsigned long long)stats.plaintext_max, (unsigned long long)stats.faults,
-			     (unsigned long long)stats.zero_faults, (unsigned long long)stats.evictions,
-			     (unsigned long long)stats.bytes_encrypted, (unsigned long long)stats.bytes_decrypted);
+	return stats_of(&stats);
+}
+
+/* What vb_window_pin and its like have in common: a range of whole pages. */
+static PyObject *on_range(Window *self, PyObject *arguments, int (*call)(struct vb_window *, size_t, size_t))
+{
+	Py_ssize_t offset, length;
+	int status = VB_INVALID;
+	struct vb_window *window;
+
+	if (!PyArg_ParseTuple(arguments, "nn", &offset, &length))
+		return NULL;
+	window = begin(self);
+	if (!window)
+		return NULL;
+	if (offset >= 0 && length >= 0) {
+		Py_BEGIN_ALLOW_THREADS
+		status = call(window, (size_t)offset, (size_t)length);
+		Py_END_ALLOW_THREADS
+	}
+	end(self);
+	if (status)
+		return fail_of(self, status);
+	Py_RETURN_NONE;
+}
+
+static PyObject *window_pin(Window *self, PyObject *arguments)
+{
+	return on_range(self, arguments, vb_window_pin);
+}
+
+static PyObject *window_unpin(Window *self, PyObject *arguments)
+{
+	return on_range(self, arguments, vb_window_unpin);
+}
+
+static PyObject *window_discard(Window *self, PyObject *arguments)
+{
+	return on_range(self, arguments, vb_window_discard);
 }
 
 static PyObject *window_failure(Window *self, PyObject *unused)
@@ -390,6 +478,9 @@ static PyMethodDef window_methods[] = {
 	{"digests", (PyCFunction)window_digests, METH_VARARGS, NULL},
 	{"set_percent", (PyCFunction)window_set_percent, METH_VARARGS, NULL},
 	{"stats", (PyCFunction)window_stats, METH_VARARGS, NULL},
+	{"pin", (PyCFunction)window_pin, METH_VARARGS, NULL},
+	{"unpin", (PyCFunction)window_unpin, METH_VARARGS, NULL},
+	{"discard", (PyCFunction)window_discard, METH_VARARGS, NULL},
 	{"failure", (PyCFunction)window_failure, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
@@ -441,7 +532,7 @@ static int module_exec(PyObject *module)
 		{"EXIT_FAILED", VB_EXIT_FAILED}, {"INVALID", VB_INVALID}, {"CLOSED", VB_CLOSED},
 		{"FAILED", VB_FAILED}, {"AUTHENTICATION", VB_AUTHENTICATION}, {"PINNED", VB_PINNED},
 		{"NO_CIPHER", VB_NO_CIPHER}, {"NO_USERFAULTFD", VB_NO_USERFAULTFD}, {"NO_MOVE", VB_NO_MOVE},
-		{"SWAP", VB_SWAP},
+		{"SWAP", VB_SWAP}, {"BUDGET", VB_BUDGET}, {"PIN_HEADROOM", VB_PIN_HEADROOM},
 	};
 	struct state *state = PyModule_GetState(module);
 

@@ -1,343 +1,258 @@
-/* How pages come and go; with the window's lock held throughout. */
+/* Pages come: zeros where there was nothing, from standby by a move, and decrypted. */
 #include "window_internal.h"
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "erase.h"
 #include "status.h"
 #include "uffd.h"
 
-#define MINCORE_RUN 512
-
-static size_t offset_of(uint32_t page)
+/* Pages from `page` on that are where it is, at most `most`. */
+static uint32_t run_of(const struct vb_zone *zone, uint32_t page, uint32_t most)
 {
-	return (size_t)page * VB_PAGE_SIZE_BYTES;
-}
-
-struct vb_zone *vb_zone_of(struct vb_window *window, uint32_t page)
-{
-	struct vb_zone *zone = window->zones;
-
-	while (page - zone->first >= zone->pages)
-		zone++;
-	return zone;
-}
-
-int vb_fail(struct vb_window *window, int status, uint32_t page)
-{
-	const uint64_t one = 1;
-	struct vb_zone *zone = vb_zone_of(window, page);
-
-	if (!window->failure.status) {
-		window->failure = (struct vb_failure){
-			.status = status,
-			.zone = (uint32_t)(zone - window->zones),
-			.page = page - zone->first,
-		};
-		if (write(window->failure_fd, &one, sizeof one) != (ssize_t)sizeof one)
-			return status; /* an eventfd at 0 takes 1; there is nobody else to tell */
-	}
-	return status;
-}
-
-static void set_state(struct vb_window *window, uint32_t page, uint32_t count, enum vb_state state)
-{
-	for (uint32_t i = 0; i < count; i++)
-		window->pages[page + i].state = state;
-}
-
-/* Pages of the same state as `page` from it on, in its zone, at most `most`. */
-static uint32_t run_of(struct vb_window *window, const struct vb_zone *zone, uint32_t page, uint32_t most)
-{
-	uint32_t end = zone->first + zone->pages;
+	unsigned state = zone->pages[page].state;
 	uint32_t run = 1;
 
-	while (run < most && page + run < end && window->pages[page + run].state == window->pages[page].state)
+	while (run < most && page + run < zone->count && zone->pages[page + run].state == state)
 		run++;
 	return run;
-}
-
-uint32_t vb_absent_run(struct vb_window *window, uint32_t page, uint32_t most)
-{
-	if (!most || window->pages[page].state != VB_ABSENT)
-		return 0;
-	return run_of(window, vb_zone_of(window, page), page, most);
-}
-
-static void jobs_of(struct vb_window *window, const struct vb_zone *zone, uint32_t page, uint32_t count,
-		    struct vb_job *jobs)
-{
-	for (uint32_t i = 0; i < count; i++)
-		jobs[i] = (struct vb_job){
-			.page = page + i - zone->first,
-			.version = window->pages[page + i].version,
-			.data = window->side + offset_of(page + i),
-			.tag = window->pages[page + i].tag,
-		};
-}
-
-/* Encrypts pages that were moved aside, under a version that they never had. */
-static int seal(struct vb_window *window, struct vb_zone *zone, uint32_t page, uint32_t count)
-{
-	struct vb_job jobs[VB_RUN] = {0};
-	int status;
-
-	jobs_of(window, zone, page, count, jobs);
-	for (uint32_t i = 0; i < count; i++)
-		jobs[i].version++;
-	status = vb_cipher_seal(zone->cipher, jobs, count);
-	if (status)
-		return vb_fail(window, status, page); /* the cipher has erased the pages */
-	vb_flush(window->side + offset_of(page), offset_of(count)); /* before they stop counting as plaintext */
-	for (uint32_t i = 0; i < count; i++)
-		window->pages[page + i].version++;
-	set_state(window, page, count, VB_ENCRYPTED);
-	vb_zone_lose(zone, count);
-	zone->evictions += count;
-	zone->bytes_encrypted += offset_of(count);
-	return VB_OK;
-}
-
-/* Evicts the neighbours at the head of the queue, at most `most`. -EBUSY: the first one is pinned. */
-static int evict(struct vb_window *window, struct vb_zone *zone, uint32_t most)
-{
-	uint32_t page = 0;
-	uint32_t run = vb_zone_peek(zone, most, &page);
-	size_t bytes = 0;
-	int status = vb_uffd_move(window->uffd, window->side + offset_of(page), window->guest + offset_of(page),
-				  offset_of(run), &bytes);
-	uint32_t moved = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
-
-	vb_zone_drop(zone, moved);
-	if (moved)
-		return seal(window, zone, page, moved); /* an error behind it is met again at its own page */
-	switch (status) {
-	case -EBUSY:
-		zone->busy++;
-		vb_zone_rotate(zone);
-		return status;
-	case -ENOENT: /* this process dropped the page (MADV_DONTNEED): it reads as zero again */
-		vb_zone_drop(zone, 1);
-		vb_zone_lose(zone, 1);
-		set_state(window, page, 1, VB_ABSENT);
-		return VB_OK;
-	default:
-		return vb_fail(window, status, page);
-	}
-}
-
-int vb_make_room(struct vb_window *window, struct vb_zone *zone, uint32_t room)
-{
-	uint32_t busy = 0;
-
-	while (zone->plaintext + room > zone->limit) {
-		uint32_t over = zone->plaintext + room - zone->limit;
-		/* A few more than needed where they are neighbours: one system call for all. */
-		uint32_t most = zone->limit / 8 < VB_RUN ? zone->limit / 8 : VB_RUN;
-		int status;
-
-		if (busy >= zone->count)
-			return VB_PINNED;
-		if (most < over)
-			most = over < VB_RUN ? over : VB_RUN;
-		status = evict(window, zone, most);
-		if (status == -EBUSY)
-			busy++;
-		else if (status)
-			return status;
-	}
-	return VB_OK;
-}
-
-/* After mapping: `done` of `count` pages that were counted beforehand are there. */
-static int settle(struct vb_window *window, struct vb_zone *zone, uint32_t page, uint32_t count, uint32_t done)
-{
-	set_state(window, page, done, VB_PLAINTEXT);
-	vb_zone_push(zone, page, done);
-	vb_zone_lose(zone, count - done);
-	return VB_OK;
 }
 
 /*
  * Copies of these, not the kernel's shared page of zeros: a guest writes to what it touches first, and to part from
  * the shared page costs another fault and a flush of the translation buffers.
  */
-static uint8_t zeros[VB_ZERO_RUN * VB_PAGE_SIZE_BYTES];
+static const uint8_t zeros[VB_RUN * VB_PAGE_SIZE_BYTES];
 
-static int map_zero(struct vb_window *window, struct vb_zone *zone, uint32_t page, uint32_t count)
+/* After a part of a run was mapped: `done` of `count` pages that are coming are there. With the lock held. */
+static void arrive(struct vb_area *area, uint32_t page, uint32_t count, uint32_t done)
 {
+	struct vb_zone *zone = &area->zone;
+
+	for (uint32_t i = 0; i < done; i++)
+		vb_zone_admit(zone, page + i);
+	for (uint32_t i = done; i < count; i++)
+		vb_zone_forget(zone, page + i);
+	vb_zone_lose(zone, count - done);
+	vb_settled(area);
+}
+
+/* Maps these contents at pages that are coming, for which there is room; *mapped of them. With the lock held. */
+static int map_contents(struct vb_window *window, struct vb_area *area, uint32_t page, uint32_t count, const void *data,
+			uint32_t *mapped)
+{
+	uint8_t *to = window->guest + vb_offset(area->zone.first + page);
 	size_t bytes = 0;
 	uint32_t done;
 	int status;
 
-	vb_zone_gain(zone, count);
-	status = vb_uffd_copy(window->uffd, window->guest + offset_of(page), zeros, offset_of(count), &bytes);
+	pthread_mutex_unlock(&area->lock);
+	status = vb_uffd_copy(window->uffd, to, data, vb_offset(count), &bytes);
 	done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
-	if (!done && status == -EEXIST) { /* it is there, whoever mapped it: it counts, and waits no more */
-		vb_uffd_wake(window->uffd, window->guest + offset_of(page), VB_PAGE_SIZE_BYTES);
-		done = 1;
-	}
-	settle(window, zone, page, count, done);
-	zone->zero_faults++;
-	return done ? VB_OK : vb_fail(window, status, page);
+	pthread_mutex_lock(&area->lock);
+	if (!done && status == -EEXIST && data == zeros)
+		done = 1; /* it is there, whoever mapped it: it counts */
+	arrive(area, page, count, done);
+	if (done < count) /* who waits comes again, and finds them absent */
+		vb_uffd_wake(window->uffd, to + vb_offset(done), vb_offset(count - done));
+	*mapped = done;
+	return done ? VB_OK : vb_fail(window, status, area->zone.first + page);
 }
 
-static int map_decrypted(struct vb_window *window, struct vb_zone *zone, uint32_t page, uint32_t count)
+/* Moves plaintext that is aside into guest memory, without a lock; *done pages of `count`. What stays aside is erased. */
+static int move_in(struct vb_window *window, uint32_t page, uint32_t count, uint32_t *done)
 {
-	struct vb_job jobs[VB_RUN] = {0};
-	size_t bytes = 0, failed = 0;
-	int status;
+	size_t offset = vb_offset(page), bytes = 0;
+	int status = vb_uffd_move_in(window->uffd, window->guest + offset, window->side + offset, vb_offset(count), &bytes);
 
-	jobs_of(window, zone, page, count, jobs);
-	vb_zone_gain(zone, count);
-	status = vb_cipher_open(zone->cipher, jobs, count, &failed);
-	if (status) {
-		vb_zone_lose(zone, count); /* cleansed */
-		return vb_fail(window, status, page + (uint32_t)failed);
-	}
-	zone->bytes_decrypted += offset_of(count);
-	status = vb_uffd_move(window->uffd, window->guest + offset_of(page), window->side + offset_of(page),
-			      offset_of(count), &bytes);
-	if (status) {
-		uint32_t done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
-
-		vb_erase(window->side + offset_of(page + done), offset_of(count - done));
-		settle(window, zone, page, count, done);
-		return vb_fail(window, status, page + done);
-	}
-	return settle(window, zone, page, count, count);
-}
-
-int vb_page_in(struct vb_window *window, uint32_t page)
-{
-	struct vb_zone *zone = vb_zone_of(window, page);
-	struct vb_stream *stream;
-	uint32_t want, count;
-	bool absent;
-	int status;
-
-	if (window->failure.status)
-		return VB_FAILED;
-	if (zone->open)
-		return VB_OK;
-	if (window->pages[page].state == VB_PLAINTEXT) {
-		vb_uffd_wake(window->uffd, window->guest + offset_of(page), VB_PAGE_SIZE_BYTES);
-		return VB_OK;
-	}
-	absent = window->pages[page].state == VB_ABSENT;
-	want = vb_zone_expect(zone, page, &stream);
-	if (absent && zone->limit - zone->plaintext >= VB_ZERO_RUN)
-		want = VB_ZERO_RUN; /* as long as there is room */
-	if (want > zone->limit / 4)
-		want = zone->limit / 4 ? zone->limit / 4 : 1;
-	count = run_of(window, zone, page, want);
-	status = vb_make_room(window, zone, count);
 	if (status)
-		return status;
-	status = absent ? map_zero(window, zone, page, count) : map_decrypted(window, zone, page, count);
-	if (status)
-		return status;
-	zone->faults++;
-	*stream = (struct vb_stream){.next = page + count, .run = count};
-	return VB_OK;
-}
-
-int vb_page_fill(struct vb_window *window, uint32_t page, uint32_t count, const void *data)
-{
-	struct vb_zone *zone = vb_zone_of(window, page);
-	size_t bytes = 0;
-	int status;
-
-	if (window->failure.status)
-		return VB_FAILED;
-	status = vb_make_room(window, zone, count);
-	if (status)
-		return status;
-	vb_zone_gain(zone, count);
-	status = vb_uffd_copy(window->uffd, window->guest + offset_of(page), data, offset_of(count), &bytes);
-	settle(window, zone, page, count, (uint32_t)(bytes / VB_PAGE_SIZE_BYTES));
-	return status ? vb_fail(window, status, page) : VB_OK;
-}
-
-/*
- * Calls `visit` for each page that is there, of `count` from `first` on, without touching one: an absent page would
- * wait for the handler. Goes on after an error, and gives the last one.
- */
-static int for_each_resident(struct vb_window *window, uint32_t first, uint32_t count,
-			     void (*visit)(struct vb_window *window, uint32_t page, void *context), void *context)
-{
-	uint32_t end = first + count;
-	int status = VB_OK;
-
-	for (; first < end; first += MINCORE_RUN) {
-		unsigned char resident[MINCORE_RUN];
-		uint32_t run = end - first < MINCORE_RUN ? end - first : MINCORE_RUN;
-
-		if (mincore(window->guest + offset_of(first), offset_of(run), resident) != 0) {
-			status = -errno;
-			continue;
-		}
-		for (uint32_t i = 0; i < run; i++)
-			if (resident[i] & 1)
-				visit(window, first + i, context);
-	}
+		vb_erase(window->side + offset + bytes, vb_offset(count) - bytes);
+	*done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
 	return status;
 }
 
-static void count_page(struct vb_window *window, uint32_t page, void *count)
+/* From standby to where it is coming. With the lock held. */
+static int map_standby(struct vb_window *window, struct vb_area *area, uint32_t page, uint32_t count)
 {
-	(void)window;
-	(void)page;
-	++*(uint32_t *)count;
-}
-
-uint32_t vb_open_pages(struct vb_window *window, const struct vb_zone *zone)
-{
-	uint32_t count = 0;
-
-	if (for_each_resident(window, zone->first, zone->pages, count_page, &count))
-		return zone->pages; /* at most */
-	return count;
-}
-
-static void adopt_page(struct vb_window *window, uint32_t page, void *zone)
-{
-	vb_zone_gain(zone, 1);
-	settle(window, zone, page, 1, 1);
-}
-
-int vb_watch(struct vb_window *window, struct vb_zone *zone)
-{
-	uint8_t *start = window->guest + offset_of(zone->first);
+	uint32_t done;
 	int status;
 
-	if (madvise(start, offset_of(zone->pages), MADV_NOHUGEPAGE) != 0 && errno != EINVAL)
-		return vb_fail(window, -errno, zone->first);
-	/* The kernel ends all faults under way first: what is not there afterwards comes through the handler. */
-	status = vb_uffd_register(window->uffd, start, offset_of(zone->pages));
-	if (status) /* perhaps a part of the zone is registered, and nobody would answer its faults */
-		return vb_fail(window, status, zone->first);
-	zone->open = false;
-	status = for_each_resident(window, zone->first, zone->pages, adopt_page, zone);
-	return status ? vb_fail(window, status, zone->first) : VB_OK;
+	pthread_mutex_unlock(&area->lock);
+	status = move_in(window, area->zone.first + page, count, &done);
+	pthread_mutex_lock(&area->lock);
+	arrive(area, page, count, done);
+	return status ? vb_fail(window, status, area->zone.first + page + done) : VB_OK;
 }
 
-static void wipe_page(struct vb_window *window, uint32_t page, void *unused)
+/* With the lock held. */
+static int map_decrypted(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, uint32_t page, uint32_t count)
 {
-	(void)unused;
-	if (window->pages[page].state == VB_PLAINTEXT || vb_zone_of(window, page)->open)
-		vb_erase(window->guest + offset_of(page), VB_PAGE_SIZE_BYTES);
-}
+	uint32_t first = area->zone.first + page, done = 0;
+	struct vb_cipher *cipher;
+	size_t failed = 0;
+	int opened, moved = VB_OK, status = vb_cipher_for(window, lane, area, &cipher);
 
-void vb_wipe(struct vb_window *window)
-{
-	for (size_t i = 0; i < window->zone_count; i++) {
-		vb_cipher_destroy(window->zones[i].cipher);
-		window->zones[i].cipher = NULL;
+	if (status)
+		return status;
+	vb_jobs_of(window, area, page, count, lane->jobs);
+	area->ciphering++;
+	pthread_mutex_unlock(&area->lock);
+	opened = vb_open_pages(cipher, lane->jobs, count, &failed);
+	if (!opened)
+		moved = move_in(window, first, count, &done);
+	pthread_mutex_lock(&area->lock);
+	area->ciphering--;
+	if (opened) {
+		vb_zone_lose(&area->zone, count); /* erased */
+		for (uint32_t i = 0; i < count; i++)
+			vb_zone_depart(&area->zone, page + i);
+		vb_settled(area);
+		return vb_fail(window, opened, first + (uint32_t)failed);
 	}
-	/* What mincore does not tell is lost to us; closing takes the mapping away. */
-	(void)for_each_resident(window, 0, (uint32_t)(window->bytes / VB_PAGE_SIZE_BYTES), wipe_page, NULL);
+	area->counts.bytes_decrypted += vb_offset(count);
+	arrive(area, page, count, done);
+	return moved ? vb_fail(window, moved, first + done) : VB_OK;
+}
+
+/* There is no room for pages that were called: they are where they were, and who waits for them comes again. */
+static void uncall(struct vb_window *window, struct vb_area *area, uint32_t page, uint32_t count)
+{
+	for (uint32_t i = 0; i < count; i++) {
+		if (area->zone.pages[page + i].sealed)
+			vb_zone_depart(&area->zone, page + i);
+		else
+			vb_zone_forget(&area->zone, page + i);
+	}
+	vb_settled(area);
+	vb_uffd_wake(window->uffd, window->guest + vb_offset(area->zone.first + page), vb_offset(count));
+}
+
+/* Brings a page of `zone` in that is absent, encrypted or on standby, and perhaps more behind it. With the lock held. */
+static int bring(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, uint32_t page)
+{
+	struct vb_zone *zone = &area->zone;
+	enum vb_state state = (enum vb_state)zone->pages[page].state;
+	struct vb_stream *stream;
+	uint32_t want = vb_zone_expect(zone, page, &stream), most = zone->goal / 8 ? zone->goal / 8 : 1, count;
+	int status = VB_OK;
+
+	if (state == VB_ABSENT && zone->goal > zone->plaintext && zone->goal - zone->plaintext >= VB_RUN)
+		want = VB_RUN; /* as long as there is room */
+#ifdef VB_TRACE
+	want = 1;
+#endif
+	count = run_of(zone, page, want < most ? want : most);
+	for (uint32_t i = 0; i < count; i++)
+		vb_zone_call(zone, page + i);
+	if (state != VB_STANDBY) {
+		status = vb_make_room(window, lane, area, count);
+		if (status) {
+			uncall(window, area, page, count);
+			return status;
+		}
+	}
+	*stream = (struct vb_stream){.next = page + count, .run = count};
+	switch (state) {
+	case VB_ABSENT:
+		area->counts.zero_faults++;
+		return map_contents(window, area, page, count, zeros, &count);
+	case VB_STANDBY:
+		area->counts.standby_hits++;
+		return map_standby(window, area, page, count);
+	default:
+		return map_decrypted(window, lane, area, page, count);
+	}
+}
+
+int vb_page_in(struct vb_window *window, struct vb_lane *lane, uint32_t page, bool hold)
+{
+	struct vb_area *area = vb_area_of(window, page);
+	struct vb_zone *zone = &area->zone;
+	uint32_t index = page - zone->first;
+	int status = VB_OK;
+
+	pthread_mutex_lock(&area->lock);
+	for (bool there = false; !there && !status;) {
+		if (atomic_load(&window->failed)) {
+			status = VB_FAILED;
+			break;
+		}
+		if (area->open) {
+			/* Its last faults may have come while the kernel was taking it over, too late to be woken by that. */
+			if (!hold)
+				vb_uffd_wake(window->uffd, window->guest + vb_offset(page), VB_PAGE_SIZE_BYTES);
+			area->copies += hold;
+			break;
+		}
+		switch ((enum vb_state)zone->pages[index].state) {
+		case VB_COMING:
+			there = !hold; /* who waits for it is woken by the one that brings it */
+			if (there)
+				break;
+			/* fall through */
+		case VB_LEAVING:
+			vb_await(area);
+			break;
+		case VB_FRESH:
+		case VB_MAIN:
+		case VB_FIXED:
+			there = true;
+			if (hold)
+				vb_zone_hold(zone, index);
+			else
+				vb_uffd_wake(window->uffd, window->guest + vb_offset(page), VB_PAGE_SIZE_BYTES);
+			break;
+		default:
+			area->counts.faults += !hold;
+			status = bring(window, lane, area, index);
+			there = !hold;
+		}
+	}
+	pthread_mutex_unlock(&area->lock);
+	return status;
+}
+
+void vb_let_go(struct vb_window *window, uint32_t page)
+{
+	struct vb_area *area = vb_area_of(window, page);
+
+	pthread_mutex_lock(&area->lock);
+	/* An open zone stays so while something is copied, and a held page is not in an open one. */
+	if (area->open)
+		area->copies--;
+	else
+		vb_zone_release(&area->zone, page - area->zone.first);
+	vb_settled(area);
+	pthread_mutex_unlock(&area->lock);
+}
+
+int vb_page_fill(struct vb_window *window, struct vb_lane *lane, uint32_t page, uint32_t most, const void *data,
+		 uint32_t *count)
+{
+	struct vb_area *area = vb_area_of(window, page);
+	struct vb_zone *zone = &area->zone;
+	uint32_t index = page - zone->first;
+	int status = VB_OK;
+
+	*count = 0;
+	pthread_mutex_lock(&area->lock);
+	if (atomic_load(&window->failed)) {
+		status = VB_FAILED;
+	} else if (most && !area->open && zone->pages[index].state == VB_ABSENT) {
+		uint32_t run;
+
+		if (most > zone->goal / 2)
+			most = zone->goal / 2;
+		run = run_of(zone, index, most < VB_RUN ? most ? most : 1 : VB_RUN);
+		for (uint32_t i = 0; i < run; i++)
+			vb_zone_call(zone, index + i);
+		status = vb_make_room(window, lane, area, run);
+		if (status)
+			uncall(window, area, index, run);
+		else
+			status = map_contents(window, area, index, run, data, count);
+	}
+	pthread_mutex_unlock(&area->lock);
+	return status;
 }

@@ -19,6 +19,7 @@ const char *vb_status_message(int status)
 		[VB_NO_MOVE] = "the kernel has no UFFDIO_MOVE",
 		[VB_SWAP] = "swap is on and guest memory cannot be locked",
 		[VB_PAGE_SIZE] = "the kernel's page size is not 4096",
+		[VB_BUDGET] = "more pages would be pinned than the budget of the zone allows",
 	};
 
 	if (status < 0)

@@ -17,6 +17,7 @@ enum vb_status {
 	VB_NO_MOVE = 11,       /* the kernel has no UFFDIO_MOVE */
 	VB_SWAP = 12,          /* swap is on, and memory could not be locked */
 	VB_PAGE_SIZE = 13,     /* the kernel's pages are not of 4096 bytes */
+	VB_BUDGET = 14,        /* more pages would be pinned than the zone's budget allows */
 };
 
 /* One line in English, without a full stop; valid for ever (for -errno: what strerror gives). */

@@ -7,10 +7,7 @@
 
 #include "status.h"
 
-/* Most bytes that are copied while the lock is held. */
-#define COPY_STEP ((size_t)1 << 20)
-
-/* A buffer in the window would wait for a page while the lock is held. */
+/* A buffer in the window would wait for a page while another is held. */
 static bool overlaps(const void *buffer, size_t bytes, const uint8_t *memory, size_t size)
 {
 	uintptr_t start = (uintptr_t)buffer, other = (uintptr_t)memory;
@@ -28,16 +25,22 @@ static int check_transfer(const struct vb_window *window, size_t offset, const v
 	return VB_OK;
 }
 
-/* Like vb_page_in, but keeps the lock only on success. */
-static int lock_page(struct vb_window *window, uint32_t page)
+/* Brings the page of this offset in; VB_OK: it stays until vb_let_go. */
+static int hold(struct vb_window *window, size_t offset)
 {
 	int status;
 
-	vb_lock(window);
-	status = vb_page_in(window, page);
-	if (status)
-		vb_unlock(window);
+	if (atomic_load(&window->closing))
+		return VB_CLOSED;
+	pthread_mutex_lock(&window->calls.use);
+	status = vb_page_in(window, &window->calls, (uint32_t)(offset / VB_PAGE_SIZE_BYTES), true);
+	pthread_mutex_unlock(&window->calls.use);
 	return status;
+}
+
+static void let_go(struct vb_window *window, size_t offset)
+{
+	vb_let_go(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));
 }
 
 static size_t part_of(size_t offset, size_t bytes)
@@ -47,45 +50,20 @@ static size_t part_of(size_t offset, size_t bytes)
 	return rest < bytes ? rest : bytes;
 }
 
-/* Into an open zone, which needs no pages brought in. Gives how many bytes, or 0. */
-static size_t copy_open(struct vb_window *window, size_t offset, const uint8_t *data, size_t bytes)
-{
-	const struct vb_zone *zone = vb_zone_of(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));
-	size_t end = ((size_t)zone->first + zone->pages) * VB_PAGE_SIZE_BYTES;
-
-	if (bytes > end - offset)
-		bytes = end - offset;
-	if (bytes > COPY_STEP)
-		bytes = COPY_STEP;
-	vb_lock(window);
-	if (!zone->open || window->failure.status)
-		bytes = 0;
-	memcpy(window->guest + offset, data, bytes);
-	vb_unlock(window);
-	return bytes;
-}
-
-/* Whole pages that were never touched, with their contents in one step. Gives how many bytes, or 0. */
+/* Whole pages that were never touched, with their contents in one step. */
 static int fill_pages(struct vb_window *window, size_t offset, const uint8_t *data, size_t bytes, size_t *filled)
 {
-	uint32_t page = (uint32_t)(offset / VB_PAGE_SIZE_BYTES);
 	size_t whole = offset % VB_PAGE_SIZE_BYTES ? 0 : bytes / VB_PAGE_SIZE_BYTES;
-	uint32_t limit, count;
+	uint32_t count = 0;
 	int status = VB_OK;
 
-	*filled = 0;
-	if (!whole)
-		return VB_OK;
-	vb_lock(window);
-	limit = vb_zone_of(window, page)->limit;
-	count = vb_absent_run(window, page, whole < VB_RUN ? (uint32_t)whole : VB_RUN);
-	if (count > limit)
-		count = limit;
-	if (count)
-		status = vb_page_fill(window, page, count, data);
-	vb_unlock(window);
-	if (!status)
-		*filled = (size_t)count * VB_PAGE_SIZE_BYTES;
+	if (whole) {
+		pthread_mutex_lock(&window->calls.use);
+		status = vb_page_fill(window, &window->calls, (uint32_t)(offset / VB_PAGE_SIZE_BYTES),
+				      whole < VB_RUN ? (uint32_t)whole : VB_RUN, data, &count);
+		pthread_mutex_unlock(&window->calls.use);
+	}
+	*filled = (size_t)count * VB_PAGE_SIZE_BYTES;
 	return status;
 }
 
@@ -100,19 +78,13 @@ int vb_window_write(struct vb_window *window, size_t offset, const void *data, s
 	while (!status && bytes) {
 		size_t part;
 
-		if (atomic_load(&window->closing)) {
-			status = VB_CLOSED;
-			break;
-		}
-		part = copy_open(window, offset, from, bytes);
-		if (!part)
-			status = fill_pages(window, offset, from, bytes, &part);
+		status = fill_pages(window, offset, from, bytes, &part);
 		if (!status && !part) {
 			part = part_of(offset, bytes);
-			status = lock_page(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));
+			status = hold(window, offset);
 			if (!status) {
 				memcpy(window->guest + offset, from, part);
-				vb_unlock(window);
+				let_go(window, offset);
 			}
 		}
 		offset += part;
@@ -134,15 +106,11 @@ int vb_window_read(struct vb_window *window, size_t offset, void *data, size_t b
 	while (!status && bytes) {
 		size_t part = part_of(offset, bytes);
 
-		if (atomic_load(&window->closing)) {
-			status = VB_CLOSED;
-			break;
-		}
-		status = lock_page(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));
+		status = hold(window, offset);
 		if (status)
 			break;
 		memcpy(to, window->guest + offset, part);
-		vb_unlock(window);
+		let_go(window, offset);
 		offset += part;
 		to += part;
 		bytes -= part;
@@ -156,14 +124,14 @@ static int page_digest(struct vb_window *window, size_t offset, size_t bytes, co
 		       uint8_t *out)
 {
 	static const uint8_t zeros[VB_PAGE_SIZE_BYTES];
-	int status = lock_page(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));
+	int status = hold(window, offset);
 	bool done;
 
 	if (status)
 		return status;
 	done = EVP_DigestInit_ex(context, hash, NULL) == 1 &&
 	       EVP_DigestUpdate(context, window->guest + offset, bytes) == 1;
-	vb_unlock(window);
+	let_go(window, offset);
 	done = done && EVP_DigestUpdate(context, zeros, VB_PAGE_SIZE_BYTES - bytes) == 1 &&
 	       EVP_DigestFinal_ex(context, out, NULL) == 1;
 	return done ? VB_OK : VB_CRYPTO;
@@ -188,8 +156,7 @@ int vb_window_digests(struct vb_window *window, size_t offset, size_t bytes, con
 		while (!status && bytes) {
 			size_t part = part_of(offset, bytes);
 
-			status = atomic_load(&window->closing) ? VB_CLOSED
-							       : page_digest(window, offset, part, hash, context, out);
+			status = page_digest(window, offset, part, hash, context, out);
 			out += VB_DIGEST_BYTES;
 			offset += part;
 			bytes -= part;

@@ -1,10 +1,13 @@
+#define _DEFAULT_SOURCE /* mincore */
 #include "uffd.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
+#include <stdbool.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -25,6 +28,9 @@ struct uffdio_move {
 #ifndef UFFD_FEATURE_MOVE
 #define UFFD_FEATURE_MOVE (1 << 16)
 #endif
+#ifndef UFFDIO_MOVE_MODE_DONTWAKE
+#define UFFDIO_MOVE_MODE_DONTWAKE ((__u64)1 << 0)
+#endif
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
@@ -35,7 +41,7 @@ struct uffdio_move {
 
 static int handshake(int fd)
 {
-	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MOVE};
+	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MOVE | UFFD_FEATURE_THREAD_ID};
 
 	if (ioctl(fd, UFFDIO_API, &api) == 0)
 		return VB_OK;
@@ -44,7 +50,7 @@ static int handshake(int fd)
 
 int vb_uffd_open(int *out)
 {
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
 	int status;
 
 	if (fd < 0) {
@@ -52,7 +58,7 @@ int vb_uffd_open(int *out)
 
 		if (device < 0)
 			return VB_NO_USERFAULTFD;
-		fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+		fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC);
 		close(device);
 		if (fd < 0)
 			return VB_NO_USERFAULTFD;
@@ -80,16 +86,33 @@ int vb_uffd_register(int fd, void *start, size_t bytes)
 	return (arguments.ioctls & needed) == needed ? VB_OK : VB_NO_MOVE;
 }
 
+int vb_uffd_unregister(int fd, void *start, size_t bytes)
+{
+	struct uffdio_range range = {.start = (uintptr_t)start, .len = bytes};
+
+	return ioctl(fd, UFFDIO_UNREGISTER, &range) == 0 ? VB_OK : -errno;
+}
+
 /* One ioctl: 0 or -errno; *bytes is what was done (the kernel writes it on errors too). */
 typedef int (*step)(int fd, uintptr_t to, uintptr_t from, size_t bytes, int64_t *done);
 
-static int move_step(int fd, uintptr_t to, uintptr_t from, size_t bytes, int64_t *done)
+static int move(int fd, uintptr_t to, uintptr_t from, size_t bytes, uint64_t mode, int64_t *done)
 {
-	struct uffdio_move arguments = {.dst = to, .src = from, .len = bytes};
+	struct uffdio_move arguments = {.dst = to, .src = from, .len = bytes, .mode = mode};
 	int result = ioctl(fd, UFFDIO_MOVE, &arguments);
 
 	*done = arguments.move;
 	return result ? -errno : 0;
+}
+
+static int move_in_step(int fd, uintptr_t to, uintptr_t from, size_t bytes, int64_t *done)
+{
+	return move(fd, to, from, bytes, 0, done);
+}
+
+static int move_out_step(int fd, uintptr_t to, uintptr_t from, size_t bytes, int64_t *done)
+{
+	return move(fd, to, from, bytes, UFFDIO_MOVE_MODE_DONTWAKE, done);
 }
 
 static int copy_step(int fd, uintptr_t to, uintptr_t from, size_t bytes, int64_t *done)
@@ -118,16 +141,6 @@ static int repeat(step operation, int fd, uintptr_t to, uintptr_t from, size_t b
 	return 0;
 }
 
-int vb_uffd_move(int fd, void *to, void *from, size_t bytes, size_t *done)
-{
-	return repeat(move_step, fd, (uintptr_t)to, (uintptr_t)from, bytes, done);
-}
-
-int vb_uffd_copy(int fd, void *to, const void *from, size_t bytes, size_t *done)
-{
-	return repeat(copy_step, fd, (uintptr_t)to, (uintptr_t)from, bytes, done);
-}
-
 void vb_uffd_wake(int fd, void *start, size_t bytes)
 {
 	struct uffdio_range range = {.start = (uintptr_t)start, .len = bytes};
@@ -135,7 +148,62 @@ void vb_uffd_wake(int fd, void *start, size_t bytes)
 	(void)ioctl(fd, UFFDIO_WAKE, &range); /* fails only for a wrong range */
 }
 
-int vb_uffd_read(int fd, uintptr_t *addresses, int limit)
+/* How many pages from `page` on, at most `limit`, are mapped or not, as `there` says; without touching one. */
+static size_t count_pages(uintptr_t page, size_t limit, bool there)
+{
+	unsigned char resident[BATCH];
+	size_t count = 0;
+
+	if (limit > BATCH)
+		limit = BATCH;
+	if (mincore((void *)page, limit * (PAGE_MASK_LOW + 1), resident) != 0)
+		return 0;
+	while (count < limit && (resident[count] & 1) == there)
+		count++;
+	return count;
+}
+
+/*
+ * A kernel that moves several pages at a time (seen with 6.18, while another thread moves pages in the same page table) may
+ * have moved them, begin again by itself, and then find them where they were to go. The caller owns these pages: when
+ * they are there and not here any more, they have been moved.
+ */
+static int move_all(step operation, int fd, uintptr_t to, uintptr_t from, size_t bytes, size_t *done)
+{
+	int status = repeat(operation, fd, to, from, bytes, done);
+
+	while (status == -EEXIST && *done < bytes) {
+		size_t left = (bytes - *done) / (PAGE_MASK_LOW + 1), more = 0;
+		size_t arrived = count_pages(to + *done, left, true);
+
+		if (arrived)
+			arrived = count_pages(from + *done, arrived, false);
+		if (!arrived)
+			break;
+		vb_uffd_wake(fd, (void *)(to + *done), arrived * (PAGE_MASK_LOW + 1)); /* the kernel did not */
+		*done += arrived * (PAGE_MASK_LOW + 1);
+		status = *done < bytes ? repeat(operation, fd, to + *done, from + *done, bytes - *done, &more) : 0;
+		*done += more;
+	}
+	return status;
+}
+
+int vb_uffd_move_in(int fd, void *to, void *from, size_t bytes, size_t *done)
+{
+	return move_all(move_in_step, fd, (uintptr_t)to, (uintptr_t)from, bytes, done);
+}
+
+int vb_uffd_move_out(int fd, void *to, void *from, size_t bytes, size_t *done)
+{
+	return move_all(move_out_step, fd, (uintptr_t)to, (uintptr_t)from, bytes, done);
+}
+
+int vb_uffd_copy(int fd, void *to, const void *from, size_t bytes, size_t *done)
+{
+	return repeat(copy_step, fd, (uintptr_t)to, (uintptr_t)from, bytes, done);
+}
+
+int vb_uffd_read(int fd, struct vb_fault *faults, int limit)
 {
 	struct uffd_msg messages[BATCH];
 	ssize_t bytes;
@@ -148,6 +216,9 @@ int vb_uffd_read(int fd, uintptr_t *addresses, int limit)
 		return errno == EAGAIN || errno == EINTR ? 0 : -errno;
 	for (size_t i = 0; i < (size_t)bytes / sizeof *messages; i++)
 		if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-			addresses[count++] = (uintptr_t)messages[i].arg.pagefault.address & ~PAGE_MASK_LOW;
+			faults[count++] = (struct vb_fault){
+				.address = (uintptr_t)messages[i].arg.pagefault.address & ~PAGE_MASK_LOW,
+				.thread = (int)messages[i].arg.pagefault.feat.ptid,
+			};
 	return count;
 }

@@ -1,4 +1,4 @@
-/* The window's life: made, its zones' percentages changed, closed. Contents go through transfer.c and paging.c. */
+/* The window's life: made, its zones' percentages changed, looked at, closed. */
 #define _GNU_SOURCE
 #include "window.h"
 
@@ -16,29 +16,6 @@
 
 #define HUGE_PAGE ((size_t)2 << 20)
 
-void vb_lock(struct vb_window *window)
-{
-	struct vb_turnstile *lock = &window->lock;
-	uint64_t mine;
-
-	pthread_mutex_lock(&lock->mutex);
-	mine = lock->next++;
-	while (lock->serving != mine)
-		pthread_cond_wait(&lock->turn, &lock->mutex);
-	pthread_mutex_unlock(&lock->mutex);
-}
-
-void vb_unlock(struct vb_window *window)
-{
-	struct vb_turnstile *lock = &window->lock;
-
-	pthread_mutex_lock(&lock->mutex);
-	lock->serving++;
-	if (lock->serving != lock->next)
-		pthread_cond_broadcast(&lock->turn);
-	pthread_mutex_unlock(&lock->mutex);
-}
-
 int vb_enter(struct vb_window *window)
 {
 	pthread_rwlock_rdlock(&window->life);
@@ -51,6 +28,51 @@ int vb_enter(struct vb_window *window)
 void vb_leave(struct vb_window *window)
 {
 	pthread_rwlock_unlock(&window->life);
+}
+
+struct vb_area *vb_area_of(struct vb_window *window, uint32_t page)
+{
+	struct vb_area *area = window->areas;
+
+	while (page - area->zone.first >= area->zone.count)
+		area++;
+	return area;
+}
+
+bool vb_whole_pages(const struct vb_window *window, size_t offset, size_t bytes)
+{
+	return offset % VB_PAGE_SIZE_BYTES == 0 && bytes % VB_PAGE_SIZE_BYTES == 0 && offset <= window->bytes &&
+	       bytes <= window->bytes - offset;
+}
+
+int vb_fail(struct vb_window *window, int status, uint32_t page)
+{
+	const uint64_t one = 1;
+	const struct vb_area *area = vb_area_of(window, page);
+
+	pthread_mutex_lock(&window->failing);
+	if (!window->failure.status) {
+		window->failure = (struct vb_failure){
+			.status = status,
+			.zone = (uint32_t)(area - window->areas),
+			.page = page - area->zone.first,
+		};
+		atomic_store(&window->failed, true);
+		while (write(window->failure_fd, &one, sizeof one) < 0 && errno == EINTR)
+			; /* an eventfd at 0 takes 1 */
+	}
+	pthread_mutex_unlock(&window->failing);
+	return status;
+}
+
+void vb_settled(struct vb_area *area)
+{
+	pthread_cond_broadcast(&area->settled);
+}
+
+void vb_await(struct vb_area *area)
+{
+	pthread_cond_wait(&area->settled, &area->lock);
 }
 
 static bool swap_is_on(void)
@@ -117,11 +139,14 @@ static int table_create(size_t count, size_t size, void *out)
 static int check(const struct vb_config *config, uint64_t *pages)
 {
 	*pages = 0;
-	if (!config->zone_count || config->zone_count > VB_MAXIMUM_ZONES || config->grace_ms < -1)
+	if (!config->zone_count || config->zone_count > VB_MAXIMUM_ZONES || config->grace_ms < -1 ||
+	    config->handler_count > VB_MAXIMUM_HANDLERS)
 		return VB_INVALID;
 	for (size_t i = 0; i < config->zone_count; i++) {
-		if (!config->zones[i].pages || config->zones[i].pages > UINT32_MAX / 2 ||
-		    config->zones[i].percent > 100)
+		const struct vb_zone_config *zone = &config->zones[i];
+
+		if (!zone->pages || zone->pages > UINT32_MAX / 2 || zone->percent > 100 ||
+		    zone->pin_budget > zone->pages)
 			return VB_INVALID;
 		*pages += config->zones[i].pages;
 	}
@@ -130,54 +155,41 @@ static int check(const struct vb_config *config, uint64_t *pages)
 	return sysconf(_SC_PAGESIZE) == (long)VB_PAGE_SIZE_BYTES ? VB_OK : VB_PAGE_SIZE;
 }
 
-static int zones_create(struct vb_window *window, const struct vb_config *config)
+static int areas_create(struct vb_window *window, const struct vb_config *config)
 {
+	const struct vb_provider *provider = config->provider ? config->provider : &vb_libcrypto;
 	uint32_t first = 0;
+	int status = vb_cipher_self_test(provider, config->cipher);
 
-	for (size_t i = 0; i < config->zone_count; i++) {
+	for (size_t i = 0; i < config->zone_count && !status; i++) {
+		struct vb_area *area = &window->areas[i];
+		unsigned percent = config->zones[i].percent;
 		uint32_t pages = (uint32_t)config->zones[i].pages;
-		int status;
 
-		vb_zone_init(&window->zones[i], first, pages, config->zones[i].percent,
-			     window->queues + first);
+		pthread_mutex_init(&area->lock, NULL);
+		pthread_cond_init(&area->settled, NULL);
 		window->zone_count = i + 1;
-		status = vb_cipher_create(config->cipher, config->key, config->instance, (uint32_t)i,
-					  &window->zones[i].cipher);
-		if (status)
-			return status;
+		vb_zone_init(&area->zone, first, pages, vb_zone_window(pages, percent), window->pages + first);
+		area->percent = percent;
+		area->open = percent == 0;
+		area->pin_budget = (uint32_t)config->zones[i].pin_budget;
+		status = vb_secret_create(&area->secret, provider, config->cipher, config->key, config->instance,
+					  (uint32_t)i);
 		first += pages;
-	}
-	return VB_OK;
-}
-
-/* Lets the kernel map open zones as it likes, and sends the faults of all others to the handler. */
-static int open_zones(struct vb_window *window)
-{
-	int status = VB_OK;
-
-	for (size_t i = 0; i < window->zone_count && !status; i++) {
-		uint8_t *start = window->guest + (size_t)window->zones[i].first * VB_PAGE_SIZE_BYTES;
-		size_t bytes = (size_t)window->zones[i].pages * VB_PAGE_SIZE_BYTES;
-
-		if (!window->zones[i].open)
-			status = vb_uffd_register(window->uffd, start, bytes);
-		else if (madvise(start, bytes, MADV_HUGEPAGE) != 0 && errno != EINVAL)
-			status = -errno;
 	}
 	return status;
 }
 
 static int build(struct vb_window *window, const struct vb_config *config, uint64_t pages)
 {
-	int status = vb_cipher_self_test(config->cipher);
+	int status;
 
-	if (status)
-		return status;
 	window->failure_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	window->wake_fd = eventfd(0, EFD_CLOEXEC);
-	if (window->failure_fd < 0 || window->wake_fd < 0)
+	if (window->failure_fd < 0)
 		return -errno;
-	status = vb_uffd_open(&window->uffd);
+	status = vb_lane_init(&window->calls);
+	if (!status)
+		status = vb_uffd_open(&window->uffd);
 	if (!status)
 		status = map_memory(window->bytes, &window->guest);
 	if (!status)
@@ -187,15 +199,13 @@ static int build(struct vb_window *window, const struct vb_config *config, uint6
 	if (!status)
 		status = table_create(pages, sizeof *window->pages, &window->pages);
 	if (!status)
-		status = table_create(pages, sizeof *window->queues, &window->queues);
+		status = areas_create(window, config);
 	if (!status)
-		status = zones_create(window, config);
-	if (!status)
-		status = open_zones(window);
+		status = vb_open_zones(window);
 	if (!status)
 		status = vb_uffd_register(window->uffd, window->side, window->bytes);
 	if (!status)
-		status = vb_handler_start(window, config->handler_cpu);
+		status = vb_handlers_start(window, config->handler_cpus, config->handler_count);
 	return status;
 }
 
@@ -210,13 +220,14 @@ int vb_window_create(const struct vb_config *config, struct vb_window **out)
 	window = calloc(1, sizeof *window);
 	if (!window)
 		return -ENOMEM;
-	window->uffd = window->wake_fd = window->failure_fd = -1;
+	window->uffd = window->failure_fd = -1;
 	window->grace_ms = config->grace_ms;
 	window->bytes = (size_t)pages * VB_PAGE_SIZE_BYTES;
-	pthread_mutex_init(&window->lock.mutex, NULL);
-	pthread_cond_init(&window->lock.turn, NULL);
 	pthread_rwlock_init(&window->life, NULL);
 	pthread_mutex_init(&window->change, NULL);
+	pthread_mutex_init(&window->roster, NULL);
+	pthread_mutex_init(&window->failing, NULL);
+	pthread_cond_init(&window->end, NULL);
 	status = build(window, config, pages);
 	if (status) {
 		vb_window_free(window);
@@ -230,10 +241,14 @@ void vb_window_close(struct vb_window *window)
 {
 	if (atomic_exchange(&window->closing, true))
 		return;
-	vb_handler_stop(window);
+	vb_handlers_stop(window);
+	/* Calls under way end soon: none waits for a page that only a handler would bring. */
 	pthread_rwlock_wrlock(&window->life);
+	for (size_t i = 0; i < window->zone_count; i++)
+		vb_opener_stop(&window->areas[i]);
 	if (window->pages)
 		vb_wipe(window);
+	vb_lane_clear(&window->calls);
 	/*
 	 * Inaccessible before the waiting threads are woken (by closing uffd): whoever waits for a page gets
 	 * an error, never a page of zeros.
@@ -263,16 +278,17 @@ void vb_window_free(struct vb_window *window)
 		munmap(window->guest, window->bytes);
 	if (window->pages)
 		munmap(window->pages, pages * sizeof *window->pages);
-	if (window->queues)
-		munmap(window->queues, pages * sizeof *window->queues);
-	if (window->wake_fd >= 0)
-		close(window->wake_fd);
+	for (size_t i = 0; i < window->zone_count; i++) {
+		pthread_mutex_destroy(&window->areas[i].lock);
+		pthread_cond_destroy(&window->areas[i].settled);
+	}
 	if (window->failure_fd >= 0)
 		close(window->failure_fd);
-	pthread_mutex_destroy(&window->lock.mutex);
-	pthread_cond_destroy(&window->lock.turn);
 	pthread_rwlock_destroy(&window->life);
 	pthread_mutex_destroy(&window->change);
+	pthread_mutex_destroy(&window->roster);
+	pthread_mutex_destroy(&window->failing);
+	pthread_cond_destroy(&window->end);
 	free(window);
 }
 
@@ -295,32 +311,59 @@ struct vb_failure vb_window_failure(struct vb_window *window)
 {
 	struct vb_failure failure;
 
-	vb_lock(window);
+	pthread_mutex_lock(&window->failing);
 	failure = window->failure;
-	vb_unlock(window);
+	pthread_mutex_unlock(&window->failing);
 	return failure;
 }
 
-/* One step towards a smaller window; *done when it is reached. */
-static int shrink(struct vb_window *window, struct vb_zone *zone, uint32_t target, bool *done)
+/* One step towards a smaller window, with the lock held; *done when it is reached. */
+static int shrink(struct vb_window *window, struct vb_area *area, uint32_t target, bool *done)
 {
-	uint32_t before = zone->limit;
-	uint32_t next = zone->plaintext < before ? zone->plaintext : before;
+	struct vb_zone *zone = &area->zone;
+	uint32_t next = zone->plaintext < zone->goal ? zone->plaintext : zone->goal;
 	int status;
 
-	next = next > target + VB_RUN ? next - VB_RUN : target;
-	zone->limit = next;
-	status = vb_make_room(window, zone, 0);
-	if (status)
-		zone->limit = before;
-	*done = !status && next == target;
+	zone->goal = next > target + VB_RUN ? next - VB_RUN : target;
+	status = vb_make_room(window, &window->calls, area, 0);
+	if (!status)
+		zone->limit = zone->plaintext > zone->goal ? zone->plaintext : zone->goal;
+	*done = !status && zone->limit == target;
+	return status;
+}
+
+/* One step of a change, with the lock held. */
+static int step(struct vb_window *window, struct vb_area *area, unsigned percent, bool *done)
+{
+	struct vb_zone *zone = &area->zone;
+	uint32_t target = vb_zone_window(zone->count, percent);
+	int status = VB_OK;
+
+	if (atomic_load(&window->failed))
+		return VB_FAILED;
+	if (atomic_load(&window->closing))
+		return VB_CLOSED;
+	if (percent && zone->pinned && zone->pinned + VB_PIN_HEADROOM > target)
+		return VB_PINNED;
+	if (area->open && percent)
+		status = vb_watch(window, area);
+	else if (zone->limit <= target)
+		*done = true;
+	else
+		status = shrink(window, area, target, done);
+	if (*done) {
+		zone->limit = zone->goal = target;
+		area->percent = percent;
+		zone->plaintext_max = zone->plaintext;
+	} else if (status) {
+		zone->limit = zone->goal = vb_zone_window(zone->count, area->percent);
+	}
 	return status;
 }
 
 int vb_window_set_percent(struct vb_window *window, size_t index, unsigned percent)
 {
-	struct vb_zone *zone;
-	uint32_t target;
+	struct vb_area *area;
 	bool done = false;
 	int status = vb_enter(window);
 
@@ -330,31 +373,20 @@ int vb_window_set_percent(struct vb_window *window, size_t index, unsigned perce
 		vb_leave(window);
 		return VB_INVALID;
 	}
+	area = &window->areas[index];
 	pthread_mutex_lock(&window->change);
-	zone = &window->zones[index];
-	target = vb_zone_window(zone->pages, percent);
+	vb_opener_stop(area);
 	while (!done && !status) {
-		vb_lock(window);
-		if (window->failure.status) {
-			status = VB_FAILED;
-		} else if (atomic_load(&window->closing)) {
-			status = VB_CLOSED;
-		} else if (zone->open && percent) {
-			status = vb_watch(window, zone);
-		} else if (zone->limit <= target) {
-			zone->limit = target;
-			done = true;
-		} else {
-			status = shrink(window, zone, target, &done);
-		}
-		if (done) {
-			zone->percent = percent;
-			zone->plaintext_max = zone->plaintext;
-		} else if (status) {
-			zone->limit = vb_zone_window(zone->pages, zone->percent);
-		}
-		vb_unlock(window);
+		pthread_mutex_lock(&window->calls.use);
+		pthread_mutex_lock(&area->lock);
+		status = step(window, area, percent, &done);
+		pthread_mutex_unlock(&area->lock);
+		pthread_mutex_unlock(&window->calls.use);
 	}
+	if (!status && !percent && !area->open)
+		status = vb_opener_start(window, area);
+	else if (status && !area->percent && !area->open && !atomic_load(&window->failed))
+		(void)vb_opener_start(window, area); /* as it was: on its way to being open */
 	pthread_mutex_unlock(&window->change);
 	vb_leave(window);
 	return status;
@@ -362,7 +394,7 @@ int vb_window_set_percent(struct vb_window *window, size_t index, unsigned perce
 
 int vb_window_stats(struct vb_window *window, size_t index, struct vb_stats *out)
 {
-	const struct vb_zone *zone;
+	struct vb_area *area;
 	int status = vb_enter(window);
 
 	if (status)
@@ -371,24 +403,21 @@ int vb_window_stats(struct vb_window *window, size_t index, struct vb_stats *out
 		vb_leave(window);
 		return VB_INVALID;
 	}
-	vb_lock(window);
-	zone = &window->zones[index];
-	*out = (struct vb_stats){
-		.pages = zone->pages,
-		.percent = zone->percent,
-		.window = zone->limit,
-		.plaintext = zone->plaintext,
-		.plaintext_max = zone->plaintext_max,
-		.faults = zone->faults,
-		.zero_faults = zone->zero_faults,
-		.evictions = zone->evictions,
-		.bytes_encrypted = zone->bytes_encrypted,
-		.bytes_decrypted = zone->bytes_decrypted,
-		.busy = zone->busy,
-	};
-	if (zone->open)
-		out->plaintext = out->plaintext_max = vb_open_pages(window, zone);
-	vb_unlock(window);
+	area = &window->areas[index];
+	pthread_mutex_lock(&area->lock);
+	*out = area->counts;
+	out->pages = area->zone.count;
+	out->percent = area->percent;
+	out->open = area->open;
+	out->window = area->zone.limit;
+	out->plaintext = area->zone.plaintext;
+	out->plaintext_max = area->zone.plaintext_max;
+	out->standby = area->zone.standby.count;
+	out->pinned = area->zone.pinned;
+	out->pin_budget = area->pin_budget;
+	if (area->open)
+		out->plaintext = out->plaintext_max = vb_open_count(window, area);
+	pthread_mutex_unlock(&area->lock);
 	vb_leave(window);
 	return VB_OK;
 }

@@ -6,15 +6,19 @@
  *           └─▲──┴────┴─┬──┴────┴────┘
  *        move │         │ move (UFFDIO_MOVE: the same physical page, no second copy)
  *           ┌─┴──┬────┬─▼──┬────┬────┐
- *   side    │    │ E1 │    │ E3 │    │   ciphertext, at the same offset; touched by this library only
- *           └────┴────┴────┴────┴────┘
+ *   side    │    │ E1 │    │ S3 │    │   ciphertext, and pages on standby, at the same offset; touched by
+ *           └────┴────┴────┴────┴────┘   this library only
  *
- * A page is absent (never touched; page 4 above), plaintext (in guest), encrypted (in side), or on its way
- * under the window's lock. On its way it counts as plaintext. At every instant, for every zone:
- * plaintext pages ≤ window(zone). Room is made before a page is mapped, never after.
+ * A page is absent (never touched; page 4 above), plaintext (in guest, or on standby aside), encrypted (aside), or on
+ * its way. On its way it counts as plaintext. At every instant, for every zone: plaintext pages ≤ window(zone). Room is
+ * made before a page is mapped, never after.
  *
- * A zone that has had 0 percent from the start is open: all of it may be plaintext, so the kernel maps what is
- * touched, in huge pages where it can, and no fault comes here. The first rise of its percentage ends that.
+ * A zone with 0 percent is open: all of it may be plaintext, so the kernel maps what is touched, in huge pages where it
+ * can, and no fault comes here. The first rise of its percentage ends that; a fall to 0 brings it back, when all pages
+ * have been decrypted in the background.
+ *
+ * Faults are answered by threads of the window, one for each CPU that it is told, and best the CPUs of the vCPUs. Only
+ * those whose CPU has faults wait for them.
  *
  * All functions may be called from any thread; those that take a window end with VB_CLOSED once it is
  * closed, and with VB_FAILED once it has failed. They return 0, a status (status.h) or -errno.
@@ -30,12 +34,17 @@
 #include "zone.h"
 
 #define VB_MAXIMUM_ZONES 16
+#define VB_MAXIMUM_HANDLERS 64
 /* The exit status of a process that left a failed window open: see vb_config.grace_ms. */
 #define VB_EXIT_FAILED 70
+/* So many pages of a window can never be pinned: the guest needs some to run. */
+#define VB_PIN_HEADROOM 16
+#define VB_HISTOGRAM 24
 
 struct vb_zone_config {
 	uint64_t pages;
 	unsigned percent;
+	uint64_t pin_budget; /* pages that may be pinned at a time */
 };
 
 struct vb_config {
@@ -44,7 +53,10 @@ struct vb_config {
 	const uint8_t *key;      /* VB_REALM_KEY_BYTES; not needed after the call */
 	const uint8_t *instance; /* VB_INSTANCE_BYTES */
 	enum vb_cipher_kind cipher;
-	int handler_cpu;         /* -1: any */
+	const struct vb_provider *provider; /* NULL: libcrypto */
+	/* One handler thread for each, pinned to it; none: one thread, anywhere. At most VB_MAXIMUM_HANDLERS. */
+	const int *handler_cpus;
+	size_t handler_count;
 	/*
 	 * After a failure, threads that touch an absent page stay blocked until the window is closed. Among
 	 * them may be the one that would have closed it. So, if it is not closed within this time, the
@@ -62,15 +74,26 @@ struct vb_failure {
 struct vb_stats {
 	uint64_t pages;
 	unsigned percent;
-	uint64_t window; /* while a rise is under way: what is allowed at this instant */
+	bool open;              /* the kernel maps; the counts below stand still */
+	uint64_t window;        /* while a rise is under way: what is allowed at this instant */
 	uint64_t plaintext;
 	uint64_t plaintext_max; /* since the percentage was last changed */
-	uint64_t faults;
-	uint64_t zero_faults;
-	uint64_t evictions;
+	uint64_t standby;       /* plaintext pages that are aside */
+	uint64_t pinned;
+	uint64_t pin_budget;
+	uint64_t faults;        /* page faults answered, all kinds */
+	uint64_t zero_faults;   /* of pages that had never been touched */
+	uint64_t standby_hits;  /* of pages on standby: given back without a cipher */
+	uint64_t demotions;     /* pages moved to standby */
+	uint64_t evictions;     /* pages encrypted */
+	uint64_t discarded;     /* pages given back */
 	uint64_t bytes_encrypted;
 	uint64_t bytes_decrypted;
-	uint64_t busy;
+	uint64_t busy;          /* moves that found their page pinned by the kernel */
+	uint64_t rekeys;
+	uint64_t handler_ns;    /* time that the handlers spent on this zone */
+	/* Faults by the time from reading it to its answer: element i counts those below 2^i µs / 4, the last all others. */
+	uint64_t histogram[VB_HISTOGRAM];
 };
 
 struct vb_window;
@@ -105,10 +128,24 @@ int vb_window_read(struct vb_window *window, size_t offset, void *data, size_t b
 int vb_window_digests(struct vb_window *window, size_t offset, size_t bytes, const char *algorithm, uint8_t *out);
 
 /*
- * Returns when the invariant holds at the new value. VB_PINNED: nothing has changed, except that more
- * pages may be encrypted than before.
+ * Raising returns when the invariant holds at the new value; meanwhile vb_stats.window falls step by step. Lowering is
+ * immediate. VB_PINNED: so many pages are pinned that it is impossible (vb_stats.pinned); nothing has changed, except
+ * that more pages may be encrypted than before.
  */
 int vb_window_set_percent(struct vb_window *window, size_t zone, unsigned percent);
 int vb_window_stats(struct vb_window *window, size_t zone, struct vb_stats *out);
+
+/*
+ * Keeps the pages of a range in guest memory, for a device; all of them or none. A page that is pinned several times is
+ * let go by as many calls. VB_BUDGET: the zone's budget does not allow it. VB_INVALID: not whole pages, or out of range.
+ */
+int vb_window_pin(struct vb_window *window, size_t offset, size_t bytes);
+int vb_window_unpin(struct vb_window *window, size_t offset, size_t bytes);
+
+/*
+ * The guest does not need the contents of these whole pages: they are dropped, without a cipher, and read as zeros next.
+ * Pinned pages stay. VB_INVALID: not whole pages, or out of range.
+ */
+int vb_window_discard(struct vb_window *window, size_t offset, size_t bytes);
 
 #endif

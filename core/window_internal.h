@@ -1,4 +1,14 @@
-/* The window from inside: for window.c, transfer.c, paging.c, handler.c and the tests. */
+/*
+ * The window from inside: for its sources and the tests.
+ *
+ *   window.c    made, closed, percentages, statistics     transfer.c  what this process itself writes and reads
+ *   open.c      zones without encryption, and wiping      pin.c       pages kept for devices, pages given back
+ *   paging.c    pages come: faults                        evict.c     pages go: standby, encryption, new keys
+ *   handler.c   the threads that answer faults
+ *
+ * Locks, in this order: a lane, one area, the failure. An area's lock is not held while pages are moved or ciphered; they
+ * are then `coming` or `leaving` (zone.h), which is a lock on the page.
+ */
 #ifndef VAMBRACE_WINDOW_INTERNAL_H
 #define VAMBRACE_WINDOW_INTERNAL_H
 
@@ -7,75 +17,137 @@
 
 #include "window.h"
 
-enum vb_state { VB_ABSENT, VB_PLAINTEXT, VB_ENCRYPTED };
+/* Pages of a zone's window that are kept free ahead of need. */
+#define VB_SPARE 16
 
-struct vb_page {
-	uint64_t version : 56; /* of the last encryption; 0: never encrypted */
-	uint64_t state : 8;    /* enum vb_state */
-	uint8_t tag[VB_TAG_BYTES];
+/* A zone with its lock, its key and its counts. */
+struct vb_area {
+	pthread_mutex_t lock;    /* guards all below, and the zone's part of the page table */
+	pthread_cond_t settled;  /* pages have stopped being on their way, or a copy has ended */
+	struct vb_zone zone;
+	unsigned percent;        /* what the last complete change set */
+	bool open;
+	uint32_t copies;         /* calls that copy to or from it while it is open */
+	uint32_t ciphering;      /* batches under way */
+	struct vb_secret secret;
+	uint32_t pin_budget;
+	struct vb_stats counts;  /* of it, only what counts up */
+	pthread_t opener;
+	bool opener_runs;        /* guarded by window.change */
+	atomic_bool opener_stop;
 };
 
-/* A lock that is taken in the order of asking: a long change of percentage must not starve the handler. */
-struct vb_turnstile {
-	pthread_mutex_t mutex;
-	pthread_cond_t turn;
-	uint64_t next;
-	uint64_t serving;
+/* Ciphers for one thread at a time. */
+struct vb_lane {
+	pthread_mutex_t use;
+	struct vb_cipher *ciphers[VB_MAXIMUM_ZONES];
+	struct vb_job jobs[VB_RUN];
+};
+
+struct vb_handler {
+	struct vb_window *window;
+	struct vb_lane lane;
+	pthread_t thread;
+	int cpu;              /* -1: any */
+	atomic_bool gone;     /* it has ended, or does nothing but wait for the end */
+	bool enlisted;        /* waits for faults; guarded by window.roster */
+	atomic_bool dismissed;
+	pthread_cond_t call;
+	atomic_uint demand;   /* faults of its CPU that others answered, lately */
+	_Atomic uint64_t seen; /* when its CPU had a fault last, as window.answered */
 };
 
 struct vb_window {
-	struct vb_turnstile lock; /* guards all below that changes, and the cipher contexts */
-	pthread_rwlock_t life;    /* shared: a call is under way; exclusive: closing */
-	pthread_mutex_t change;   /* one change of percentage at a time */
+	pthread_rwlock_t life;  /* shared: a call is under way; exclusive: closing */
+	pthread_mutex_t change; /* one change of percentages at a time */
 	atomic_bool closing;
 
 	uint8_t *guest;
 	uint8_t *side;
 	size_t bytes;
 	struct vb_page *pages;
-	uint32_t *queues;
-	struct vb_zone zones[VB_MAXIMUM_ZONES];
+	struct vb_area areas[VB_MAXIMUM_ZONES];
 	size_t zone_count;
+	struct vb_lane calls; /* of all threads that are no handlers */
 
 	int uffd;
-	int wake_fd;    /* tells the handler to stop */
 	int failure_fd;
 	int grace_ms;
-	pthread_t handler;
-	bool handler_runs;
+	struct vb_handler *handlers;
+	size_t handler_count;
+	pthread_mutex_t roster;
+	pthread_cond_t end;        /* closing */
+	bool grace_runs;           /* a handler waits for the end of the grace */
+	_Atomic uint64_t answered; /* faults */
+
+	pthread_mutex_t failing;
 	struct vb_failure failure;
+	atomic_bool failed;
 };
+
+static inline size_t vb_offset(uint32_t page)
+{
+	return (size_t)page * VB_PAGE_SIZE_BYTES;
+}
 
 /* window.c */
 
 /* Begins a call: from VB_OK until vb_leave the window is not taken down. */
 int vb_enter(struct vb_window *window);
 void vb_leave(struct vb_window *window);
-void vb_lock(struct vb_window *window);
-void vb_unlock(struct vb_window *window);
-
-/* paging.c; all with the lock held. A status that is not VB_OK or VB_PINNED has failed the window. */
-
-/* Evicts until `room` more pages may be plaintext. VB_PINNED: not possible now. */
-int vb_make_room(struct vb_window *window, struct vb_zone *zone, uint32_t room);
-/* Makes `page` (of the window) plaintext in guest memory, perhaps with pages behind it. */
-int vb_page_in(struct vb_window *window, uint32_t page);
-/* The same for `count` absent pages of one zone from `page` on, with these contents. */
-int vb_page_fill(struct vb_window *window, uint32_t page, uint32_t count, const void *data);
-struct vb_zone *vb_zone_of(struct vb_window *window, uint32_t page);
-/* Absent pages from `page` on, in its zone, at most `most`. */
-uint32_t vb_absent_run(struct vb_window *window, uint32_t page, uint32_t most);
+struct vb_area *vb_area_of(struct vb_window *window, uint32_t page);
+/* Whether pages [page, page + count) of the window are there; they may lie in several zones. */
+bool vb_whole_pages(const struct vb_window *window, size_t offset, size_t bytes);
 /* Notes the first failure and signals it. `page` is of the window. Gives back `status`. */
 int vb_fail(struct vb_window *window, int status, uint32_t page);
-/* Pages of an open zone that are there. */
-uint32_t vb_open_pages(struct vb_window *window, const struct vb_zone *zone);
-/* Ends that `zone` is open: from here on its pages are counted and its faults come to the handler. */
-int vb_watch(struct vb_window *window, struct vb_zone *zone);
-/* Overwrites all plaintext and destroys the keys. */
+/* Tells those who wait for pages of this area to look again; with its lock held. */
+void vb_settled(struct vb_area *area);
+/* Waits for pages of this area to stop being on their way; with its lock held. */
+void vb_await(struct vb_area *area);
+
+/*
+ * paging.c and evict.c: a status that is not VB_OK, VB_PINNED or VB_FAILED has failed the window. The lane is the
+ * caller's alone. Where it is said that a lock is held, it may be let go and taken again meanwhile.
+ */
+
+/*
+ * Makes `page` (of the window) plaintext in guest memory, perhaps with pages behind it. With `hold` it stays there until
+ * vb_let_go, and VB_OK says so, also where the zone is open; nothing else that waits for this lane may come between.
+ */
+int vb_page_in(struct vb_window *window, struct vb_lane *lane, uint32_t page, bool hold);
+void vb_let_go(struct vb_window *window, uint32_t page);
+/* Whole absent pages from `page` on, in its zone, at most `most`, with these contents; *count says how many. */
+int vb_page_fill(struct vb_window *window, struct vb_lane *lane, uint32_t page, uint32_t most, const void *data,
+		 uint32_t *count);
+
+/* With the area's lock held: evicts until `room` more pages may be plaintext, and counts these. VB_PINNED: not possible. */
+int vb_make_room(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, uint32_t room);
+/* After a fault, with the area's lock held: evicts ahead of need. */
+int vb_tend(struct vb_window *window, struct vb_lane *lane, struct vb_area *area);
+/* With the area's lock held: the lane's cipher for it, under the present key. */
+int vb_cipher_for(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, struct vb_cipher **out);
+void vb_jobs_of(struct vb_window *window, const struct vb_area *area, uint32_t page, uint32_t count,
+		struct vb_job *jobs);
+
+/* open.c */
+
+/* Lets the kernel map open zones as it likes, and sends the faults of all others to the handlers. */
+int vb_open_zones(struct vb_window *window);
+/* Pages of an open zone that are there; with its lock held. */
+uint32_t vb_open_count(struct vb_window *window, const struct vb_area *area);
+/* Ends that it is open, with its lock held: from here on its pages are counted and its faults come to the handlers. */
+int vb_watch(struct vb_window *window, struct vb_area *area);
+/* Decrypts all of a zone in the background, then opens it; and stops that. With window.change held. */
+int vb_opener_start(struct vb_window *window, struct vb_area *area);
+void vb_opener_stop(struct vb_area *area);
+/* Overwrites all plaintext and destroys the keys. Nobody else uses the window. */
 void vb_wipe(struct vb_window *window);
 
 /* handler.c */
-int vb_handler_start(struct vb_window *window, int cpu);
-void vb_handler_stop(struct vb_window *window);
+int vb_lane_init(struct vb_lane *lane);
+/* Cleanses the keys. */
+void vb_lane_clear(struct vb_lane *lane);
+int vb_handlers_start(struct vb_window *window, const int *cpus, size_t count);
+void vb_handlers_stop(struct vb_window *window);
 
 #endif

@@ -3,6 +3,17 @@
 #include <assert.h>
 #include <string.h>
 
+#define NONE UINT32_MAX
+/* How often the queue whose pages come back more often is asked all the same: one demotion in so many. */
+#define EXPLORE 16
+/* What is known of the queues halves when so many demotions are counted, or a quarter of the window. */
+#define MEMORY 4096
+/* Pages that were brought in last stay, at least so many (an eighth of a small window): the one that waits must get its
+ * turn, and a burst of touches must be over before a page is judged. */
+#define GRACE 64
+/* A page of fresh was given up too early if it comes back before so many times fresh's length of others have left. */
+#define RETURN 3
+
 uint32_t vb_zone_window(uint32_t pages, unsigned percent)
 {
 	uint32_t window = (uint32_t)((uint64_t)(100 - percent) * pages / 100);
@@ -12,17 +23,28 @@ uint32_t vb_zone_window(uint32_t pages, unsigned percent)
 	return window < pages ? window : pages;
 }
 
-void vb_zone_init(struct vb_zone *zone, uint32_t first, uint32_t pages, unsigned percent, uint32_t *queue)
+void vb_zone_init(struct vb_zone *zone, uint32_t first, uint32_t count, uint32_t limit, struct vb_page *pages)
 {
 	memset(zone, 0, sizeof *zone);
 	zone->first = first;
+	zone->count = count;
 	zone->pages = pages;
-	zone->percent = percent;
-	zone->open = percent == 0;
-	zone->limit = vb_zone_window(pages, percent);
-	zone->queue = queue;
+	zone->limit = zone->goal = limit;
+	vb_zone_clear(zone);
+}
+
+void vb_zone_clear(struct vb_zone *zone)
+{
+	const struct vb_queue empty = {NONE, NONE, 0};
+
+	for (uint32_t page = 0; page < zone->count; page++) {
+		zone->pages[page].state = VB_ABSENT;
+		zone->pages[page].sealed = 0;
+	}
+	zone->plaintext = zone->plaintext_max = 0;
+	zone->fresh = zone->main = zone->standby = empty;
 	for (unsigned i = 0; i < VB_STREAMS; i++)
-		zone->streams[i].next = UINT32_MAX;
+		zone->streams[i].next = NONE;
 }
 
 void vb_zone_gain(struct vb_zone *zone, uint32_t pages)
@@ -39,47 +61,6 @@ void vb_zone_lose(struct vb_zone *zone, uint32_t pages)
 	zone->plaintext -= pages;
 }
 
-static uint32_t place(const struct vb_zone *zone, uint32_t offset)
-{
-	uint64_t index = (uint64_t)zone->head + offset;
-
-	return (uint32_t)(index < zone->pages ? index : index - zone->pages);
-}
-
-void vb_zone_push(struct vb_zone *zone, uint32_t page, uint32_t count)
-{
-	assert(zone->count + count <= zone->pages);
-	for (uint32_t i = 0; i < count; i++)
-		zone->queue[place(zone, zone->count++)] = page + i;
-}
-
-uint32_t vb_zone_peek(const struct vb_zone *zone, uint32_t most, uint32_t *page)
-{
-	uint32_t run = 0;
-
-	if (!zone->count)
-		return 0;
-	*page = zone->queue[zone->head];
-	while (run < most && run < zone->count && zone->queue[place(zone, run)] == *page + run)
-		run++;
-	return run;
-}
-
-void vb_zone_drop(struct vb_zone *zone, uint32_t count)
-{
-	assert(count <= zone->count);
-	zone->head = place(zone, count);
-	zone->count -= count;
-}
-
-void vb_zone_rotate(struct vb_zone *zone)
-{
-	uint32_t page = zone->queue[zone->head];
-
-	vb_zone_drop(zone, 1);
-	vb_zone_push(zone, page, 1);
-}
-
 uint32_t vb_zone_expect(struct vb_zone *zone, uint32_t page, struct vb_stream **stream)
 {
 	for (unsigned i = 0; i < VB_STREAMS; i++) {
@@ -93,4 +74,252 @@ uint32_t vb_zone_expect(struct vb_zone *zone, uint32_t page, struct vb_stream **
 	*stream = &zone->streams[zone->oldest];
 	zone->oldest = (zone->oldest + 1) % VB_STREAMS;
 	return 1;
+}
+
+/* --- queues -------------------------------------------------------------------------------------------------- */
+
+static void push(struct vb_zone *zone, struct vb_queue *queue, uint32_t page, enum vb_state state)
+{
+	struct vb_page *entry = &zone->pages[page];
+
+	entry->state = state;
+	entry->next = NONE;
+	entry->previous = queue->tail;
+	if (queue->tail == NONE)
+		queue->head = page;
+	else
+		zone->pages[queue->tail].next = page;
+	queue->tail = page;
+	queue->count++;
+}
+
+static struct vb_queue *queue_of(struct vb_zone *zone, enum vb_state state)
+{
+	return state == VB_FRESH ? &zone->fresh : state == VB_MAIN ? &zone->main : &zone->standby;
+}
+
+/* Out of the queue that its state names. */
+static void pull(struct vb_zone *zone, uint32_t page, enum vb_state state)
+{
+	struct vb_page *entry = &zone->pages[page];
+	struct vb_queue *queue = queue_of(zone, entry->state);
+
+	assert(entry->state == VB_FRESH || entry->state == VB_MAIN || entry->state == VB_STANDBY);
+	if (entry->previous == NONE)
+		queue->head = entry->next;
+	else
+		zone->pages[entry->previous].next = entry->next;
+	if (entry->next == NONE)
+		queue->tail = entry->previous;
+	else
+		zone->pages[entry->next].previous = entry->previous;
+	queue->count--;
+	entry->state = state;
+}
+
+/* --- in ------------------------------------------------------------------------------------------------------ */
+
+void vb_zone_call(struct vb_zone *zone, uint32_t page)
+{
+	struct vb_page *entry = &zone->pages[page];
+	uint64_t horizon;
+
+	switch ((enum vb_state)entry->state) {
+	case VB_STANDBY:
+		zone->returned[entry->arm]++;
+		pull(zone, page, VB_COMING);
+		entry->held = 1;
+		return;
+	case VB_ENCRYPTED:
+		/*
+		 * Main was worth it once, so its pages have a window's length of departures to come back in. For others
+		 * the bar rises as main grows at fresh's expense: else all that comes back would turn main over for
+		 * pages that are no better.
+		 */
+		horizon = entry->arm ? zone->limit : (uint64_t)RETURN * zone->fresh.count;
+		entry->held = zone->departures - entry->next < horizon;
+		break;
+	default:
+		assert(entry->state == VB_ABSENT);
+		entry->held = 0;
+	}
+	entry->state = VB_COMING;
+}
+
+void vb_zone_admit(struct vb_zone *zone, uint32_t page)
+{
+	struct vb_page *entry = &zone->pages[page];
+
+	assert(entry->state == VB_COMING);
+	entry->sealed = 0;
+	if (entry->held)
+		push(zone, &zone->main, page, VB_MAIN);
+	else
+		push(zone, &zone->fresh, page, VB_FRESH);
+}
+
+/* --- out ----------------------------------------------------------------------------------------------------- */
+
+uint32_t vb_zone_standby_target(const struct vb_zone *zone)
+{
+	return zone->goal / 10;
+}
+
+/*
+ * Whether main's pages come back from standby less often than fresh's: clearly less, as to lose main is the greater
+ * loss. What comes back later, by a miss, tells nothing: such news is a window old, and of pages that have just come.
+ */
+static bool main_is_worth_less(const struct vb_zone *zone)
+{
+	uint64_t main = (uint64_t)zone->returned[1] * (zone->demoted[0] + 1);
+	uint64_t fresh = (uint64_t)zone->returned[0] * (zone->demoted[1] + 1);
+
+	return main * 4 < fresh * 3;
+}
+
+static struct vb_queue *victims(struct vb_zone *zone)
+{
+	uint32_t grace = zone->goal / 8 < GRACE ? zone->goal / 8 : GRACE;
+	bool from_main = main_is_worth_less(zone);
+
+	if (zone->kept) /* what cannot be moved gathers in main */
+		return zone->fresh.count ? &zone->fresh : &zone->main;
+	if (++zone->turn >= EXPLORE) {
+		zone->turn = 0;
+		from_main = !from_main;
+	}
+	if (!from_main && zone->fresh.count <= grace)
+		from_main = true;
+	if (from_main && !zone->main.count)
+		from_main = false;
+	return from_main ? &zone->main : &zone->fresh;
+}
+
+static void remember(struct vb_zone *zone, unsigned arm)
+{
+	uint32_t most = zone->limit / 4 < MEMORY ? zone->limit / 4 : MEMORY;
+
+	if (++zone->demoted[arm] < most)
+		return;
+	zone->demoted[arm] /= 2;
+	zone->returned[arm] /= 2;
+}
+
+uint32_t vb_zone_demote(struct vb_zone *zone, uint32_t most, uint32_t *page)
+{
+	struct vb_queue *queue = victims(zone);
+	unsigned arm = queue == &zone->main;
+	uint32_t run = 0;
+
+	*page = queue->head;
+	while (run < most && queue->count && queue->head == *page + run) {
+		pull(zone, *page + run, VB_LEAVING);
+		zone->pages[*page + run].arm = arm & 1;
+		remember(zone, arm);
+		run++;
+	}
+	return run;
+}
+
+void vb_zone_park(struct vb_zone *zone, uint32_t page)
+{
+	assert(zone->pages[page].state == VB_LEAVING);
+	zone->kept = 0;
+	push(zone, &zone->standby, page, VB_STANDBY);
+}
+
+void vb_zone_keep(struct vb_zone *zone, uint32_t page)
+{
+	assert(zone->pages[page].state == VB_LEAVING);
+	zone->kept++;
+	zone->returned[zone->pages[page].arm]++; /* it is in use */
+	push(zone, &zone->main, page, VB_MAIN);
+}
+
+uint32_t vb_zone_expel(struct vb_zone *zone, uint32_t most, uint32_t *pages)
+{
+	uint32_t count = 0;
+
+	while (count < most && zone->standby.count) {
+		pages[count] = zone->standby.head;
+		pull(zone, pages[count], VB_LEAVING);
+		count++;
+	}
+	return count;
+}
+
+void vb_zone_depart(struct vb_zone *zone, uint32_t page)
+{
+	struct vb_page *entry = &zone->pages[page];
+
+	assert(entry->state == VB_LEAVING || entry->state == VB_COMING);
+	entry->state = VB_ENCRYPTED;
+	entry->sealed = 1;
+	entry->next = zone->departures++;
+}
+
+void vb_zone_forget(struct vb_zone *zone, uint32_t page)
+{
+	struct vb_page *entry = &zone->pages[page];
+
+	assert(entry->state == VB_LEAVING || entry->state == VB_COMING);
+	entry->state = VB_ABSENT;
+	entry->sealed = 0;
+}
+
+/* --- stays --------------------------------------------------------------------------------------------------- */
+
+void vb_zone_hold(struct vb_zone *zone, uint32_t page)
+{
+	struct vb_page *entry = &zone->pages[page];
+
+	if (entry->state == VB_FIXED) {
+		entry->held = 2;
+		entry->state = VB_LEAVING;
+		return;
+	}
+	entry->held = entry->state == VB_MAIN;
+	pull(zone, page, VB_LEAVING);
+}
+
+void vb_zone_release(struct vb_zone *zone, uint32_t page)
+{
+	struct vb_page *entry = &zone->pages[page];
+
+	assert(entry->state == VB_LEAVING);
+	if (entry->held == 2)
+		entry->state = VB_FIXED;
+	else if (entry->held == 1)
+		push(zone, &zone->main, page, VB_MAIN);
+	else
+		push(zone, &zone->fresh, page, VB_FRESH);
+}
+
+void vb_zone_pin(struct vb_zone *zone, uint32_t page)
+{
+	struct vb_page *entry = &zone->pages[page];
+
+	assert(entry->pins < VB_MOST_PINS);
+	if (!entry->pins++) {
+		pull(zone, page, VB_FIXED);
+		zone->pinned++;
+	}
+}
+
+void vb_zone_unpin(struct vb_zone *zone, uint32_t page)
+{
+	struct vb_page *entry = &zone->pages[page];
+
+	assert(entry->state == VB_FIXED && entry->pins && zone->pinned);
+	if (!--entry->pins) {
+		zone->pinned--;
+		push(zone, &zone->main, page, VB_MAIN);
+	}
+}
+
+uint32_t vb_zone_busy(const struct vb_zone *zone)
+{
+	uint32_t settled = zone->fresh.count + zone->main.count + zone->standby.count + zone->pinned;
+
+	return zone->plaintext > settled ? zone->plaintext - settled : 0;
 }

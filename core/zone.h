@@ -1,6 +1,25 @@
 /*
- * One zone's bookkeeping: how much plaintext it may have and has, in which order pages are evicted, and
- * whether faults come one after the other. No memory of the guest, no system call: the window does that.
+ * One zone's bookkeeping: where each of its pages is, how much plaintext it may have and has, which page goes next,
+ * and whether faults come one after the other. No memory of the guest, no system call, no lock: paging.c does that.
+ *
+ *              fault                        demoted              expelled
+ *   absent ────────────► fresh ─────┬──────────────► standby ──────────────► encrypted
+ *                          ▲        │                   │                        │
+ *                          │  main ─┘       rescued     │         fault          │
+ *                          │   ▲ ◄──────────────────────┘                        │
+ *                          │   └── soon after it left ◄──────────────────────────┤
+ *                          └────── long after ◄──────────────────────────────────┘
+ *
+ * Fresh and main pages are in guest memory, and nothing tells whether the guest still uses them. So each of these two
+ * queues gives its oldest pages to standby: moved aside, still plaintext, given back for the price of a move. What
+ * comes back from there, or soon after it was encrypted, was worth keeping. The queue whose pages come back from
+ * standby less often gives the next one; the other is asked now and then, so that its worth stays known (a bandit with
+ * two arms). What is soon depends on the length of fresh: a large main is hard to enter.
+ * A scan so passes through fresh and leaves main alone, and a new phase of a program drains a main that it does
+ * not use any more.
+ *
+ * Pages are numbered within the zone. A page is `leaving` or `coming` while somebody works on it without the zone's
+ * lock: it is in no queue, and nobody else touches it.
  */
 #ifndef VAMBRACE_ZONE_H
 #define VAMBRACE_ZONE_H
@@ -8,14 +27,41 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "cipher.h"
-
 /* No zone's window is smaller (or all pages of a zone that has fewer): a vCPU needs some pages at once. */
 #define VB_MINIMUM_WINDOW 64
-/* Most pages that one system call moves or maps; of zeros, as long as there is room, more. */
-#define VB_RUN 16
-#define VB_ZERO_RUN 64
+/* Most pages that are moved, mapped, encrypted or decrypted in one step. */
+#define VB_RUN 64
 #define VB_STREAMS 4
+#define VB_ZONE_TAG_BYTES 16
+
+enum vb_state {
+	VB_ABSENT,    /* never touched, or given back */
+	VB_ENCRYPTED, /* aside */
+	VB_COMING,    /* on its way into guest memory: who waits for it is woken when it is there */
+	VB_LEAVING,   /* on its way out, or held by a call: who wants it waits */
+	VB_STANDBY,   /* plaintext, aside */
+	VB_FRESH,     /* plaintext, in guest memory; so are the two below */
+	VB_MAIN,
+	VB_FIXED,    /* a device reaches it: it stays */
+};
+
+struct vb_page {
+	uint64_t version : 48; /* of the last encryption under the zone's present key; 0: none */
+	uint64_t state : 4;    /* enum vb_state */
+	uint64_t arm : 1;      /* the queue that gave it to standby last: main (1) or fresh (0) */
+	uint64_t held : 2;     /* coming or held: where it goes to: 0 fresh, 1 main, 2 pinned */
+	uint64_t sealed : 1;   /* what is aside is ciphertext */
+	uint64_t pins : 8;     /* how often it is pinned */
+	uint32_t next;         /* in its queue; encrypted: the number of its departure */
+	uint32_t previous;
+	uint8_t tag[VB_ZONE_TAG_BYTES];
+};
+
+struct vb_queue {
+	uint32_t head; /* the oldest */
+	uint32_t tail;
+	uint32_t count;
+};
 
 /* A place where faults have come one after the other: the page expected next, and the last run's length. */
 struct vb_stream {
@@ -24,49 +70,78 @@ struct vb_stream {
 };
 
 struct vb_zone {
-	uint32_t first;   /* its first page in the window */
-	uint32_t pages;
-	unsigned percent; /* encrypted at least; what the last complete change set */
-	uint32_t limit;   /* plaintext pages allowed at this instant */
-	uint32_t plaintext;
-	uint32_t plaintext_max; /* since the percentage was last changed */
-	bool open; /* 0 percent from the start: the kernel maps what is touched, nothing below is counted */
+	uint32_t first; /* its first page in the window */
+	uint32_t count; /* pages */
+	struct vb_page *pages;
 
-	uint32_t *queue;  /* plaintext pages in the order of their mapping: a ring of `pages` places */
-	uint32_t head;
-	uint32_t count;
+	uint32_t limit;     /* plaintext pages allowed at this instant */
+	uint32_t goal;      /* what room is made for: less than the limit while a rise is under way */
+	uint32_t plaintext; /* pages that are, or have room to become, plaintext */
+	uint32_t plaintext_max; /* since the percentage was last changed */
+	uint32_t pinned;
+
+	struct vb_queue fresh;
+	struct vb_queue main;
+	struct vb_queue standby;
+	uint32_t departures;  /* pages expelled so far; wraps */
+	uint32_t turn;        /* demotions since the better queue was asked */
+	uint32_t kept;        /* demotions in a row that proved impossible */
+	uint32_t demoted[2];  /* of fresh and main, lately */
+	uint32_t returned[2]; /* of these, how many came back from standby */
 
 	struct vb_stream streams[VB_STREAMS];
-	unsigned oldest;  /* stream to be replaced next */
-
-	struct vb_cipher *cipher;
-
-	uint64_t faults;  /* pages or runs brought in, zero_faults among them */
-	uint64_t zero_faults;
-	uint64_t evictions; /* pages */
-	uint64_t bytes_encrypted;
-	uint64_t bytes_decrypted;
-	uint64_t busy;    /* evictions that found their page pinned */
+	unsigned oldest; /* stream to be replaced next */
 };
 
 /* window(zone): max(floor((100 − percent) / 100 × pages), VB_MINIMUM_WINDOW), but no more than all pages. */
 uint32_t vb_zone_window(uint32_t pages, unsigned percent);
 
-/* `queue` has `pages` places and stays the caller's. */
-void vb_zone_init(struct vb_zone *zone, uint32_t first, uint32_t pages, unsigned percent, uint32_t *queue);
+/* `pages` has `count` zeroed entries and stays the caller's. */
+void vb_zone_init(struct vb_zone *zone, uint32_t first, uint32_t count, uint32_t limit, struct vb_page *pages);
 
-/* Plaintext pages that come into being, and that are gone (encrypted, or dropped). */
+/* No page is plaintext or encrypted any more; versions and pins stay. */
+void vb_zone_clear(struct vb_zone *zone);
+
+/* Plaintext pages that there is room for from now on, and that are gone (encrypted, or dropped). */
 void vb_zone_gain(struct vb_zone *zone, uint32_t pages);
 void vb_zone_lose(struct vb_zone *zone, uint32_t pages);
 
-void vb_zone_push(struct vb_zone *zone, uint32_t page, uint32_t count);
-/* The length of the run of neighbours at the head of the queue, at most `most`; its first page in *page. */
-uint32_t vb_zone_peek(const struct vb_zone *zone, uint32_t most, uint32_t *page);
-void vb_zone_drop(struct vb_zone *zone, uint32_t count);
-/* Sends the page at the head to the end. */
-void vb_zone_rotate(struct vb_zone *zone);
-
 /* How many pages are worth bringing in for a fault at `page`: 1, and more where access is sequential. */
 uint32_t vb_zone_expect(struct vb_zone *zone, uint32_t page, struct vb_stream **stream);
+
+/* --- in: absent, encrypted or standby → coming → fresh or main ---------------------------------------------- */
+
+void vb_zone_call(struct vb_zone *zone, uint32_t page);
+/* It is in guest memory now. */
+void vb_zone_admit(struct vb_zone *zone, uint32_t page);
+
+/* --- out: fresh or main → leaving → standby → leaving → encrypted ------------------------------------------- */
+
+/* How many pages standby should have. */
+uint32_t vb_zone_standby_target(const struct vb_zone *zone);
+/* Takes the next page to give up and the neighbours queued behind it, at most `most`: leaving. Gives their number. */
+uint32_t vb_zone_demote(struct vb_zone *zone, uint32_t most, uint32_t *page);
+/* It is aside now. */
+void vb_zone_park(struct vb_zone *zone, uint32_t page);
+/* It could not be moved: somebody pins it. */
+void vb_zone_keep(struct vb_zone *zone, uint32_t page);
+/* Takes the oldest of standby, at most `most`: leaving. Gives their number. */
+uint32_t vb_zone_expel(struct vb_zone *zone, uint32_t most, uint32_t *pages);
+/* It is encrypted now. */
+void vb_zone_depart(struct vb_zone *zone, uint32_t page);
+/* It is no more: a page that is leaving, or coming. */
+void vb_zone_forget(struct vb_zone *zone, uint32_t page);
+
+/* --- stays: fresh, main or pinned → leaving → the same ------------------------------------------------------ */
+
+void vb_zone_hold(struct vb_zone *zone, uint32_t page);
+void vb_zone_release(struct vb_zone *zone, uint32_t page);
+/* Fresh, main or pinned → pinned, and, as often, back to main. */
+void vb_zone_pin(struct vb_zone *zone, uint32_t page);
+void vb_zone_unpin(struct vb_zone *zone, uint32_t page);
+#define VB_MOST_PINS 255
+
+/* Plaintext pages that somebody is working on. */
+uint32_t vb_zone_busy(const struct vb_zone *zone);
 
 #endif

@@ -79,7 +79,7 @@ def boot_realm(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
                 instance=_INSTANCE.hex(),
                 share=bytes(32).hex(),
                 cid=specification["cid"],
-                handler_cpu=specification["cpu"],
+                cpus=[specification["cpu"]],
             )
             loaded = time.monotonic()
             control.ask("start")

@@ -27,7 +27,8 @@ struct worker {
 	size_t index;
 	uint64_t random;
 	uint32_t *lines; /* counter of this thread's line in each page */
-	uint32_t *whole; /* counter of each page that is all this thread's */
+	uint32_t *whole; /* counter of each page that is all this thread's; 0 again where it was given back */
+	uint32_t writes;
 };
 
 static uint64_t next_random(uint64_t *state)
@@ -122,9 +123,32 @@ static void use_page(struct worker *worker, int ends[2], uint32_t page)
 	pattern(expected, sizeof expected, ~page, worker->whole[page]);
 	CHECK(memcmp(data, expected, sizeof data) == 0);
 	if (below(&worker->random, 2)) {
-		pattern(data, sizeof data, ~page, ++worker->whole[page]);
+		worker->whole[page] = ++worker->writes;
+		pattern(data, sizeof data, ~page, worker->whole[page]);
 		put(worker, ends, offset, data, sizeof data);
 	}
+}
+
+/* A device reaches a page for a moment: it stays in guest memory, unless there are too many such pages. */
+static void hold_page(struct worker *worker, uint32_t page)
+{
+	struct vb_window *window = worker->round->window;
+	size_t offset = page * VB_PAGE_SIZE_BYTES;
+	int status = vb_window_pin(window, offset, VB_PAGE_SIZE_BYTES);
+
+	CHECK(status == VB_OK || status == VB_BUDGET);
+	if (status)
+		return;
+	CHECK(present(window->guest + offset, 1) == 1);
+	sched_yield();
+	CHECK(present(window->guest + offset, 1) == 1);
+	CHECK(vb_window_unpin(window, offset, VB_PAGE_SIZE_BYTES) == VB_OK);
+}
+
+static void give_back(struct worker *worker, uint32_t page)
+{
+	CHECK(vb_window_discard(worker->round->window, page * VB_PAGE_SIZE_BYTES, VB_PAGE_SIZE_BYTES) == VB_OK);
+	worker->whole[page] = 0;
 }
 
 /* Many pages in one call: more than a zone's smallest window, and over the zones' borders. */
@@ -151,6 +175,9 @@ static void *work(void *argument)
 	struct round *round = worker->round;
 	int ends[2];
 
+	int cpus[2], count = two_cpus(cpus);
+
+	stay_on(cpus[worker->index % (size_t)count]);
 	CHECK(pipe(ends) == 0);
 	for (unsigned long i = 0; !atomic_load(&round->stop); i++) {
 		/* Now at random, now in a row, now a few pages again and again. */
@@ -168,6 +195,10 @@ static void *work(void *argument)
 		}
 		if (below(&worker->random, 50) == 0)
 			use_span(worker, page);
+		else if (page % SHARES >= THREADS && below(&worker->random, 50) == 0)
+			hold_page(worker, page);
+		else if (own_page(worker, page) && below(&worker->random, 8) == 0)
+			give_back(worker, page);
 		else if (own_page(worker, page))
 			use_page(worker, ends, page);
 		else if (page % SHARES >= THREADS)
@@ -186,7 +217,11 @@ static void change(struct round *round, uint64_t *random)
 	size_t zone = below(random, (uint32_t)round->zones);
 	unsigned percent = below(random, 2) ? below(random, 101) : edges[below(random, 5)];
 
-	CHECK(vb_window_set_percent(round->window, zone, percent) == VB_OK);
+	int status = vb_window_set_percent(round->window, zone, percent);
+
+	CHECK(status == VB_OK || status == VB_PINNED);
+	if (status)
+		return;
 	CHECK(vb_window_stats(round->window, zone, &stats) == VB_OK);
 	CHECK(stats.percent == percent && stats.window == vb_zone_window(round->zone_pages[zone], percent));
 	CHECK(stats.plaintext <= stats.window && stats.plaintext_max <= stats.window);
@@ -211,7 +246,7 @@ static unsigned long run_round(uint64_t *random, double end)
 		/* Also zones that are smaller than the smallest window. */
 		uint32_t pages = below(random, 4) ? 1 + below(random, MOST_PAGES / MOST_ZONES) : 1 + below(random, 70);
 
-		zones[i] = (struct vb_zone_config){pages, below(random, 101)};
+		zones[i] = (struct vb_zone_config){pages, below(random, 101), pages < 3 ? pages : 3};
 		round.zone_pages[i] = pages;
 		round.pages += pages;
 	}

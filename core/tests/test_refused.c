@@ -10,23 +10,24 @@
 #include <time.h>
 
 /* What is refused from now on; these stand before libc's, the sanitizers' too. */
-static atomic_bool refuse_poll, refuse_madvise, refuse_register;
+static atomic_bool refuse_read, refuse_madvise, refuse_register;
 
-int poll(struct pollfd *ends, nfds_t count, int timeout)
+/* Of a userfaultfd: the handler looks up, so that it is refused wherever it is. */
+ssize_t read(int fd, void *data, size_t bytes)
 {
-	struct timespec limit = {timeout / 1000, timeout % 1000 * 1000000}, moment = {.tv_nsec = 1000000};
-	int ready = 0;
+	ssize_t done;
 
-	if (count == 1)
-		return ppoll(ends, count, timeout < 0 ? NULL : &limit, NULL);
-	/* The handler's wait for faults and for its end: it looks up, so that it is refused wherever it is. */
-	while (ready == 0 && !atomic_load(&refuse_poll))
-		ready = ppoll(ends, count, &moment, NULL);
-	if (ready == 0) {
-		errno = ENOMEM;
-		return -1;
-	}
-	return ready;
+	if (bytes % sizeof(struct uffd_msg))
+		return syscall(SYS_read, fd, data, bytes);
+	fcntl(fd, F_SETFL, O_NONBLOCK);
+	do {
+		if (atomic_load(&refuse_read)) {
+			errno = ENOMEM;
+			return -1;
+		}
+		done = syscall(SYS_read, fd, data, bytes);
+	} while (done < 0 && errno == EAGAIN && usleep(1000) == 0);
+	return done;
 }
 
 int madvise(void *start, size_t bytes, int advice)
@@ -66,26 +67,26 @@ static void expect_failure(struct vb_window *window, uint32_t zone)
 	CHECK(vb_window_set_percent(window, 0, 50) == VB_FAILED);
 }
 
-static void test_poll(void)
+static void test_read(void)
 {
-	struct vb_window *window = open_window(&(struct vb_zone_config){256, 50}, 1);
+	struct vb_window *window = open_window(&(struct vb_zone_config){256, 50, 0}, 1);
 
-	atomic_store(&refuse_poll, true);
+	atomic_store(&refuse_read, true);
 	expect_failure(window, 0);
-	atomic_store(&refuse_poll, false);
+	atomic_store(&refuse_read, false);
 	vb_window_free(window);
 }
 
 /* Nobody closes that window: the process ends. */
-static void test_poll_grace(void)
+static void test_read_grace(void)
 {
 	int result = 0;
 	pid_t child = fork();
 
 	CHECK(child >= 0);
 	if (child == 0) {
-		open_with_grace(&(struct vb_zone_config){256, 50}, 1, 200);
-		atomic_store(&refuse_poll, true);
+		open_with_grace(&(struct vb_zone_config){256, 50, 0}, 1, 200);
+		atomic_store(&refuse_read, true);
 		sleep(10);
 		_exit(8);
 	}
@@ -96,7 +97,7 @@ static void test_poll_grace(void)
 /* The first rise of an open zone. */
 static void test_watch(atomic_bool *refuse)
 {
-	const struct vb_zone_config zones[] = {{256, 50}, {512, 0}};
+	const struct vb_zone_config zones[] = {{256, 50, 0}, {512, 0, 0}};
 	struct vb_window *window = open_window(zones, 2);
 
 	window->guest[300 * VB_PAGE_SIZE_BYTES] = 1;
@@ -109,8 +110,8 @@ static void test_watch(atomic_bool *refuse)
 
 int main(void)
 {
-	test_poll();
-	test_poll_grace();
+	test_read();
+	test_read_grace();
 	test_watch(&refuse_madvise);
 	test_watch(&refuse_register);
 	return 0;

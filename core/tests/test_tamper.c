@@ -12,14 +12,14 @@ static uint8_t *side(struct vb_window *window, uint32_t page)
 /* Each page with contents of its own, written in order: the first PAGES - 64 are then encrypted. */
 static struct vb_window *filled_with_grace(int grace_ms)
 {
-	struct vb_window *window = open_with_grace(&(struct vb_zone_config){PAGES, 100}, 1, grace_ms);
+	struct vb_window *window = open_with_grace(&(struct vb_zone_config){PAGES, 100, 0}, 1, grace_ms);
 	uint8_t data[VB_PAGE_SIZE_BYTES];
 
 	for (uint32_t i = 0; i < PAGES; i++) {
 		memset(data, (int)i, sizeof data);
 		CHECK(vb_window_write(window, i * sizeof data, data, sizeof data) == VB_OK);
 	}
-	CHECK(window->pages[1].state == VB_ENCRYPTED && window->pages[2].state == VB_ENCRYPTED);
+	CHECK(entry_of(window, 1).state == VB_ENCRYPTED && entry_of(window, 2).state == VB_ENCRYPTED);
 	return window;
 }
 
@@ -40,7 +40,7 @@ static void expect_failure(struct vb_window *window, uint32_t page)
 	failure = vb_window_failure(window);
 	CHECK(failure.status == VB_AUTHENTICATION && failure.zone == 0 && failure.page == page);
 	CHECK(poll(&end, 1, 0) == 1);
-	CHECK(window->pages[page].state == VB_ENCRYPTED);
+	CHECK(entry_of(window, page).state == VB_ENCRYPTED);
 	CHECK(present(window->guest + page * sizeof data, 1) == 0);
 	/* From then on nothing is served, pages that nobody touched included. */
 	CHECK(vb_window_read(window, 2 * sizeof data, data, 1) == VB_FAILED);
@@ -91,7 +91,7 @@ static void test_older_version(bool with_tag, bool with_version)
 	CHECK(vb_window_write(window, VB_PAGE_SIZE_BYTES, &one, 1) == VB_OK);
 	for (uint32_t i = 64; i < PAGES; i++) /* push page 1 out again */
 		CHECK(vb_window_write(window, i * VB_PAGE_SIZE_BYTES, &one, 1) == VB_OK);
-	CHECK(window->pages[1].state == VB_ENCRYPTED && window->pages[1].version == page.version + 1);
+	CHECK(entry_of(window, 1).state == VB_ENCRYPTED && entry_of(window, 1).version == page.version + 1);
 	memcpy(side(window, 1), older, sizeof older);
 	if (with_tag)
 		memcpy(window->pages[1].tag, page.tag, VB_TAG_BYTES);

@@ -82,7 +82,7 @@ static void *changer(void *argument)
 
 int main(void)
 {
-	const struct vb_zone_config zones[] = {{PAGES, 80}, {PAGES, 30}};
+	const struct vb_zone_config zones[] = {{PAGES, 80, 0}, {PAGES, 30, 0}};
 	pthread_t threads[THREADS], other;
 
 	window = open_window(zones, 2);

@@ -10,9 +10,10 @@
 
 static void test_refusals(void)
 {
-	const struct vb_zone_config good[] = {{8, 0}}, empty[] = {{0, 0}}, percent[] = {{8, 101}};
-	struct vb_config config = {.key = test_key, .instance = test_instance, .handler_cpu = -1,
-				   .grace_ms = -1, .zone_count = 1};
+	const struct vb_zone_config good[] = {{8, 0, 0}}, empty[] = {{0, 0, 0}}, percent[] = {{8, 101, 0}};
+	struct vb_config config = {.key = test_key, .instance = test_instance, .grace_ms = -1,
+				   .zone_count = 1};
+	const int no_cpu = 100000;
 	struct vb_window *window = NULL;
 	uint8_t data[16] = {0};
 
@@ -24,7 +25,8 @@ static void test_refusals(void)
 	config.zone_count = VB_MAXIMUM_ZONES + 1;
 	CHECK(vb_window_create(&config, &window) == VB_INVALID);
 	config.zone_count = 1;
-	config.handler_cpu = 100000; /* there is no such CPU */
+	config.handler_cpus = &no_cpu; /* there is no such CPU */
+	config.handler_count = 1;
 	CHECK(vb_window_create(&config, &window) == -EINVAL);
 
 	window = open_window(good, 1);
@@ -53,12 +55,12 @@ static void test_limits(void)
 /* Zero pages count from their mapping, in runs; an evicted one comes back as zeros. */
 static void test_zeros(void)
 {
-	struct vb_window *window = open_window(&(struct vb_zone_config){1000, 90}, 1);
+	struct vb_window *window = open_window(&(struct vb_zone_config){1000, 90, 0}, 1);
 	struct vb_stats stats;
 
 	CHECK(window->guest[0] == 0);
 	CHECK(vb_window_stats(window, 0, &stats) == VB_OK);
-	CHECK(stats.plaintext == 100 / 4 && stats.zero_faults == 1 && stats.window == 100);
+	CHECK(stats.plaintext == 100 / 8 && stats.zero_faults == 1 && stats.window == 100);
 	check_invariant(window);
 	for (size_t i = 0; i < window->bytes; i += 1024)
 		CHECK(window->guest[i] == 0);
@@ -72,14 +74,14 @@ static void test_zeros(void)
 /* No page that is aside holds a byte of what was written, and each version is used once. */
 static void test_ciphertext(void)
 {
-	struct vb_window *window = open_window(&(struct vb_zone_config){512, 100}, 1);
+	struct vb_window *window = open_window(&(struct vb_zone_config){512, 100, 0}, 1);
 	static const char secret[] = "a secret that the guest has written";
 
 	for (int round = 1; round <= 3; round++) {
 		for (uint32_t i = 0; i < 512; i++)
 			for (size_t at = 0; at + sizeof secret < VB_PAGE_SIZE_BYTES; at += 256)
 				memcpy(window->guest + i * VB_PAGE_SIZE_BYTES + at, secret, sizeof secret);
-		vb_lock(window);
+		pthread_mutex_lock(&window->areas[0].lock);
 		for (uint32_t i = 0; i < 512; i++) {
 			struct vb_page *page = &window->pages[i];
 
@@ -87,7 +89,7 @@ static void test_ciphertext(void)
 			if (page->state == VB_ENCRYPTED)
 				CHECK(!memmem(window->side + i * VB_PAGE_SIZE_BYTES, VB_PAGE_SIZE_BYTES, secret, 8));
 		}
-		vb_unlock(window);
+		pthread_mutex_unlock(&window->areas[0].lock);
 		check_invariant(window);
 	}
 	vb_window_free(window);
@@ -95,7 +97,7 @@ static void test_ciphertext(void)
 
 static void test_percentages(void)
 {
-	const struct vb_zone_config zones[] = {{600, 0}, {900, 50}};
+	const struct vb_zone_config zones[] = {{600, 0, 0}, {900, 50, 0}};
 	struct vb_window *window = open_window(zones, 2);
 	struct vb_stats stats;
 
@@ -120,7 +122,7 @@ static void test_percentages(void)
 /* The hashes are those of the pages, wherever these are, and of nothing else. */
 static void test_digests(void)
 {
-	const struct vb_zone_config zones[] = {{100, 0}, {100, 100}};
+	const struct vb_zone_config zones[] = {{100, 0, 0}, {100, 100, 0}};
 	struct vb_window *window = open_window(zones, 2);
 	const size_t bytes = 150 * VB_PAGE_SIZE_BYTES + 5;
 	uint8_t page[VB_PAGE_SIZE_BYTES], expected[VB_DIGEST_BYTES], digests[151 * VB_DIGEST_BYTES];
@@ -154,7 +156,7 @@ static void test_digests(void)
 /* An open zone is the kernel's, in huge pages where it can; with the first rise each of its pages is counted. */
 static void test_open(void)
 {
-	const struct vb_zone_config zones[] = {{4096, 0}, {512, 90}};
+	const struct vb_zone_config zones[] = {{4096, 0, 0}, {512, 90, 0}};
 	const size_t hole = 2048 * VB_PAGE_SIZE_BYTES;
 	struct vb_window *window = open_window(zones, 2);
 	struct vb_stats stats;
@@ -167,10 +169,11 @@ static void test_open(void)
 		window->guest[i * VB_PAGE_SIZE_BYTES] = (uint8_t)i;
 	CHECK(vb_window_stats(window, 0, &stats) == VB_OK);
 	CHECK(stats.faults == 0 && stats.plaintext >= 1026 && stats.plaintext <= 4096);
+	CHECK(stats.plaintext == present(window->guest, 4096));
 	check_invariant(window);
-	CHECK(vb_window_set_percent(window, 0, 0) == VB_OK && window->zones[0].open);
+	CHECK(vb_window_set_percent(window, 0, 0) == VB_OK && window->areas[0].open);
 
-	CHECK(vb_window_set_percent(window, 0, 75) == VB_OK && !window->zones[0].open);
+	CHECK(vb_window_set_percent(window, 0, 75) == VB_OK && !window->areas[0].open);
 	CHECK(vb_window_stats(window, 0, &stats) == VB_OK && stats.plaintext <= 1024 && stats.evictions);
 	check_invariant(window);
 	CHECK(window->guest[hole] == 0);
@@ -179,7 +182,20 @@ static void test_open(void)
 	CHECK(vb_window_read(window, 4095 * VB_PAGE_SIZE_BYTES - 7, back, sizeof back) == VB_OK);
 	CHECK(memcmp(data, back, sizeof data) == 0);
 	check_invariant(window);
-	CHECK(vb_window_set_percent(window, 0, 0) == VB_OK && !window->zones[0].open);
+
+	/* At 0 percent it is the kernel's again, when all of it is there. */
+	CHECK(vb_window_set_percent(window, 0, 0) == VB_OK);
+	await_open(window, 0);
+	CHECK(vb_window_stats(window, 0, &stats) == VB_OK && stats.open && stats.percent == 0);
+	for (size_t i = 0; i < 1024; i++)
+		CHECK(window->guest[i * VB_PAGE_SIZE_BYTES] == (uint8_t)i);
+	window->guest[hole] = 9; /* where nothing was: no handler is asked */
+	check_invariant(window);
+	CHECK(vb_window_set_percent(window, 0, 90) == VB_OK && window->guest[hole] == 9);
+	CHECK(vb_window_stats(window, 0, &stats) == VB_OK && !stats.open && stats.plaintext <= 409);
+	for (size_t i = 0; i < 1024; i++)
+		CHECK(window->guest[i * VB_PAGE_SIZE_BYTES] == (uint8_t)i);
+	check_invariant(window);
 	vb_window_free(window);
 }
 
@@ -189,7 +205,7 @@ static void test_open(void)
  */
 static void test_dropped(void)
 {
-	struct vb_window *window = open_window(&(struct vb_zone_config){256, 100}, 1);
+	struct vb_window *window = open_window(&(struct vb_zone_config){256, 50, 0}, 1);
 
 	memset(window->guest, 1, 64 * VB_PAGE_SIZE_BYTES);
 	CHECK(madvise(window->guest, VB_PAGE_SIZE_BYTES, MADV_DONTNEED) == -1);
@@ -218,7 +234,7 @@ static int pin(void *start, size_t bytes)
 /* Pinned pages stay, count, and are passed over; what they make impossible is refused. */
 static void test_pinned(void)
 {
-	struct vb_window *window = open_window(&(struct vb_zone_config){400, 50}, 1);
+	struct vb_window *window = open_window(&(struct vb_zone_config){400, 50, 0}, 1);
 	struct vb_stats stats;
 	uint8_t data[VB_PAGE_SIZE_BYTES];
 	int ring;
@@ -249,13 +265,13 @@ static void test_pinned(void)
 /* After close the addresses are reserved and inaccessible, and the zones have no keys. */
 static void test_close(void)
 {
-	struct vb_window *window = open_window(&(struct vb_zone_config){256, 50}, 1);
+	struct vb_window *window = open_window(&(struct vb_zone_config){256, 50, 0}, 1);
 	unsigned char vector[256];
 	int ends[2];
 
 	memset(window->guest, 7, window->bytes);
 	vb_window_close(window);
-	CHECK(window->zones[0].cipher == NULL && window->side == NULL);
+	CHECK(window->calls.ciphers[0] == NULL && window->side == NULL);
 	CHECK(mincore(window->guest, window->bytes, vector) == 0); /* mapped, */
 	CHECK(pipe(ends) == 0 && write(ends[1], window->guest, 1) == -1 && errno == EFAULT); /* not readable */
 	close(ends[0]);
@@ -266,7 +282,7 @@ static void test_close(void)
 /* Guest memory is not inherited. */
 static void test_fork(void)
 {
-	struct vb_window *window = open_window(&(struct vb_zone_config){64, 0}, 1);
+	struct vb_window *window = open_window(&(struct vb_zone_config){64, 0, 0}, 1);
 	int result = 0;
 	pid_t child;
 

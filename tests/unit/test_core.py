@@ -60,7 +60,7 @@ def test_cipher(objects: tuple[str, list[str]], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize("name", ["test_window", "test_tamper", "test_threads", "test_refused"])
+@pytest.mark.parametrize("name", ["test_engine", "test_window", "test_tamper", "test_threads", "test_refused"])
 def test_window(name: str, objects: tuple[str, list[str]], tmp_path: Path) -> None:
     run(name, objects, tmp_path)
 
@@ -81,6 +81,7 @@ def test_every_program_is_run() -> None:
     assert {path.stem for path in (CORE / "tests").glob("*.c")} == {
         "soak_window",
         "test_cipher",
+        "test_engine",
         "test_refused",
         "test_window",
         "test_tamper",

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vambrace.errors import PagerError
-from vambrace.pager import MINIMUM_WINDOW, Window, window_pages
+from vambrace.pager import MINIMUM_WINDOW, PIN_HEADROOM, Window, window_pages
 
 PAGE = 4096
 
@@ -134,8 +135,8 @@ def test_unknown_cipher_and_cpu() -> None:
         create((1, 0), cipher="aes-128-ecb")
     assert raised.value.hint is not None and "aes-256-gcm" in raised.value.hint
     with pytest.raises(PagerError):
-        create((1, 0), handler_cpu=4000)
-    with create((1, 0), handler_cpu=min(os.sched_getaffinity(0))) as window:
+        create((1, 0), handler_cpus=[4000])
+    with create((1, 0), handler_cpus=sorted(os.sched_getaffinity(0))) as window:
         assert window.memory()[0] == 0
 
 
@@ -234,7 +235,10 @@ def test_a_process_that_may_not_be_locked_is_told_what_helps(limit: int, hint: s
 
 
 ZONES = (90, 200, 400)
+BUDGETS = (20, 50, 60)
 PAGES = sum(ZONES)
+STARTS = (0, 90, 290)
+HANDLERS = sorted(os.sched_getaffinity(0))[:2]
 
 
 class WindowMachine(RuleBasedStateMachine):
@@ -243,10 +247,29 @@ class WindowMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.percents = [50, 80, 100]
-        self.window = create(*zip(ZONES, self.percents, strict=True))
+        zones = tuple(zip(ZONES, self.percents, BUDGETS, strict=True))
+        self.window = Window(zones, os.urandom(32), os.urandom(16), handler_cpus=HANDLERS)
         self.model = bytearray(PAGES * PAGE)
+        self.pins = [0] * PAGES
+        self.visitors = [threading.Thread(target=self.visit, args=(cpu,), daemon=True) for cpu in HANDLERS]
+        self.visiting = True
+        for visitor in self.visitors:
+            visitor.start()
+
+    def visit(self, cpu: int) -> None:
+        """Touches pages all the while, without changing any."""
+        os.sched_setaffinity(0, {cpu})
+        memory, page = self.window.memory(), cpu
+        while self.visiting:
+            for _ in range(20):
+                page = (page * 5 + 1) % PAGES
+                _ = memory[page * PAGE]
+            time.sleep(0.002)  # the other threads want the GIL, too
 
     def teardown(self) -> None:
+        self.visiting = False
+        for visitor in self.visitors:
+            visitor.join()
         assert self.window.failure() is None
         assert self.window.memory() == self.model
         self.window.close()
@@ -278,19 +301,71 @@ class WindowMachine(RuleBasedStateMachine):
 
     @rule(zone=st.integers(0, len(ZONES) - 1), percent=st.integers(0, 100))
     def set_percent(self, zone: int, percent: int) -> None:
+        pinned = self.pinned(zone)
+        if percent and pinned and pinned + PIN_HEADROOM > window_pages(ZONES[zone], percent):
+            with pytest.raises(PagerError) as raised:
+                self.window.set_percent(zone, percent)
+            assert str(pinned) in str(raised.value)
+            return
         self.window.set_percent(zone, percent)
         self.percents[zone] = percent
 
+    @rule(page=st.integers(0, PAGES - 1), count=st.integers(1, 150))
+    def discard(self, page: int, count: int) -> None:
+        count = min(count, PAGES - page)
+        self.window.discard(page * PAGE, count * PAGE)
+        for index in range(page, page + count):
+            if not self.pins[index]:
+                self.model[index * PAGE : (index + 1) * PAGE] = bytes(PAGE)
+
+    @rule(page=st.integers(0, PAGES - 1), count=st.integers(1, 30))
+    def pin(self, page: int, count: int) -> None:
+        pages = range(page, min(page + count, PAGES))
+        new = [0] * len(ZONES)
+        for index in pages:
+            new[self.zone_of(index)] += not self.pins[index]
+        allowed = all(
+            self.pinned(zone) + more <= BUDGETS[zone]
+            and (not self.percents[zone] or self.pinned(zone) + more + PIN_HEADROOM <= self.limit(zone))
+            for zone, more in enumerate(new)
+            if more
+        )
+        try:
+            self.window.pin(page * PAGE, len(pages) * PAGE)
+        except PagerError:
+            # A zone that is on its way to being open keeps its pages' number as its limit until then.
+            assert not allowed
+            return
+        assert allowed or any(not percent for percent in self.percents)
+        for index in pages:
+            self.pins[index] += 1
+
+    @rule(data=st.data())
+    def unpin(self, data: st.DataObject) -> None:
+        pinned = [index for index, count in enumerate(self.pins) if count]
+        if not pinned:
+            return
+        page = data.draw(st.sampled_from(pinned))
+        self.window.unpin(page * PAGE, PAGE)
+        self.pins[page] -= 1
+
+    def zone_of(self, page: int) -> int:
+        return sum(page >= start for start in STARTS) - 1
+
+    def limit(self, zone: int) -> int:
+        return window_pages(ZONES[zone], self.percents[zone])
+
+    def pinned(self, zone: int) -> int:
+        return sum(map(bool, self.pins[STARTS[zone] : STARTS[zone] + ZONES[zone]]))
+
     @invariant()
     def plaintext_is_within_the_window(self) -> None:
-        first = 0
         for zone, pages in enumerate(ZONES):
+            counted = present(self.window.address + STARTS[zone] * PAGE, pages)
             stats = self.window.stats(zone)
-            counted = present(self.window.address + first * PAGE, pages)
-            assert stats.percent == self.percents[zone]
-            assert stats.window == window_pages(pages, self.percents[zone])
-            assert counted == stats.plaintext <= stats.plaintext_max <= stats.window
-            first += pages
+            assert stats.percent == self.percents[zone] and stats.window == self.limit(zone)
+            assert stats.pinned == self.pinned(zone)
+            assert counted <= stats.window and stats.plaintext <= stats.plaintext_max <= stats.window
 
 
 WindowMachine.TestCase.settings = settings(

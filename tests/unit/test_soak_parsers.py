@@ -498,7 +498,7 @@ def test_control_protocol(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     requests = [
         {"id": 1, "op": "load", "config": "x", "kernel": "x", "initrd": "x", "disks": [], "instance": "11" * 16}
-        | {"share": "a5" * 32, "cid": 3, "handler_cpu": 0},
+        | {"share": "a5" * 32, "cid": 3, "cpus": [0]},
         {"id": 1, "op": "load", "disks": [], "instance": "11" * 16, "share": "a5" * 32, "cid": 3}
         | {name: str(tmp_path / name) for name in ("config", "kernel", "initrd")},
         {"id": 2, "op": "start"},

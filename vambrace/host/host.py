@@ -117,7 +117,7 @@ class Host:
                 platform=self.platform,
                 standby=self._standby,
                 cid=self._new_cid(),
-                handler_cpu=self._least_used_cpu(),
+                cpus=self._least_used_cpus(config.vcpus),
             )
             self._living[uuid] = realm
             realm.begin()
@@ -171,9 +171,10 @@ class Host:
         self._next_cid += 1
         return self._next_cid
 
-    def _least_used_cpu(self) -> int | None:
-        used = [realm.handler_cpu for realm in self._living.values()]
-        return min(self.settings.vmm_cpus, key=used.count, default=None)
+    def _least_used_cpus(self, count: int) -> list[int]:
+        """For ``count`` vCPUs; fewer where the host has fewer for its domains."""
+        used = [cpu for realm in self._living.values() for cpu in realm.cpus]
+        return sorted(self.settings.vmm_cpus, key=used.count)[:count]
 
     # Images
 

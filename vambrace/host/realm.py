@@ -57,12 +57,12 @@ class Realm:
         platform: Platform,
         standby: Standby,
         cid: int,
-        handler_cpu: int | None,
+        cpus: list[int],
     ) -> None:
         self.record = record
         self.config = config
         self.cid = cid
-        self.handler_cpu = handler_cpu
+        self.cpus = cpus
         self.lifecycle = Lifecycle()
         self.token: bytes | None = None
         self.deadline: float | None = None
@@ -215,7 +215,6 @@ class Realm:
         self.record.vmm_pid = self._vmm.pid
         self.record.vmm_started = started_at(self._vmm.pid)
         await self._move(State.LOADING)
-        placement = {} if self.handler_cpu is None else {"handler_cpu": self.handler_cpu}
         answer = await self._request(
             "load",
             config=str(self._image.config),
@@ -225,7 +224,7 @@ class Realm:
             instance=keys.instance.hex(),
             share=keys.share.hex(),
             cid=self.cid,
-            **placement,
+            cpus=self.cpus,
         )
         if answer.get("config") != hashlib.sha256(self.config.encode()).hexdigest():
             # The claims are of this configuration, the measurement of the one that the VMM has read.

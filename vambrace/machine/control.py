@@ -134,7 +134,9 @@ def _load_request(message: dict[str, Any]) -> LoadRequest:
     disks = message.get("disks")
     if not isinstance(disks, list) or not all(isinstance(path, str) for path in disks):
         raise UsageError("disks: a list of paths is expected")
-    cpu = message.get("handler_cpu")
+    cpus = message.get("cpus", [])
+    if not isinstance(cpus, list) or not all(type(cpu) is int for cpu in cpus):
+        raise UsageError("cpus: a list of integers is expected")
     instance = _hex(message, "instance", 16)
     return LoadRequest(
         config=_string(message, "config"),
@@ -144,7 +146,7 @@ def _load_request(message: dict[str, Any]) -> LoadRequest:
         instance=instance,
         key=page_key(_hex(message, "share", 32), instance),
         cid=_integer(message, "cid"),
-        handler_cpu=None if cpu is None else _integer(message, "handler_cpu"),
+        cpus=tuple(cpus),
     )
 
 

@@ -67,7 +67,7 @@ class LoadRequest(Record):
     instance: bytes
     key: bytes
     cid: int
-    handler_cpu: int | None = None
+    cpus: tuple[int, ...] = ()  # vCPU i runs on the i-th of them, in turn; none: anywhere
 
     def __repr__(self) -> str:
         return "LoadRequest(…)"  # never the key
@@ -131,7 +131,7 @@ class Machine:
                 request.key,
                 request.instance,
                 cipher=config.cipher,
-                handler_cpu=request.handler_cpu,
+                handler_cpus=sorted(set(request.cpus)),
             )
             self.failure_fd = window.failure_fd
             vm = self._stack.enter_context(Vm((plan.end - 1).bit_length()))
@@ -142,7 +142,7 @@ class Machine:
             _load_memory(window, plan, measurement)
             vcpus = _make_vcpus(vm, plan, measurement)
         for index, vcpu in enumerate(vcpus):
-            cpu = request.handler_cpu if index == 0 else None
+            cpu = request.cpus[index % len(request.cpus)] if request.cpus else None
             thread = threading.Thread(target=self._run_vcpu, args=(vcpu, cpu), daemon=True)
             self._vcpus.append((vcpu, thread))
         self._zones = len(config.zones)

@@ -3,6 +3,7 @@
 from vambrace.pager.window import (
     MINIMUM_WINDOW,
     PAGE_SIZE,
+    PIN_HEADROOM,
     Failure,
     Window,
     ZoneStats,
@@ -10,4 +11,13 @@ from vambrace.pager.window import (
     window_pages,
 )
 
-__all__ = ["MINIMUM_WINDOW", "PAGE_SIZE", "Failure", "Window", "ZoneStats", "lock_process", "window_pages"]
+__all__ = [
+    "MINIMUM_WINDOW",
+    "PAGE_SIZE",
+    "PIN_HEADROOM",
+    "Failure",
+    "Window",
+    "ZoneStats",
+    "lock_process",
+    "window_pages",
+]

@@ -6,6 +6,7 @@ from typing_extensions import Buffer
 
 MINIMUM_WINDOW: int  # pages: no zone's window is smaller, unless the zone is
 MAXIMUM_ZONES: int
+PIN_HEADROOM: int  # pages of a window that can never be pinned
 EXIT_FAILED: int  # exit status of a process that left a failed window open for 5 s
 
 # Statuses, as in Error.args[0]; negative ones are −errno.
@@ -18,6 +19,7 @@ NO_CIPHER: int
 NO_USERFAULTFD: int
 NO_MOVE: int
 SWAP: int
+BUDGET: int
 
 class Error(Exception):
     """args = (status, message)."""
@@ -29,11 +31,11 @@ class Window(Buffer):
 
     def __new__(
         cls,
-        zones: Sequence[tuple[int, int]],
+        zones: Sequence[tuple[int, int] | tuple[int, int, int]],  # pages, percent, pin budget (0)
         key: Buffer,
         instance: Buffer,
         cipher: str,
-        handler_cpu: int,  # −1: any
+        handler_cpus: Sequence[int],  # none: one handler, anywhere
     ) -> Window: ...
     @property
     def address(self) -> int: ...
@@ -46,7 +48,10 @@ class Window(Buffer):
     def read(self, offset: int, length: int) -> bytes: ...
     def digests(self, offset: int, length: int, algorithm: str) -> bytes: ...
     def set_percent(self, zone: int, percent: int) -> None: ...
-    def stats(self, zone: int) -> tuple[int, int, int, int, int, int, int, int, int, int]: ...
+    def stats(self, zone: int) -> tuple[int, ...]: ...  # ZoneStats in order, the histogram behind
+    def pin(self, offset: int, length: int) -> None: ...
+    def unpin(self, offset: int, length: int) -> None: ...
+    def discard(self, offset: int, length: int) -> None: ...
     def close(self) -> None: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from vambrace.errors import PageAuthenticationError, PagerError
 from vambrace.pager import _core
@@ -15,6 +16,8 @@ from vambrace.record import Record
 PAGE_SIZE = 4096
 #: Pages: no zone's window is smaller, unless the zone itself is.
 MINIMUM_WINDOW = _core.MINIMUM_WINDOW
+#: Pages of a window that can never be pinned: the guest needs some to run.
+PIN_HEADROOM = _core.PIN_HEADROOM
 #: Exit status of a process whose window failed and was not closed within five seconds.
 EXIT_FAILED = _core.EXIT_FAILED
 #: ``Failure.reason`` of a page whose ciphertext was changed.
@@ -25,6 +28,7 @@ _HINTS = {
     _core.NO_MOVE: "run Linux 6.8 or newer",
     _core.NO_CIPHER: "use cipher 'aes-256-gcm', or a libcrypto that has the other one (OpenSSL 3.1 or newer)",
     _core.SWAP: "turn swap off, or give CAP_IPC_LOCK",
+    _core.BUDGET: "release pages that devices hold, or give the zone a larger pin budget",
     _core.PINNED: "release pages that devices hold, or ask for a lower percentage",
 }
 
@@ -46,14 +50,26 @@ class ZoneStats(Record):
 
     pages: int
     percent: int
+    open: bool  # at 0 percent, the kernel maps pages, and the counts below ``plaintext_max`` stand still
     window: int
     plaintext: int
     plaintext_max: int
-    faults: int
-    zero_faults: int
-    evictions: int
+    standby: int  # plaintext pages that are aside, not encrypted yet
+    pinned: int
+    pin_budget: int
+    faults: int  # page faults that were answered
+    zero_faults: int  # of them, of pages that had never been touched
+    standby_hits: int  # of them, of pages on standby: no cipher was needed
+    demotions: int  # to standby
+    evictions: int  # encrypted
+    discarded: int  # given back by the guest
     bytes_encrypted: int
     bytes_decrypted: int
+    busy: int  # moves that found their page held by the kernel
+    rekeys: int
+    handler_ns: int  # nanoseconds that the handlers have spent
+    #: Faults by the time until they were answered: element i counts those below 2^i / 4 µs, the last one all others.
+    histogram: tuple[int, ...]
 
 
 class Failure(Record):
@@ -70,7 +86,8 @@ class Window:
 
     ``zones`` are (pages of 4096 bytes, percent), contiguous in order, at most 16; ``key`` has 32 bytes and
     ``instance`` 16, both unique to this run of the Realm (a key must never serve two windows: nonces would
-    repeat). ``handler_cpu`` pins the thread that answers page faults, best to the vCPU's own CPU.
+    repeat). A zone's third number, where it has one, is how many of its pages may be pinned at a time. For each of
+    ``handler_cpus``, best those of the vCPUs, a thread on this CPU answers page faults; none: one thread, anywhere.
 
     Threads, vCPUs and vhost workers just use the memory. When a page fails authentication the window stops:
     ``failure_fd`` becomes readable, and whoever touches an absent page waits until ``close``. A Python
@@ -82,18 +99,16 @@ class Window:
 
     def __init__(
         self,
-        zones: Sequence[tuple[int, int]],
+        zones: Sequence[tuple[int, int] | tuple[int, int, int]],
         key: bytes,
         instance: bytes,
         *,
         cipher: str = "aes-256-gcm",
-        handler_cpu: int | None = None,
+        handler_cpus: Sequence[int] = (),
     ) -> None:
         """Raises PagerError: an argument out of range, no userfaultfd, no UFFDIO_MOVE, no such cipher."""
         try:
-            self._core = _core.Window(
-                zones, key, instance, cipher, -1 if handler_cpu is None else handler_cpu
-            )
+            self._core = _core.Window(zones, key, instance, cipher, handler_cpus)
         except _core.Error as error:
             raise _pager_error(error) from None
         except (TypeError, ValueError, OverflowError) as error:
@@ -153,13 +168,52 @@ class Window:
         """
         try:
             self._core.set_percent(zone, percent)
-        except (_core.Error, OverflowError) as error:
+        except _core.Error as error:
+            if error.args[0] != _core.PINNED:
+                raise self._error(error) from None
+            stats = self.stats(zone)
+            raise PagerError(
+                f"{percent} % cannot be encrypted: {stats.pinned} pages are pinned for devices, "
+                f"and the window would have {window_pages(stats.pages, percent)}",
+                hint=_HINTS[_core.PINNED],
+            ) from None
+        except OverflowError as error:
             raise self._error(error) from None
 
     def stats(self, zone: int) -> ZoneStats:
         """Raises PagerError: no such zone."""
         try:
-            return ZoneStats(*self._core.stats(zone))
+            values = self._core.stats(zone)
+        except (_core.Error, OverflowError) as error:
+            raise self._error(error) from None
+        counts = len(ZoneStats.FIELDS) - 1
+        named: dict[str, Any] = dict(zip(ZoneStats.FIELDS, values[:counts], strict=False))
+        return ZoneStats(**named | {"open": bool(named["open"]), "histogram": values[counts:]})
+
+    def pin(self, offset: int, length: int) -> None:
+        """Keeps the whole pages of a range in guest memory, for a device, until as many ``unpin``; all or none.
+
+        Raises PagerError: beyond the zone's budget, or out of range.
+        """
+        try:
+            self._core.pin(offset, length)
+        except (_core.Error, OverflowError) as error:
+            raise self._error(error) from None
+
+    def unpin(self, offset: int, length: int) -> None:
+        """Raises PagerError: a page is not pinned (the others are let go), or out of range."""
+        try:
+            self._core.unpin(offset, length)
+        except (_core.Error, OverflowError) as error:
+            raise self._error(error) from None
+
+    def discard(self, offset: int, length: int) -> None:
+        """Drops whole pages that the guest does not need any more: they read as zeros. Pinned ones stay.
+
+        Raises PagerError: out of range.
+        """
+        try:
+            self._core.discard(offset, length)
         except (_core.Error, OverflowError) as error:
             raise self._error(error) from None
 

@@ -1,0 +1,234 @@
+/* What devices and the guest's memory manager say of pages: to be kept where they are, or not needed any more. */
+#define _GNU_SOURCE
+#include "window_internal.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "erase.h"
+#include "status.h"
+#include "uffd.h"
+
+/* Headers older than Linux 5.18 lack it: locked pages, too, are dropped. */
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
+/* --- pinned -------------------------------------------------------------------------------------------------- */
+
+/* With the lock held: whether one more page of this zone may be pinned. */
+static int check_budget(const struct vb_area *area, uint32_t page)
+{
+	const struct vb_zone *zone = &area->zone;
+
+	if (zone->pages[page].pins)
+		return zone->pages[page].pins < VB_MOST_PINS ? VB_OK : VB_BUDGET;
+	if (zone->pinned >= area->pin_budget)
+		return VB_BUDGET;
+	return area->open || zone->pinned + 1 + VB_PIN_HEADROOM <= zone->goal ? VB_OK : VB_BUDGET;
+}
+
+static int pin_page(struct vb_window *window, uint32_t page)
+{
+	struct vb_area *area = vb_area_of(window, page);
+	struct vb_zone *zone = &area->zone;
+	uint32_t index = page - zone->first;
+	bool open;
+	int status;
+
+	pthread_mutex_lock(&window->calls.use);
+	status = vb_page_in(window, &window->calls, page, true);
+	pthread_mutex_unlock(&window->calls.use);
+	if (status)
+		return status;
+	pthread_mutex_lock(&area->lock);
+	status = check_budget(area, index);
+	open = area->open;
+	if (open) {
+		area->copies--;
+		if (!status && !zone->pages[index].pins++)
+			zone->pinned++;
+	} else {
+		vb_zone_release(zone, index);
+		if (!status)
+			vb_zone_pin(zone, index);
+	}
+	vb_settled(area);
+	pthread_mutex_unlock(&area->lock);
+	/* A page of an open zone may not be there yet; the kernel maps it, and a device finds it. */
+	if (!status && open &&
+	    madvise(window->guest + vb_offset(page), VB_PAGE_SIZE_BYTES, MADV_POPULATE_WRITE) != 0)
+		status = -errno;
+	return status;
+}
+
+static int unpin_page(struct vb_window *window, uint32_t page)
+{
+	struct vb_area *area = vb_area_of(window, page);
+	struct vb_zone *zone = &area->zone;
+	uint32_t index = page - zone->first;
+	int status = VB_OK;
+
+	pthread_mutex_lock(&area->lock);
+	while (!area->open && zone->pages[index].state == VB_LEAVING)
+		vb_await(area);
+	if (!zone->pages[index].pins)
+		status = VB_INVALID;
+	else if (!area->open)
+		vb_zone_unpin(zone, index);
+	else if (!--zone->pages[index].pins)
+		zone->pinned--;
+	vb_settled(area);
+	pthread_mutex_unlock(&area->lock);
+	return status;
+}
+
+int vb_window_pin(struct vb_window *window, size_t offset, size_t bytes)
+{
+	uint32_t first, page, end;
+	int status = vb_enter(window);
+
+	if (status)
+		return status;
+	if (!vb_whole_pages(window, offset, bytes)) {
+		vb_leave(window);
+		return VB_INVALID;
+	}
+	first = page = (uint32_t)(offset / VB_PAGE_SIZE_BYTES);
+	end = first + (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
+	while (page < end && !status) {
+		status = pin_page(window, page);
+		page += !status;
+	}
+	while (status && page > first)
+		(void)unpin_page(window, --page);
+	vb_leave(window);
+	return status;
+}
+
+int vb_window_unpin(struct vb_window *window, size_t offset, size_t bytes)
+{
+	int status = vb_enter(window);
+
+	if (status)
+		return status;
+	if (!vb_whole_pages(window, offset, bytes))
+		status = VB_INVALID;
+	for (size_t i = 0; i < bytes / VB_PAGE_SIZE_BYTES && status != VB_INVALID; i++)
+		status = unpin_page(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES + i));
+	vb_leave(window);
+	return status;
+}
+
+/* --- given back ---------------------------------------------------------------------------------------------- */
+
+static int drop(void *start, size_t bytes)
+{
+	if (madvise(start, bytes, MADV_DONTNEED_LOCKED) == 0 || madvise(start, bytes, MADV_DONTNEED) == 0)
+		return VB_OK;
+	return -errno;
+}
+
+/* Gives back a run of pages that are leaving; `aside`: they are not in guest memory. With the lock held. */
+static int drop_run(struct vb_window *window, struct vb_area *area, uint32_t page, uint32_t count, bool aside,
+		    bool plaintext)
+{
+	struct vb_zone *zone = &area->zone;
+	size_t offset = vb_offset(zone->first + page), bytes = vb_offset(count);
+	uint32_t done = count;
+	int status = VB_OK;
+
+	pthread_mutex_unlock(&area->lock);
+	if (!aside) { /* first out of the guest's reach */
+		status = vb_uffd_move_out(window->uffd, window->side + offset, window->guest + offset, bytes, &bytes);
+		done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
+	}
+	if (plaintext)
+		vb_erase(window->side + offset, bytes);
+	if (bytes && drop(window->side + offset, bytes) != VB_OK && !status)
+		status = -errno;
+	pthread_mutex_lock(&area->lock);
+	for (uint32_t i = 0; i < done; i++)
+		vb_zone_forget(zone, page + i);
+	if (plaintext)
+		vb_zone_lose(zone, done);
+	for (uint32_t i = done; i < count; i++) /* the kernel holds one of them: they stay */
+		vb_zone_keep(zone, page + i);
+	area->counts.discarded += done;
+	vb_settled(area);
+	return status && status != -EBUSY ? vb_fail(window, status, zone->first + page + done) : VB_OK;
+}
+
+/* The run of pages that are where `page` is, taken out; at most `most`. With the lock held. */
+static uint32_t take_run(struct vb_zone *zone, uint32_t page, uint32_t most, enum vb_state state)
+{
+	uint32_t run = 0;
+
+	while (run < most && run < VB_RUN && zone->pages[page + run].state == state) {
+		if (state == VB_ENCRYPTED)
+			zone->pages[page + run].state = VB_LEAVING;
+		else
+			vb_zone_hold(zone, page + run);
+		run++;
+	}
+	return run;
+}
+
+/* Gives back some pages from `page` on, at most `most`; *count says how many were looked at. */
+static int discard_some(struct vb_window *window, struct vb_area *area, uint32_t page, uint32_t most, uint32_t *count)
+{
+	struct vb_zone *zone = &area->zone;
+	enum vb_state state;
+	int status = VB_OK;
+
+	*count = 1;
+	pthread_mutex_lock(&area->lock);
+	while (!area->open && (zone->pages[page].state == VB_COMING || zone->pages[page].state == VB_LEAVING))
+		vb_await(area);
+	state = (enum vb_state)zone->pages[page].state;
+	if (atomic_load(&window->failed)) {
+		status = VB_FAILED;
+	} else if (area->open) {
+		uint32_t run = 0;
+
+		while (run < most && !zone->pages[page + run].pins)
+			run++;
+		*count = run ? run : 1;
+		if (run)
+			status = drop(window->guest + vb_offset(zone->first + page), vb_offset(run));
+		area->counts.discarded += status ? 0 : run;
+	} else if (state != VB_ABSENT && state != VB_FIXED) {
+		*count = take_run(zone, page, most, state);
+		status = drop_run(window, area, page, *count, state == VB_STANDBY || state == VB_ENCRYPTED,
+				  state != VB_ENCRYPTED);
+	}
+	pthread_mutex_unlock(&area->lock);
+	return status;
+}
+
+int vb_window_discard(struct vb_window *window, size_t offset, size_t bytes)
+{
+	uint32_t page, end;
+	int status = vb_enter(window);
+
+	if (status)
+		return status;
+	if (!vb_whole_pages(window, offset, bytes)) {
+		vb_leave(window);
+		return VB_INVALID;
+	}
+	page = (uint32_t)(offset / VB_PAGE_SIZE_BYTES);
+	end = page + (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
+	while (page < end && !status) {
+		struct vb_area *area = vb_area_of(window, page);
+		uint32_t last = area->zone.first + area->zone.count, count;
+
+		if (atomic_load(&window->closing))
+			status = VB_CLOSED;
+		else
+			status = discard_some(window, area, page - area->zone.first, (end < last ? end : last) - page, &count);
+		page += status ? 0 : count;
+	}
+	vb_leave(window);
+	return status;
+}

@@ -1,0 +1,412 @@
+/* What makes the window an engine: standby, batches for an accelerator, new keys, pages pinned and given back, handlers. */
+#define _GNU_SOURCE
+#include "support.h"
+
+static uint8_t *page_of(struct vb_window *window, uint32_t page)
+{
+	return window->guest + vb_offset(page);
+}
+
+static struct vb_stats stats_of(struct vb_window *window, size_t zone)
+{
+	struct vb_stats stats;
+
+	CHECK(vb_window_stats(window, zone, &stats) == VB_OK);
+	return stats;
+}
+
+static struct vb_window *open_configured(struct vb_config config, const struct vb_zone_config *zone)
+{
+	struct vb_window *window = NULL;
+
+	config.zones = zone;
+	config.zone_count = 1;
+	config.key = test_key;
+	config.instance = test_instance;
+	config.grace_ms = -1;
+	CHECK(vb_window_create(&config, &window) == VB_OK);
+	return window;
+}
+
+/* A page that went to standby comes back without a cipher, and stays longer than those that were not wanted. */
+static void test_standby(void)
+{
+	struct vb_window *window = open_window(&(struct vb_zone_config){2000, 50, 0}, 1);
+	struct vb_stats before, after;
+	uint32_t page;
+
+	for (uint32_t i = 0; i < 2000; i++)
+		memset(page_of(window, i), (int)i, 8);
+	usleep(20000); /* the handler evicts ahead of need */
+	before = stats_of(window, 0);
+	CHECK(before.standby >= 50 && before.standby <= 150 && before.demotions >= before.evictions);
+	page = page_in_state(window, VB_STANDBY);
+	CHECK(*page_of(window, page) == (uint8_t)page);
+	after = stats_of(window, 0);
+	CHECK(after.standby_hits == before.standby_hits + 1 && after.bytes_decrypted == before.bytes_decrypted);
+	CHECK(entry_of(window, page).state == VB_MAIN);
+	check_invariant(window);
+	vb_window_free(window);
+}
+
+/* Neighbours are brought in together where faults come one after the other, and not where they do not. */
+static void test_sequential(void)
+{
+	struct vb_window *window = open_window(&(struct vb_zone_config){8000, 50, 0}, 1);
+	struct vb_stats before, after;
+
+	memset(window->guest, 1, window->bytes);
+	before = stats_of(window, 0);
+	for (uint32_t i = 0; i < 8000; i++)
+		CHECK(*page_of(window, i) == 1);
+	after = stats_of(window, 0);
+	CHECK(after.faults - before.faults < 8000 / 20);
+	before = after;
+	for (uint32_t i = 0; i < 3000; i++)
+		CHECK(*page_of(window, i * 2654435761u % 8000) == 1);
+	after = stats_of(window, 0);
+	CHECK(after.bytes_decrypted - before.bytes_decrypted < 2 * vb_offset((uint32_t)(after.faults - before.faults)));
+	vb_window_free(window);
+}
+
+/* --- an accelerator ------------------------------------------------------------------------------------------ */
+
+/* Ciphers in a thread of its own, as a device would: batches go in, and are done later. */
+struct device {
+	void *session;
+	pthread_t thread;
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	struct vb_message *messages;
+	size_t count;
+	bool encrypt, busy, stop;
+	int status;
+	size_t failed;
+};
+
+static atomic_uint sealed_batches, sealed_pages, largest_batch, wrong_answers;
+
+static void *device_main(void *argument)
+{
+	struct device *device = argument;
+
+	pthread_mutex_lock(&device->lock);
+	while (!device->stop) {
+		if (device->busy) {
+			usleep(20);
+			device->status = vb_libcrypto.begin(device->session, device->messages, device->count, device->encrypt);
+			if (!device->status)
+				device->status = vb_libcrypto.finish(device->session, &device->failed);
+			if (atomic_load(&wrong_answers) && !device->encrypt && device->count)
+				device->status = VB_AUTHENTICATION;
+			device->busy = false;
+			pthread_cond_broadcast(&device->changed);
+		}
+		pthread_cond_wait(&device->changed, &device->lock);
+	}
+	pthread_mutex_unlock(&device->lock);
+	return NULL;
+}
+
+static int device_open(enum vb_cipher_kind kind, const uint8_t *key, size_t key_bytes, void **session)
+{
+	struct device *device = calloc(1, sizeof *device);
+	int status = vb_libcrypto.open(kind, key, key_bytes, &device->session);
+
+	if (status) {
+		free(device);
+		return status;
+	}
+	pthread_mutex_init(&device->lock, NULL);
+	pthread_cond_init(&device->changed, NULL);
+	CHECK(pthread_create(&device->thread, NULL, device_main, device) == 0);
+	*session = device;
+	return VB_OK;
+}
+
+static void device_close(void *session)
+{
+	struct device *device = session;
+
+	pthread_mutex_lock(&device->lock);
+	device->stop = true;
+	pthread_cond_broadcast(&device->changed);
+	pthread_mutex_unlock(&device->lock);
+	pthread_join(device->thread, NULL);
+	vb_libcrypto.close(device->session);
+	pthread_mutex_destroy(&device->lock);
+	pthread_cond_destroy(&device->changed);
+	free(device);
+}
+
+static int device_begin(void *session, struct vb_message *messages, size_t count, bool encrypt)
+{
+	struct device *device = session;
+
+	pthread_mutex_lock(&device->lock);
+	CHECK(!device->busy && count);
+	device->messages = messages;
+	device->count = count;
+	device->encrypt = encrypt;
+	device->busy = true;
+	if (encrypt && messages->bytes == VB_PAGE_SIZE_BYTES) {
+		atomic_fetch_add(&sealed_batches, 1);
+		atomic_fetch_add(&sealed_pages, (unsigned)count);
+		if (count > atomic_load(&largest_batch))
+			atomic_store(&largest_batch, (unsigned)count);
+	}
+	pthread_cond_broadcast(&device->changed);
+	pthread_mutex_unlock(&device->lock);
+	return VB_OK;
+}
+
+static int device_finish(void *session, size_t *failed)
+{
+	struct device *device = session;
+	int status;
+
+	pthread_mutex_lock(&device->lock);
+	while (device->busy)
+		pthread_cond_wait(&device->changed, &device->lock);
+	status = device->status;
+	*failed = device->failed;
+	pthread_mutex_unlock(&device->lock);
+	return status;
+}
+
+static const struct vb_provider device_provider = {
+	.name = "test device", .open = device_open, .close = device_close, .begin = device_begin, .finish = device_finish};
+
+/* All encryption goes through the provider, in batches. */
+static void test_provider(void)
+{
+	struct vb_window *window =
+		open_configured((struct vb_config){.provider = &device_provider}, &(struct vb_zone_config){2000, 75, 0});
+	struct vb_stats stats;
+
+	for (uint32_t i = 0; i < 2000; i++)
+		memset(page_of(window, i * 7 % 2000), (int)(i * 7 % 2000), 16);
+	for (uint32_t i = 0; i < 2000; i++)
+		CHECK(*page_of(window, i) == (uint8_t)i);
+	usleep(20000); /* the last batch is on its way */
+	stats = stats_of(window, 0);
+	CHECK(stats.evictions == atomic_load(&sealed_pages) && stats.evictions > 2000);
+	CHECK(atomic_load(&largest_batch) >= 16);
+	CHECK(atomic_load(&sealed_pages) >= 8 * atomic_load(&sealed_batches));
+	check_invariant(window);
+	vb_window_free(window);
+}
+
+/* A device that answers wrongly at its self-test is not used. */
+static void test_wrong_provider(void)
+{
+	struct vb_config config = {.provider = &device_provider, .zones = &(struct vb_zone_config){100, 50, 0},
+				   .zone_count = 1, .key = test_key, .instance = test_instance, .grace_ms = -1};
+	struct vb_window *window = NULL;
+
+	atomic_store(&wrong_answers, 1);
+	CHECK(vb_window_create(&config, &window) == VB_SELF_TEST && !window);
+	atomic_store(&wrong_answers, 0);
+}
+
+/* --- keys ---------------------------------------------------------------------------------------------------- */
+
+/* Before a version could repeat, all that is encrypted gets a new key. */
+static void test_rekey(void)
+{
+	struct vb_window *window = open_window(&(struct vb_zone_config){600, 80, 0}, 1);
+	struct vb_stats stats;
+	uint8_t old[VB_PAGE_SIZE_BYTES];
+	uint32_t page, other;
+
+	for (uint32_t i = 0; i < 600; i++)
+		memset(page_of(window, i), (int)i, VB_PAGE_SIZE_BYTES);
+	usleep(20000);
+	other = page_in_state(window, VB_ENCRYPTED);
+	memcpy(old, window->side + vb_offset(other), sizeof old);
+	page = page_in_state(window, VB_FRESH);
+	pthread_mutex_lock(&window->areas[0].lock);
+	window->pages[page].version = VB_VERSION_LIMIT - 2;
+	pthread_mutex_unlock(&window->areas[0].lock);
+	for (int round = 0; round < 3; round++) /* out, in, and out again */
+		for (uint32_t i = 0; i < 600; i++)
+			CHECK(*page_of(window, i) == (uint8_t)i);
+	stats = stats_of(window, 0);
+	CHECK(stats.rekeys == 1 && window->areas[0].secret.epoch == 1);
+	CHECK(entry_of(window, page).version < 10 && entry_of(window, other).version < 10);
+	CHECK(memcmp(old, window->side + vb_offset(other), sizeof old));
+	check_invariant(window);
+	vb_window_free(window);
+}
+
+/* --- pins ---------------------------------------------------------------------------------------------------- */
+
+static void test_pins(void)
+{
+	struct vb_window *window = open_window(&(struct vb_zone_config){800, 50, 100}, 1);
+	const size_t many = vb_offset(60), at = vb_offset(100);
+	struct vb_stats stats;
+
+	memset(window->guest, 5, window->bytes);
+	CHECK(vb_window_pin(window, at + 1, many) == VB_INVALID && vb_window_pin(window, at, 5) == VB_INVALID);
+	CHECK(vb_window_pin(window, window->bytes, vb_offset(1)) == VB_INVALID);
+	CHECK(vb_window_pin(window, at, many) == VB_OK);
+	CHECK(vb_window_pin(window, at + vb_offset(10), vb_offset(20)) == VB_OK); /* a second time */
+	stats = stats_of(window, 0);
+	CHECK(stats.pinned == 60 && stats.pin_budget == 100);
+	CHECK(vb_window_pin(window, vb_offset(300), vb_offset(41)) == VB_BUDGET);
+	CHECK(stats_of(window, 0).pinned == 60); /* none of those */
+	for (int round = 0; round < 3; round++)
+		for (uint32_t i = 0; i < 800; i++)
+			CHECK(*page_of(window, i) == 5);
+	CHECK(present(window->guest + at, 60) == 60);
+	check_invariant(window);
+
+	/* A percentage that leaves no room beside them is refused, and nothing changes; the next lower one is not. */
+	CHECK(vb_window_set_percent(window, 0, 91) == VB_PINNED);
+	stats = stats_of(window, 0);
+	CHECK(stats.percent == 50 && stats.window == 400 && stats.pinned == 60);
+	CHECK(vb_window_set_percent(window, 0, 90) == VB_OK);
+	CHECK(present(window->guest + at, 60) == 60);
+	check_invariant(window);
+	CHECK(vb_window_pin(window, 0, vb_offset(10)) == VB_BUDGET); /* the window's headroom, not the budget */
+
+	/* They stay pinned while the zone is the kernel's, and after. */
+	CHECK(vb_window_set_percent(window, 0, 0) == VB_OK);
+	await_open(window, 0);
+	CHECK(vb_window_pin(window, 0, vb_offset(1)) == VB_OK && stats_of(window, 0).pinned == 61);
+	CHECK(vb_window_unpin(window, 0, vb_offset(1)) == VB_OK);
+	CHECK(vb_window_set_percent(window, 0, 90) == VB_OK);
+	CHECK(present(window->guest + at, 60) == 60 && stats_of(window, 0).pinned == 60);
+	check_invariant(window);
+
+	CHECK(vb_window_unpin(window, at, many) == VB_OK);
+	CHECK(stats_of(window, 0).pinned == 20); /* those that were pinned twice */
+	CHECK(vb_window_unpin(window, at + vb_offset(10), vb_offset(20)) == VB_OK && stats_of(window, 0).pinned == 0);
+	CHECK(vb_window_unpin(window, at, many) == VB_INVALID);
+	CHECK(vb_window_set_percent(window, 0, 95) == VB_OK);
+	for (uint32_t i = 0; i < 800; i++)
+		CHECK(*page_of(window, i) == 5);
+	check_invariant(window);
+	vb_window_free(window);
+}
+
+/* --- given back ---------------------------------------------------------------------------------------------- */
+
+/* Wherever pages are: they read as zeros next, cost no cipher, and leave room. */
+static void test_discard(void)
+{
+	struct vb_window *window = open_window(&(struct vb_zone_config){1000, 50, 8}, 1);
+	struct vb_stats before, after;
+	uint64_t version;
+	uint32_t page;
+
+	memset(window->guest, 6, window->bytes);
+	CHECK(vb_window_pin(window, vb_offset(500), vb_offset(2)) == VB_OK);
+	usleep(20000);
+	page = page_in_state(window, VB_ENCRYPTED);
+	version = entry_of(window, page).version;
+	before = stats_of(window, 0);
+	CHECK(before.standby && vb_window_discard(window, 1, vb_offset(1)) == VB_INVALID);
+	CHECK(vb_window_discard(window, 0, window->bytes) == VB_OK);
+	after = stats_of(window, 0);
+	CHECK(after.plaintext == 2 && after.standby == 0 && after.discarded == 998);
+	CHECK(after.bytes_decrypted == before.bytes_decrypted && after.bytes_encrypted == before.bytes_encrypted);
+	CHECK(present(window->guest, 1000) == 2 && present(window->side, 1000) == 0);
+	check_invariant(window);
+	for (uint32_t i = 0; i < 1000; i++)
+		CHECK(*page_of(window, i) == (i == 500 || i == 501 ? 6 : 0));
+	CHECK(entry_of(window, page).version >= version); /* a nonce is never used again */
+	CHECK(vb_window_unpin(window, vb_offset(500), vb_offset(2)) == VB_OK);
+
+	CHECK(vb_window_set_percent(window, 0, 0) == VB_OK);
+	await_open(window, 0);
+	memset(window->guest, 7, window->bytes);
+	CHECK(vb_window_discard(window, vb_offset(10), vb_offset(100)) == VB_OK);
+	CHECK(*page_of(window, 9) == 7 && *page_of(window, 10) == 0 && *page_of(window, 109) == 0 && *page_of(window, 110) == 7);
+	vb_window_free(window);
+}
+
+/* --- handlers ------------------------------------------------------------------------------------------------ */
+
+struct visit {
+	struct vb_window *window;
+	int cpu;
+};
+
+static void *visit(void *argument)
+{
+	const struct visit *visit = argument;
+
+	stay_on(visit->cpu);
+	for (uint32_t i = 0; i < 8000; i++)
+		*page_of(visit->window, i * 2654435761u % 4000) += 1;
+	return NULL;
+}
+
+static bool enlisted(struct vb_window *window, size_t handler)
+{
+	bool answer;
+
+	pthread_mutex_lock(&window->roster);
+	answer = window->handlers[handler].enlisted && !atomic_load(&window->handlers[handler].dismissed);
+	pthread_mutex_unlock(&window->roster);
+	return answer;
+}
+
+/* Faults are answered where they happen: the handler of their CPU is enlisted, and others are dismissed in time. */
+static void test_handlers(void)
+{
+	int cpus[2], found = two_cpus(cpus);
+	struct vb_window *window;
+
+	if (found < 2) {
+		puts("one CPU: handlers were not tested");
+		return;
+	}
+	window = open_configured((struct vb_config){.handler_cpus = cpus, .handler_count = 2},
+				 &(struct vb_zone_config){4000, 80, 0});
+	for (int turn = 1; turn >= 0; turn--) {
+		struct visit one = {window, cpus[turn]};
+		pthread_t thread;
+
+		CHECK(pthread_create(&thread, NULL, visit, &one) == 0);
+		CHECK(pthread_join(thread, NULL) == 0);
+		CHECK(enlisted(window, (size_t)turn) && !enlisted(window, (size_t)!turn));
+	}
+	check_invariant(window);
+	CHECK(stats_of(window, 0).handler_ns > 0);
+	vb_window_free(window);
+}
+
+/* Every fault is in the histogram. */
+static void test_histogram(void)
+{
+	struct vb_window *window = open_window(&(struct vb_zone_config){500, 50, 0}, 1);
+	struct vb_stats stats;
+	uint64_t sum = 0;
+
+	memset(window->guest, 1, window->bytes);
+	for (uint32_t i = 0; i < 500; i++)
+		CHECK(*page_of(window, i) == 1);
+	usleep(10000); /* the last one is counted after it was answered */
+	stats = stats_of(window, 0);
+	for (size_t i = 0; i < VB_HISTOGRAM; i++)
+		sum += stats.histogram[i];
+	CHECK(sum >= stats.faults && stats.faults > 10);
+	vb_window_free(window);
+}
+
+int main(void)
+{
+	test_standby();
+	test_sequential();
+	test_provider();
+	test_wrong_provider();
+	test_rekey();
+	test_pins();
+	test_discard();
+	test_handlers();
+	test_histogram();
+	return 0;
+}
