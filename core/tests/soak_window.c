@@ -252,7 +252,7 @@ static unsigned long run_round(uint64_t *random, double end)
 	}
 	round.window = open_window(zones, round.zones);
 	for (size_t i = 0; i < THREADS; i++) {
-		workers[i] = (struct worker){&round, i, next_random(random) | 1, NULL, NULL};
+		workers[i] = (struct worker){&round, i, next_random(random) | 1, NULL, NULL, 0};
 		CHECK((workers[i].lines = calloc(round.pages, sizeof *workers[i].lines)) != NULL);
 		CHECK((workers[i].whole = calloc(round.pages, sizeof *workers[i].whole)) != NULL);
 		CHECK(pthread_create(&threads[i], NULL, work, &workers[i]) == 0);
