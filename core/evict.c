@@ -255,6 +255,26 @@ static int demote(struct vb_window *window, struct vb_area *area, uint32_t most,
 	return status;
 }
 
+int vb_set_aside(struct vb_window *window, struct vb_area *area, uint32_t page)
+{
+	struct vb_zone *zone = &area->zone;
+	size_t offset = vb_offset(zone->first + page), bytes = 0;
+	int status;
+
+	if (zone->pages[page].state != VB_FRESH && zone->pages[page].state != VB_MAIN)
+		return VB_OK;
+	vb_zone_hold(zone, page);
+	pthread_mutex_unlock(&area->lock);
+	status = vb_uffd_move_out(window->uffd, window->side + offset, window->guest + offset, VB_PAGE_SIZE_BYTES, &bytes);
+	pthread_mutex_lock(&area->lock);
+	if (status)
+		status = not_moved(window, area, status, page);
+	else
+		vb_zone_park(zone, page);
+	vb_settled(area);
+	return status;
+}
+
 int vb_make_room(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, uint32_t room)
 {
 	struct vb_zone *zone = &area->zone;

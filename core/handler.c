@@ -144,14 +144,6 @@ static bool await_call(struct vb_window *window, struct vb_handler *self)
 
 /* --- answers ------------------------------------------------------------------------------------------------- */
 
-static uint64_t now_ns(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
-}
-
 /* The first i with ns < 250 · 2^i, at most the last. */
 static unsigned bucket_of(uint64_t ns)
 {
@@ -167,7 +159,7 @@ static int serve(struct vb_window *window, struct vb_lane *lane, uintptr_t addre
 {
 	const struct timespec pause = {.tv_nsec = 1000000};
 	uintptr_t offset = address - (uintptr_t)window->guest;
-	uint64_t start = now_ns(), answered;
+	uint64_t start = vb_now_ns(), answered;
 	struct vb_area *area;
 	uint32_t page;
 	int status;
@@ -186,12 +178,12 @@ static int serve(struct vb_window *window, struct vb_lane *lane, uintptr_t addre
 	}
 	if (status)
 		return status;
-	answered = now_ns();
+	answered = vb_now_ns();
 	area = vb_area_of(window, page);
 	pthread_mutex_lock(&area->lock);
 	area->counts.histogram[bucket_of(answered - start)]++;
 	status = vb_tend(window, lane, area);
-	area->counts.handler_ns += now_ns() - start;
+	area->counts.handler_ns += vb_now_ns() - start;
 	pthread_mutex_unlock(&area->lock);
 	return status == VB_PINNED ? VB_OK : status;
 }

@@ -9,12 +9,15 @@
 #include "uffd.h"
 
 /* Pages from `page` on that are where it is, at most `most`. */
-static uint32_t run_of(const struct vb_zone *zone, uint32_t page, uint32_t most)
+static uint32_t run_of(const struct vb_area *area, uint32_t page, uint32_t most)
 {
+	const struct vb_zone *zone = &area->zone;
 	unsigned state = zone->pages[page].state;
 	uint32_t run = 1;
 
-	while (run < most && page + run < zone->count && zone->pages[page + run].state == state)
+	/* A sampled page comes when it is touched, not with others. */
+	while (run < most && page + run < zone->count && zone->pages[page + run].state == state &&
+	       !vb_sampled(&area->sample, page + run))
 		run++;
 	return run;
 }
@@ -142,7 +145,7 @@ static int bring(struct vb_window *window, struct vb_lane *lane, struct vb_area 
 #ifdef VB_TRACE
 	want = 1;
 #endif
-	count = run_of(zone, page, want < most ? want : most);
+	count = run_of(area, page, want < most ? want : most);
 	for (uint32_t i = 0; i < count; i++)
 		vb_zone_call(zone, page + i);
 	if (state != VB_STANDBY) {
@@ -163,6 +166,14 @@ static int bring(struct vb_window *window, struct vb_lane *lane, struct vb_area 
 	default:
 		return map_decrypted(window, lane, area, page, count);
 	}
+}
+
+/* A sampled page was touched: the one before it must be seen when it is touched again. With the lock held. */
+static int note_touch(struct vb_window *window, struct vb_area *area, uint32_t page)
+{
+	uint32_t before;
+
+	return vb_sample_note(&area->sample, page, &before) ? vb_set_aside(window, area, before) : VB_OK;
 }
 
 int vb_page_in(struct vb_window *window, struct vb_lane *lane, uint32_t page, bool hold)
@@ -206,6 +217,8 @@ int vb_page_in(struct vb_window *window, struct vb_lane *lane, uint32_t page, bo
 		default:
 			area->counts.faults += !hold;
 			status = bring(window, lane, area, index);
+			if (!status && !hold && vb_sampled(&area->sample, index))
+				status = note_touch(window, area, index);
 			there = !hold;
 		}
 	}
@@ -244,7 +257,7 @@ int vb_page_fill(struct vb_window *window, struct vb_lane *lane, uint32_t page, 
 
 		if (most > zone->goal / 2)
 			most = zone->goal / 2;
-		run = run_of(zone, index, most < VB_RUN ? most ? most : 1 : VB_RUN);
+		run = run_of(area, index, most < VB_RUN ? most ? most : 1 : VB_RUN);
 		for (uint32_t i = 0; i < run; i++)
 			vb_zone_call(zone, index + i);
 		status = vb_make_room(window, lane, area, run);

@@ -361,6 +361,17 @@ static int step(struct vb_window *window, struct vb_area *area, unsigned percent
 	return status;
 }
 
+/* A zone at 0 percent is on its way to being open, unless it is sampled. With window.change held. */
+static int reopen(struct vb_window *window, struct vb_area *area)
+{
+	bool wanted;
+
+	pthread_mutex_lock(&area->lock);
+	wanted = !area->percent && !area->open && !area->sample.on;
+	pthread_mutex_unlock(&area->lock);
+	return wanted ? vb_opener_start(window, area) : VB_OK;
+}
+
 int vb_window_set_percent(struct vb_window *window, size_t index, unsigned percent)
 {
 	struct vb_area *area;
@@ -383,13 +394,77 @@ int vb_window_set_percent(struct vb_window *window, size_t index, unsigned perce
 		pthread_mutex_unlock(&area->lock);
 		pthread_mutex_unlock(&window->calls.use);
 	}
-	if (!status && !percent && !area->open)
-		status = vb_opener_start(window, area);
-	else if (status && !area->percent && !area->open && !atomic_load(&window->failed))
-		(void)vb_opener_start(window, area); /* as it was: on its way to being open */
+	if (!atomic_load(&window->failed)) {
+		int opening = reopen(window, area); /* also where nothing has changed: it was on its way to being open */
+
+		status = status ? status : opening;
+	}
 	pthread_mutex_unlock(&window->change);
 	vb_leave(window);
 	return status;
+}
+
+int vb_window_sample(struct vb_window *window, size_t index, bool on)
+{
+	struct vb_area *area;
+	int status = vb_enter(window);
+
+	if (status)
+		return status;
+	if (index >= window->zone_count) {
+		vb_leave(window);
+		return VB_INVALID;
+	}
+	area = &window->areas[index];
+	pthread_mutex_lock(&window->change);
+	vb_opener_stop(area);
+	pthread_mutex_lock(&area->lock);
+	if (atomic_load(&window->failed)) {
+		status = VB_FAILED;
+	} else if (on) {
+		vb_sample_start(&area->sample, area->zone.count);
+		area->sample_ns = vb_now_ns();
+		if (area->open)
+			status = vb_watch(window, area);
+		/* Each is seen when it is touched next. */
+		for (uint32_t page = 0; page < area->zone.count && !status; page++)
+			if (vb_sampled(&area->sample, page))
+				status = vb_set_aside(window, area, page);
+	} else if (area->sample.on) {
+		area->sample.on = false;
+		area->sample_ns = vb_now_ns() - area->sample_ns;
+	}
+	pthread_mutex_unlock(&area->lock);
+	if (!status)
+		status = reopen(window, area);
+	pthread_mutex_unlock(&window->change);
+	vb_leave(window);
+	return status;
+}
+
+int vb_window_reuse(struct vb_window *window, size_t index, struct vb_reuse *out)
+{
+	struct vb_area *area;
+	int status = vb_enter(window);
+
+	if (status)
+		return status;
+	if (index >= window->zone_count) {
+		vb_leave(window);
+		return VB_INVALID;
+	}
+	area = &window->areas[index];
+	pthread_mutex_lock(&area->lock);
+	*out = (struct vb_reuse){
+		.on = area->sample.on,
+		.shift = area->sample.shift,
+		.ns = area->sample.on ? vb_now_ns() - area->sample_ns : area->sample_ns,
+		.touches = area->sample.touches,
+	};
+	memcpy(out->reuse, area->sample.reuse, sizeof out->reuse);
+	pthread_mutex_unlock(&area->lock);
+	vb_leave(window);
+	return VB_OK;
 }
 
 int vb_window_stats(struct vb_window *window, size_t index, struct vb_stats *out)

@@ -31,6 +31,7 @@
 #include <stdint.h>
 
 #include "cipher.h"
+#include "sample.h"
 #include "zone.h"
 
 #define VB_MAXIMUM_ZONES 16
@@ -134,6 +135,22 @@ int vb_window_digests(struct vb_window *window, size_t offset, size_t bytes, con
  */
 int vb_window_set_percent(struct vb_window *window, size_t zone, unsigned percent);
 int vb_window_stats(struct vb_window *window, size_t zone, struct vb_stats *out);
+
+/* How soon the zone's pages are touched again (sample.h), since sampling began. */
+struct vb_reuse {
+	bool on;
+	unsigned shift;
+	uint64_t ns; /* since it began; until it ended, if it has */
+	uint64_t touches;
+	uint64_t reuse[VB_REUSE];
+};
+
+/*
+ * Begins sampling anew, or ends it; what was counted stays. It makes touches of one page in 2^shift into faults. An open zone
+ * is not open meanwhile.
+ */
+int vb_window_sample(struct vb_window *window, size_t zone, bool on);
+int vb_window_reuse(struct vb_window *window, size_t zone, struct vb_reuse *out);
 
 /*
  * Keeps the pages of a range in guest memory, for a device; all of them or none. A page that is pinned several times is

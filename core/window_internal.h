@@ -14,6 +14,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <time.h>
 
 #include "window.h"
 
@@ -32,6 +33,8 @@ struct vb_area {
 	struct vb_secret secret;
 	uint32_t pin_budget;
 	struct vb_stats counts;  /* of it, only what counts up */
+	struct vb_sample sample;
+	uint64_t sample_ns;      /* when it began; the time it took, once it has ended */
 	pthread_t opener;
 	bool opener_runs;        /* guarded by window.change */
 	atomic_bool opener_stop;
@@ -85,6 +88,15 @@ struct vb_window {
 	atomic_bool failed;
 };
 
+/* Of a clock that only goes on. */
+static inline uint64_t vb_now_ns(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
+}
+
 static inline size_t vb_offset(uint32_t page)
 {
 	return (size_t)page * VB_PAGE_SIZE_BYTES;
@@ -124,6 +136,8 @@ int vb_page_fill(struct vb_window *window, struct vb_lane *lane, uint32_t page, 
 int vb_make_room(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, uint32_t room);
 /* After a fault, with the area's lock held: evicts ahead of need. */
 int vb_tend(struct vb_window *window, struct vb_lane *lane, struct vb_area *area);
+/* With the area's lock held: a page in guest memory goes to standby, whatever its turn. */
+int vb_set_aside(struct vb_window *window, struct vb_area *area, uint32_t page);
 /* With the area's lock held: the lane's cipher for it, under the present key. */
 int vb_cipher_for(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, struct vb_cipher **out);
 void vb_jobs_of(struct vb_window *window, const struct vb_area *area, uint32_t page, uint32_t count,

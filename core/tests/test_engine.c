@@ -379,6 +379,38 @@ static void test_handlers(void)
 	vb_window_free(window);
 }
 
+/* --- sampling ------------------------------------------------------------------------------------------------ */
+
+/* The distances of reuse are those of the accesses, whatever the percentage, and also where the zone is open. */
+static void test_sampling(unsigned percent)
+{
+	struct vb_window *window = open_window(&(struct vb_zone_config){16000, percent, 0}, 1);
+	struct vb_reuse reuse;
+	uint64_t near = 0;
+
+	for (uint32_t i = 0; i < 16000; i++)
+		*page_of(window, i) = (uint8_t)i;
+	CHECK(vb_window_sample(window, 1, true) == VB_INVALID);
+	CHECK(vb_window_sample(window, 0, true) == VB_OK);
+	for (int round = 0; round < 12; round++) /* a quarter of the pages, again and again */
+		for (uint32_t i = 0; i < 4000; i++)
+			CHECK(*page_of(window, i * 7 % 4000) == (uint8_t)(i * 7 % 4000));
+	CHECK(vb_window_sample(window, 0, false) == VB_OK);
+	CHECK(vb_window_reuse(window, 0, &reuse) == VB_OK);
+	CHECK(!reuse.on && reuse.ns > 0 && reuse.shift == 5);
+	/* Twelve touches of one page in 2^5, but for the first round of each. */
+	CHECK(reuse.touches << reuse.shift > 12 * 4000 * 8 / 10 && reuse.touches << reuse.shift < 12 * 4000 * 12 / 10);
+	for (unsigned i = 20; i < 30; i++)
+		near += reuse.reuse[i];
+	CHECK(near > reuse.touches * 10 / 12 * 9 / 10);
+	check_invariant(window);
+	if (!percent)
+		await_open(window, 0);
+	for (uint32_t i = 0; i < 16000; i++)
+		CHECK(*page_of(window, i) == (uint8_t)i);
+	vb_window_free(window);
+}
+
 /* Every fault is in the histogram. */
 static void test_histogram(void)
 {
@@ -408,5 +440,8 @@ int main(void)
 	test_discard();
 	test_handlers();
 	test_histogram();
+	test_sampling(50);
+	test_sampling(95);
+	test_sampling(0);
 	return 0;
 }
