@@ -345,6 +345,25 @@ static PyObject *stats_of(const struct vb_stats *stats)
 	return result;
 }
 
+/* In the order of vambrace.pager.Reuse. */
+static PyObject *reuse_of(const struct vb_reuse *reuse)
+{
+	PyObject *counts = PyTuple_New(VB_REUSE);
+
+	for (Py_ssize_t i = 0; counts && i < VB_REUSE; i++) {
+		PyObject *value = PyLong_FromUnsignedLongLong(reuse->reuse[i]);
+
+		if (!value || PyTuple_SetItem(counts, i, value)) {
+			Py_DECREF(counts);
+			return NULL;
+		}
+	}
+	if (!counts)
+		return NULL;
+	return Py_BuildValue("(NIKKN)", PyBool_FromLong(reuse->on), reuse->shift, (unsigned long long)reuse->ns,
+			     (unsigned long long)reuse->touches, counts);
+}
+
 static PyObject *window_stats(Window *self, PyObject *arguments)
 {
 	Py_ssize_t zone;
@@ -389,6 +408,48 @@ static PyObject *on_range(Window *self, PyObject *arguments, int (*call)(struct 
 	if (status)
 		return fail_of(self, status);
 	Py_RETURN_NONE;
+}
+
+static PyObject *window_sample(Window *self, PyObject *arguments)
+{
+	Py_ssize_t zone;
+	int on, status = VB_INVALID;
+	struct vb_window *window;
+
+	if (!PyArg_ParseTuple(arguments, "np", &zone, &on))
+		return NULL;
+	window = begin(self);
+	if (!window)
+		return NULL;
+	if (zone >= 0) {
+		Py_BEGIN_ALLOW_THREADS
+		status = vb_window_sample(window, (size_t)zone, on != 0);
+		Py_END_ALLOW_THREADS
+	}
+	end(self);
+	if (status)
+		return fail_of(self, status);
+	Py_RETURN_NONE;
+}
+
+static PyObject *window_reuse(Window *self, PyObject *arguments)
+{
+	Py_ssize_t zone;
+	int status = VB_INVALID;
+	struct vb_window *window;
+	struct vb_reuse reuse;
+
+	if (!PyArg_ParseTuple(arguments, "n", &zone))
+		return NULL;
+	window = begin(self);
+	if (!window)
+		return NULL;
+	if (zone >= 0)
+		status = vb_window_reuse(window, (size_t)zone, &reuse);
+	end(self);
+	if (status)
+		return fail_of(self, status);
+	return reuse_of(&reuse);
 }
 
 static PyObject *window_pin(Window *self, PyObject *arguments)
@@ -478,6 +539,8 @@ static PyMethodDef window_methods[] = {
 	{"digests", (PyCFunction)window_digests, METH_VARARGS, NULL},
 	{"set_percent", (PyCFunction)window_set_percent, METH_VARARGS, NULL},
 	{"stats", (PyCFunction)window_stats, METH_VARARGS, NULL},
+	{"sample", (PyCFunction)window_sample, METH_VARARGS, NULL},
+	{"reuse", (PyCFunction)window_reuse, METH_VARARGS, NULL},
 	{"pin", (PyCFunction)window_pin, METH_VARARGS, NULL},
 	{"unpin", (PyCFunction)window_unpin, METH_VARARGS, NULL},
 	{"discard", (PyCFunction)window_discard, METH_VARARGS, NULL},

@@ -53,6 +53,8 @@ class FakeVmm:
             answer["config"] = hashlib.sha256(Path(request["config"]).read_bytes()).hexdigest()
         if op == "stats":
             answer["zones"] = [{"pages": 1, "percent": 50}]
+        if op == "reuse":
+            answer |= {"zones": [{"touches": 0}], "fault_ns": 5}
         if self.hub:
             self.hub.send(json.dumps(request).encode())
         match self.script.get(op, "ok"):

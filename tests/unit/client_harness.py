@@ -65,6 +65,7 @@ class Monitor:
         self.platform, self.config = platform, config
         self.measurement, self.instance = measurement, instance
         self.percents = [zone.percent for zone in config.zones]
+        self.sampling: list[bool] = []
         self.counter = -1
 
     def token(self, challenge: bytes) -> bytes:
@@ -90,6 +91,17 @@ class Monitor:
         self.counter = order.counter
         self.percents[order.zone] = order.percent
         return {"zone": order.zone, "percent": order.percent}
+
+    def sample(self, on: bool) -> None:
+        self.sampling.append(on)
+
+    def reuse(self) -> dict[str, object]:
+        """The system's pages come back after half of it, the others' are idle."""
+        busy = [0] * 101
+        busy[50] = 1000
+        counts = [busy, [0] * 101, [0] * 101]
+        zones = [{"on": False, "shift": 4, "ns": 2 * 10**9, "touches": sum(one), "reuse": one} for one in counts]
+        return {"zones": zones, "fault_ns": 10_000}
 
     def stats(self) -> list[object]:
         return [

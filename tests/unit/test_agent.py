@@ -52,6 +52,8 @@ class FakeMonitor:
                 "attest": {"token": base64.b64encode(b"token:" + request.get("challenge", "").encode()).decode()},
                 "encrypt": {"zone": 1, "percent": 95},
                 "stats": {"zones": [{"pages": 1}]},
+                "sample": {},
+                "reuse": {"zones": [{"touches": 2}], "fault_ns": 5},
                 "report": {},
             }
             reply = {"id": request["id"], "ok": True, **answers[request["op"]]}
@@ -203,6 +205,9 @@ def test_the_main_path(make: Make, tmp_path: Path) -> None:
     assert (reply["size"], data) == (3, b"42\n")
     assert client.ask("encrypt", message="AAAA")[0] == {"ok": True, "zone": 1, "percent": 95}
     assert client.ask("stats")[0]["zones"] == [{"pages": 1}]
+    assert client.ask("sample", on=True)[0]["ok"]
+    assert not client.ask("sample", on=1)[0]["ok"]
+    assert client.ask("reuse")[0] == {"ok": True, "zones": [{"touches": 2}], "fault_ns": 5}
     assert realm.outcome is None
     client.ask("collected")
     assert realm.ended() == ("succeeded", "")

@@ -75,7 +75,8 @@ def test_every_command_of_the_specification_is_there() -> None:
         *(("server", name) for name in ("build", "up", "down", "status", "reset", "dump")),
         *(("owner", name) for name in ("create", "show")),
         *(("image", name) for name in ("build", "measure", "inspect")),
-        *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "logs", "results", "destroy")),
+        *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "advise")),
+        *((name,) for name in ("logs", "results", "destroy")),
         ("token", "show"),
     }
     assert set(COMMANDS) == wanted
@@ -198,6 +199,12 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
     assert json_of(capsys)["percent"] == 95
     assert main(["stats", uuid[:8], "--json"]) == 0
     assert [zone["percent"] for zone in json_of(capsys)["zones"]] == [80, 95, 80]
+    assert main(["advise", "patients", "--seconds", "1", "--picture", "cost.svg"]) == 0
+    assert "analysis" in (told := capsys.readouterr().out) and "idle" in told
+    assert Path("cost.svg").read_text().count("<polyline") == 3 and world.record.monitor.sampling == [True, False]
+    assert main(["advise", "patients", "--seconds", "0"]) == 2
+    assert main(["advise", "patients", "--app", "nobody"]) == 2
+    assert "system, analysis, report" in capsys.readouterr().err
     assert main(["attest", "patients", "--json"]) == 0
     assert json_of(capsys)["verified"] is True
     assert main(["encrypt", "patients", "--app", "nobody", "5"]) == 3

@@ -378,6 +378,12 @@ class Guarded:
     async def stats(self) -> list[Any]:
         return []
 
+    async def sample(self, on: bool) -> None:
+        assert type(on) is bool
+
+    async def reuse(self) -> dict[str, Any]:
+        return {"zones": [], "fault_ns": 1}
+
     def report(self, state: str, detail: str) -> None:
         assert state in ("ready", "running", "succeeded", "failed") and len(detail) <= 200
 
@@ -387,6 +393,8 @@ REQUESTS = [
     {"id": 2, "op": "attest", "challenge": "00" * 64},
     {"id": 3, "op": "encrypt", "message": base64.b64encode(b"message").decode()},
     {"id": 4, "op": "stats"},
+    {"id": 6, "op": "sample", "on": True},
+    {"id": 7, "op": "reuse"},
     {"id": 5, "op": "report", "state": "running", "detail": "x"},
 ]
 
@@ -504,6 +512,8 @@ def test_control_protocol(tmp_path: Path) -> None:
         {"id": 2, "op": "start"},
         {"id": 3, "op": "encrypt", "zone": 0, "percent": 5},
         {"id": 4, "op": "stats"},
+        {"id": 7, "op": "sample", "on": True},
+        {"id": 8, "op": "reuse"},
         {"id": 5, "op": "agent", "data": base64.b64encode(b"x").decode()},
         {"id": 6, "op": "destroy"},
     ]

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 import time
 import uuid as uuids
@@ -17,6 +18,7 @@ from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import VerifiedRealm
 from vambrace.client import names, results
+from vambrace.client.advice import Advice, advice
 from vambrace.client.channel import OTHER_VERSION, Channel
 from vambrace.client.context import Context, RealmState
 from vambrace.client.host import Host, RealmInfo, plain
@@ -42,6 +44,7 @@ LOAD_SECONDS = 900.0
 START_SECONDS = 300.0
 END_SECONDS = 120.0
 POLL_SECONDS = 1.0
+ADVICE_SECONDS = 10.0
 LOADING = ("created", "loading")
 OnLog = Callable[[str, bytes], None]
 
@@ -316,6 +319,28 @@ class Realm:
         if len(zones) != len(self.config.zones):
             raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
         return [{**zone, "name": known.name} for known, zone in zip(self.config.zones, zones, strict=True)]
+
+    def advise(self, seconds: float = ADVICE_SECONDS, progress: Progress = silent) -> list[Advice]:
+        """What each percentage would cost each zone, from ``seconds`` of sampling, which slows the Realm down a little.
+
+        Raises ``RealmError`` and what talking to the Realm raises.
+        """
+        self._ask("sample", on=True)
+        try:
+            for left in range(math.ceil(seconds), 0, -1):
+                progress(f"sampling, {left} s left")
+                time.sleep(min(1.0, seconds))
+        finally:
+            # Also after Ctrl-C: a Realm must not stay slow because nobody waits any more.
+            self._ask("sample", on=False)
+        reply, _ = self._ask("reuse")
+        zones = _objects(reply, "zones")
+        stats = self.stats()
+        if len(zones) != len(stats):
+            raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
+        return [
+            advice(known["name"], known, zone, reply.get("fault_ns")) for known, zone in zip(stats, zones, strict=True)
+        ]
 
     def logs(self, application: str, offset: int = 0) -> tuple[int, bytes, bool]:
         """Output from ``offset`` on: where to go on, the bytes, and whether that is all there will be.

@@ -90,6 +90,8 @@ class Monitor(Protocol):
     async def attest(self, challenge: bytes) -> bytes: ...
     async def encrypt(self, message: bytes) -> tuple[int, int]: ...
     async def stats(self) -> list[Any]: ...
+    async def sample(self, on: bool) -> None: ...
+    async def reuse(self) -> dict[str, Any]: ...
     def report(self, state: str, detail: str) -> None: ...
 
 
@@ -159,13 +161,21 @@ class AgentPort:
                 return {"zone": zone, "percent": percent}
             case "stats":
                 return {"zones": await self._monitor.stats()}
+            case "sample":
+                await self._bucket.take(4)
+                if type(request.get("on")) is not bool:
+                    raise UsageError("on must be true or false")
+                await self._monitor.sample(request["on"])
+                return {}
+            case "reuse":
+                return await self._monitor.reuse()
             case "report":
                 state, detail = request.get("state"), request.get("detail", "")
                 if state not in REPORTS or not isinstance(detail, str):
                     raise UsageError(f"state must be one of {', '.join(REPORTS)}, detail a string")
                 self._monitor.report(state, detail[:DETAIL_LIMIT])
                 return {}
-        raise UsageError("unknown op", hint="known: identity, attest, encrypt, stats, report")
+        raise UsageError("unknown op", hint="known: identity, attest, encrypt, stats, sample, reuse, report")
 
 
 def _parse(line: bytes | None) -> dict[str, Any]:

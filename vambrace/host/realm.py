@@ -155,6 +155,16 @@ class Realm:
             raise RealmError("the VMM gave no statistics")
         return zones
 
+    async def sample(self, on: bool) -> None:
+        """Begin or end sampling for the owner's adviser: it slows the Realm down, and tells its owner only."""
+        await self._request("sample", on=on)
+
+    async def reuse(self) -> dict[str, Any]:
+        answer = await self._request("reuse")
+        if not isinstance(answer.get("zones"), list) or type(answer.get("fault_ns")) is not int:
+            raise RealmError("the VMM did not say what it sampled")
+        return {"zones": answer["zones"], "fault_ns": answer["fault_ns"]}
+
     def report(self, state: str, detail: str) -> None:
         if state == "succeeded":
             self.finish(State.SUCCEEDED, detail or "all applications have succeeded", "by its agent")

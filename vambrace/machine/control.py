@@ -93,6 +93,11 @@ class Control:
                 machine.encrypt(_integer(message, "zone"), _integer(message, "percent"))
             case "stats":
                 return {"zones": [stats.as_dict() for stats in machine.stats()]}
+            case "sample":
+                machine.sample(_boolean(message, "on"))
+            case "reuse":
+                zones, fault_ns = machine.reuse()
+                return {"zones": [zone.as_dict() for zone in zones], "fault_ns": fault_ns}
             case "agent":
                 machine.agent(_bytes64(message, "data"))
             case "destroy":
@@ -161,6 +166,13 @@ def _integer(message: dict[str, Any], key: str) -> int:
     value = message.get(key)
     if type(value) is not int:
         raise UsageError(f"{key}: an integer is expected")
+    return value
+
+
+def _boolean(message: dict[str, Any], key: str) -> bool:
+    value = message.get(key)
+    if type(value) is not bool:
+        raise UsageError(f"{key}: true or false is expected")
     return value
 
 

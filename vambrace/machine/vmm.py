@@ -21,7 +21,7 @@ from vambrace.kvm import Crashed, Interrupted, MmioRead, MmioWrite, SystemEvent,
 from vambrace.machine import layout
 from vambrace.machine.plan import BootPlan, plan_boot
 from vambrace.measure import LaunchMeasurement
-from vambrace.pager import Window, ZoneStats
+from vambrace.pager import Reuse, Window, ZoneStats
 from vambrace.realm import MAX_CONFIG_BYTES, Disk, RealmConfig
 from vambrace.record import Record
 from vambrace.virtio.block import Block
@@ -110,6 +110,8 @@ class Machine:
         self._stack = ExitStack()
         self._window: Window | None = None
         self._zones = 0
+        self._cpus: tuple[int, ...] = ()
+        self._fault_ns = 0  # not measured yet
         self._vcpus: list[tuple[Vcpu, threading.Thread]] = []
         self._io: threading.Thread | None = None
         self._io_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -146,6 +148,7 @@ class Machine:
             thread = threading.Thread(target=self._run_vcpu, args=(vcpu, cpu), daemon=True)
             self._vcpus.append((vcpu, thread))
         self._zones = len(config.zones)
+        self._cpus = request.cpus
         memory = GuestMemory(window.memory(), layout.RAM, window.address)
         self._make_devices(vm, memory, config, request)
         self.state = State.LOADED
@@ -196,6 +199,24 @@ class Machine:
         """Raises ``PagerError``."""
         assert self._window is not None
         return [self._window.stats(zone) for zone in range(self._zones)]
+
+    @require(State.LOADED, State.RUNNING)
+    def sample(self, on: bool) -> None:
+        """Begin to sample how soon pages are touched again, in all zones, or end it. Raises ``PagerError``."""
+        assert self._window is not None
+        for zone in range(self._zones):
+            self._window.sample(zone, on)
+
+    @require(State.LOADED, State.RUNNING)
+    def reuse(self) -> tuple[list[Reuse], int]:
+        """What sampling has found in each zone, and the cost of a fault in nanoseconds. Raises ``PagerError``."""
+        assert self._window is not None
+        if not self._fault_ns:
+            # Only where somebody asks for advice: the process starts with little.
+            from vambrace.pager.cost import fault_ns
+
+            self._fault_ns = fault_ns(self._cpus)
+        return [self._window.reuse(zone) for zone in range(self._zones)], self._fault_ns
 
     @require(State.RUNNING)
     def agent(self, data: bytes) -> None:

@@ -72,6 +72,18 @@ class ZoneStats(Record):
     histogram: tuple[int, ...]
 
 
+class Reuse(Record):
+    """How soon a zone's pages were touched again, by sampling one page of ``2 ** shift`` (core/sample.h)."""
+
+    on: bool
+    shift: int
+    ns: int  # nanoseconds that sampling has taken
+    touches: int  # of sampled pages
+    #: Of these touches, by the number of different pages touched since the one before, in percent of the zone's pages:
+    #: 101 counts. A page's first touch is in none.
+    reuse: tuple[int, ...]
+
+
 class Failure(Record):
     """Why the window stopped, at ``page`` (index within ``zone``). ``reason`` is "authentication" when its
     ciphertext, tag or version was changed, else what the system said."""
@@ -189,6 +201,23 @@ class Window:
         counts = len(ZoneStats.FIELDS) - 1
         named: dict[str, Any] = dict(zip(ZoneStats.FIELDS, values[:counts], strict=False))
         return ZoneStats(**named | {"open": bool(named["open"]), "histogram": values[counts:]})
+
+    def sample(self, zone: int, on: bool) -> None:
+        """Begins sampling anew, or ends it. Meanwhile touches of the sampled pages are faults, also at 0 percent.
+
+        Raises PagerError: no such zone.
+        """
+        try:
+            self._core.sample(zone, on)
+        except (_core.Error, OverflowError) as error:
+            raise self._error(error) from None
+
+    def reuse(self, zone: int) -> Reuse:
+        """What sampling has found. Raises PagerError: no such zone."""
+        try:
+            return Reuse(*self._core.reuse(zone))
+        except (_core.Error, OverflowError) as error:
+            raise self._error(error) from None
 
     def pin(self, offset: int, length: int) -> None:
         """Keeps the whole pages of a range in guest memory, for a device, until as many ``unpin``; all or none.

@@ -73,6 +73,15 @@ class Monitor:
         zones = self._call("stats").get("zones")
         return zones if isinstance(zones, list) else []
 
+    def sample(self, on: bool) -> None:
+        """Have the monitor begin or end sampling how soon pages are touched again."""
+        self._call("sample", on=on)
+
+    def reuse(self) -> dict[str, object]:
+        """What it has sampled, as the monitor gives it: ``zones`` and ``fault_ns``."""
+        reply = self._call("reuse")
+        return {"zones": reply.get("zones"), "fault_ns": reply.get("fault_ns")}
+
     def report(self, state: str, detail: str = "") -> None:
         self._call("report", state=state, detail=detail[:200])
 

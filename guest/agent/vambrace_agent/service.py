@@ -135,6 +135,16 @@ class Service:
     def stats(self, _request: Reply) -> tuple[Reply, bytes]:
         return {"zones": self._monitor.stats()}, b""
 
+    def sample(self, request: Reply) -> tuple[Reply, bytes]:
+        on = request.get("on")
+        if type(on) is not bool:
+            raise AgentError("on: true or false is expected")
+        self._monitor.sample(on)
+        return {}, b""
+
+    def reuse(self, _request: Reply) -> tuple[Reply, bytes]:
+        return self._monitor.reuse(), b""
+
     def _process(self, request: Reply) -> Process:
         name = request.get("application")
         for process in self._supervisor.processes:
@@ -175,6 +185,8 @@ HANDLERS: dict[str, Handler] = {
     "collected": Service.collect,
     "encrypt": Service.encrypt,
     "stats": Service.stats,
+    "sample": Service.sample,
+    "reuse": Service.reuse,
 }
 
 

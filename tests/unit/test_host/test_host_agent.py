@@ -141,6 +141,21 @@ def test_stats_are_for_the_agent_only(tmp_path: Path, certificates: Certificates
     run(tmp_path, certificates, test)
 
 
+def test_sampling_is_for_the_agent_only(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        _, vmm, _ = await begin(daemon)
+        await vmm.tell("sample", on=True)
+        assert (await vmm.request("sample"))["on"] is True
+        assert (await vmm.hear())["ok"]
+        await vmm.tell("sample", on="yes")
+        assert not (await vmm.hear())["ok"]
+        await vmm.tell("reuse")
+        await vmm.request("reuse")
+        assert (await vmm.hear())["fault_ns"] == 5
+
+    run(tmp_path, certificates, test)
+
+
 def test_malformed_lines(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
         handle, vmm, _ = await begin(daemon)

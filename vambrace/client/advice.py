@@ -1,0 +1,60 @@
+"""What each percentage would cost an application: the miss-ratio curve of its memory, times the price of a fault.
+
+Sampling (core/sample.h) tells after how many other pages a page is touched again. With a window of fewer pages than
+that, the touch would have been a miss under LRU, to which the window's own policy comes near (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from vambrace.client.channel import OTHER_VERSION
+from vambrace.errors import RealmError
+
+#: Counts of reuse, by the distance in percent of the zone.
+DISTANCES = 101
+MAXIMUM = 1 << 62
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Of one zone. ``misses`` are expected faults per second at each percentage from 0 to 100, ``fault`` is the seconds
+    that one costs, ``touches`` what was sampled: with few of them the rest says little."""
+
+    zone: str
+    percent: int
+    pages: int
+    touches: int
+    fault: float
+    misses: tuple[float, ...]
+
+    def share(self, percent: int) -> float:
+        """The share of a vCPU's time, 0 up to below 1, that would go into faults at ``percent``.
+
+        The sampled time had its own faults, which are left out: ``busy`` seconds of faults for each second of work.
+        """
+        busy = self.misses[percent] * self.fault
+        return busy / (1 + busy)
+
+    def highest(self, slowdown: float) -> int:
+        """The highest percentage that costs no more than this share of the time, for example 0.05."""
+        return max((percent for percent in range(101) if self.share(percent) <= slowdown), default=0)
+
+
+def advice(zone: str, stats: dict[str, Any], sampled: dict[str, Any], fault_ns: object) -> Advice:
+    """From what the agent sent. Raises RealmError: it is not what an agent of this version sends."""
+    counts = sampled.get("reuse")
+    rest = [sampled.get(key) for key in ("shift", "ns", "touches")]
+    numbers = [stats.get("pages"), stats.get("percent"), fault_ns, *rest]
+    if not isinstance(counts, list) or len(counts) != DISTANCES:
+        raise RealmError("the Realm's samples are not understood", hint=OTHER_VERSION)
+    if any(type(number) is not int or not 0 <= number < MAXIMUM for number in (*numbers, *counts)):
+        raise RealmError("the Realm's samples are not numbers", hint=OTHER_VERSION)
+    pages, percent, fault, shift, elapsed, touches = (int(number) for number in numbers if isinstance(number, int))
+    if percent > 100 or shift > 31 or not elapsed:
+        raise RealmError("the Realm's samples are out of range", hint=OTHER_VERSION)
+    seconds = elapsed / 1e9
+    # At p percent the window has 100 − p of the zone: what comes back from farther is a miss.
+    misses = tuple(sum(counts[100 - p :]) * 2**shift / seconds if p else 0.0 for p in range(101))
+    return Advice(zone, percent, pages, touches, fault / 1e9, misses)
