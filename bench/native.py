@@ -2,7 +2,8 @@
 
 Rows (docs/performance.md): ``native/random-fault/CIPHER`` and ``native/sequential-page/CIPHER`` against the bound,
 ``native/cpu-per-fault/CIPHER``, ``native/two-threads`` over one, ``native/inside`` and ``native/zipf/PERCENT`` against
-memory and the ideal, ``native/random-fault-vs-swap`` and ``native/sequential-page-vs-swap``. Medians of
+memory and the ideal, ``native/random-fault-vs-swap`` and ``native/sequential-page-vs-swap``, ``native/load`` and
+``native/raise`` in MiB/s. Medians of
 ``VAMBRACE_BENCH_ROUNDS`` (5) rounds, in each of which everything runs once.
 """
 
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
@@ -54,6 +56,7 @@ def run(report: Report) -> None:
         threads(report, bench)
         popular_pages(report, bench)
         swapped(report, bench)
+    bulk(report)
 
 
 class Native:
@@ -249,3 +252,21 @@ def compare_swap(report: Report, bench: Native, swap: Swap) -> None:
                 ratio=statistics.median(found[name, against]),
                 against="window (above 1: swap is slower)",
             )
+
+
+def bulk(report: Report) -> None:
+    """Loading a guest, and raising a percentage when all of it is plaintext."""
+    data = os.urandom(4096) * PAGES
+    loads, raises = [], []
+    for _ in range(ROUNDS):
+        with Window([(PAGES, PERCENT)], os.urandom(32), os.urandom(16)) as window:
+            started = time.perf_counter()
+            window.load(0, data)
+            loads.append(PAGES / 256 / (time.perf_counter() - started))
+        with Window([(PAGES, 0)], os.urandom(32), os.urandom(16)) as window:
+            window.load(0, data)
+            started = time.perf_counter()
+            window.set_percent(0, PERCENT)
+            raises.append((PAGES - window.stats(0).window) / 256 / (time.perf_counter() - started))
+    report.add("native/load", "window", statistics.median(loads), "MiB/s")
+    report.add("native/raise", "window", statistics.median(raises), "MiB/s")

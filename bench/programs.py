@@ -1,0 +1,95 @@
+"""What a percentage costs real programs on this machine, without any emulation: their whole heap in the window.
+
+Rows ``native/program/NAME/PERCENT``: seconds of the whole run, compared with the same at 0 percent (above 1 is slower), and
+the pages decrypted. The zone is as large as the heap becomes, so a percentage is one of what the program uses. Medians of
+``VAMBRACE_BENCH_ROUNDS`` (3) rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.policy import workloads
+from bench.report import Report, Unavailable
+from vambrace.errors import PagerError
+from vambrace.pager import Window
+
+ROUNDS = int(os.environ.get("VAMBRACE_BENCH_ROUNDS", "3"))
+PERCENTS = (0, 25, 50, 75, 80, 90, 95, 100)
+#: MiB: more than any of the programs needs.
+LARGE = 900
+
+_FOLDER = Path(__file__).parent
+_CORE = _FOLDER.parent / "core"
+_RENAMED = ("-Dmmap=heap_mmap", "-Dmunmap=heap_munmap", "-Dcalloc=heap_calloc")
+
+
+def run(report: Report) -> None:
+    """Raises Unavailable: the kernel cannot move pages (before Linux 6.8), or there is no compiler."""
+    try:
+        Window([(1, 0)], bytes(32), bytes(16)).close()
+    except PagerError as error:
+        raise Unavailable(f"{error.message} ({error.hint})") from error
+    with tempfile.TemporaryDirectory() as folder:
+        heap = Heap(Path(folder))
+        for name in workloads.NAMES:
+            program(report, heap, name)
+
+
+class Heap:
+    """Runs programs with their heap in a window. Raises Unavailable: no compiler."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._library = folder / "heap.so"
+        compiler = shutil.which("cc")
+        if not compiler:
+            raise Unavailable("cc is missing: run 'make packages'")
+        sources = [str(path) for path in sorted(_CORE.glob("*.c")) if path.name != "module.c"]
+        command = [compiler, "-std=gnu11", "-O2", "-fPIC", "-shared", "-pthread", *_RENAMED, "-o", str(self._library)]
+        subprocess.run([*command, str(_FOLDER / "parts/heap.c"), *sources, "-lcrypto"], check=True)
+
+    def __call__(self, name: str, mebibytes: int, percent: int) -> dict[str, Any]:
+        """Statistics of one run, and its ``seconds``. Raises RuntimeError with what the program said."""
+        words, feed = workloads.command(name)
+        told = self._folder / "report"
+        environment = {
+            **os.environ,
+            "LD_PRELOAD": str(self._library),
+            "HEAP_MIB": str(mebibytes),
+            "HEAP_PERCENT": str(percent),
+            "HEAP_REPORT": str(told),
+            "PYTHONMALLOC": "malloc",  # Python's own allocator has its memory from mmap
+            "PYTHONHASHSEED": "0",
+        }
+        started = time.perf_counter()
+        done = subprocess.run(words, cwd=_FOLDER.parent, env=environment, input=feed, capture_output=True, timeout=600)
+        seconds = time.perf_counter() - started
+        if done.returncode:
+            raise RuntimeError(f"{name} at {percent} %: {done.stderr.decode(errors='replace').strip()}")
+        return {**json.loads(told.read_text()), "seconds": seconds}
+
+
+def program(report: Report, heap: Heap, name: str) -> None:
+    """One program at every percentage, in turn."""
+    touched = heap(name, LARGE, 1)["plaintext_max"]
+    mebibytes = touched // 256 + 1
+    runs: dict[int, list[dict[str, Any]]] = {percent: [] for percent in PERCENTS}
+    for _ in range(ROUNDS):
+        for percent in PERCENTS:
+            runs[percent].append(heap(name, mebibytes, percent))
+    for percent, found in runs.items():
+        row = f"native/program/{name}/{percent}"
+        seconds = statistics.median(one["seconds"] for one in found)
+        pairs = zip(found, runs[0], strict=True)
+        ratio = statistics.median(one["seconds"] / plain["seconds"] for one, plain in pairs)
+        report.add(row, f"{mebibytes} MiB", seconds, "s", ratio=ratio, against="0 %")
+        report.add(f"{row}/decrypted", f"{mebibytes} MiB", statistics.median(one["decrypted"] for one in found), "pages")
