@@ -144,23 +144,12 @@ static bool await_call(struct vb_window *window, struct vb_handler *self)
 
 /* --- answers ------------------------------------------------------------------------------------------------- */
 
-/* The first i with ns < 250 · 2^i, at most the last. */
-static unsigned bucket_of(uint64_t ns)
-{
-	unsigned bucket = 0;
-
-	while (bucket < VB_HISTOGRAM - 1 && ns >= (uint64_t)250 << bucket)
-		bucket++;
-	return bucket;
-}
-
 /* Answers one fault. A fault that cannot be answered fails the window and stays unanswered. */
 static int serve(struct vb_window *window, struct vb_lane *lane, uintptr_t address)
 {
 	const struct timespec pause = {.tv_nsec = 1000000};
 	uintptr_t offset = address - (uintptr_t)window->guest;
-	uint64_t start = vb_now_ns(), answered;
-	struct vb_area *area;
+	uint64_t start = vb_now_ns();
 	uint32_t page;
 	int status;
 
@@ -169,23 +158,13 @@ static int serve(struct vb_window *window, struct vb_lane *lane, uintptr_t addre
 	page = (uint32_t)(offset / VB_PAGE_SIZE_BYTES);
 	vb_prefetch(window->side + offset, VB_PAGE_SIZE_BYTES); /* most probably it is encrypted */
 	for (int i = 0;; i++) {
-		status = vb_page_in(window, lane, page, false);
+		status = vb_answer(window, lane, page, start);
 		if (status != VB_PINNED || atomic_load(&window->closing))
-			break;
+			return status;
 		if (i == PINNED_RETRIES)
 			return vb_fail(window, status, page);
 		nanosleep(&pause, NULL); /* pages that the kernel holds are usually let go at once */
 	}
-	if (status)
-		return status;
-	answered = vb_now_ns();
-	area = vb_area_of(window, page);
-	pthread_mutex_lock(&area->lock);
-	area->counts.histogram[bucket_of(answered - start)]++;
-	status = vb_tend(window, lane, area);
-	area->counts.handler_ns += vb_now_ns() - start;
-	pthread_mutex_unlock(&area->lock);
-	return status == VB_PINNED ? VB_OK : status;
 }
 
 /* Answers faults until the window closes or fails. */

@@ -181,7 +181,7 @@ static void *open_all(void *argument)
 		pthread_mutex_unlock(&area->lock);
 		if (aside) {
 			pthread_mutex_lock(&window->calls.use);
-			status = vb_page_in(window, &window->calls, area->zone.first + page, true);
+			status = vb_hold(window, &window->calls, area->zone.first + page);
 			pthread_mutex_unlock(&window->calls.use);
 			if (!status)
 				vb_let_go(window, area->zone.first + page);

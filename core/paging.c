@@ -176,14 +176,13 @@ static int note_touch(struct vb_window *window, struct vb_area *area, uint32_t p
 	return vb_sample_note(&area->sample, page, &before) ? vb_set_aside(window, area, before) : VB_OK;
 }
 
-int vb_page_in(struct vb_window *window, struct vb_lane *lane, uint32_t page, bool hold)
+/* Makes a page plaintext in guest memory, and holds it there if so asked. With the lock held. */
+static int page_in(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, uint32_t page, bool hold)
 {
-	struct vb_area *area = vb_area_of(window, page);
 	struct vb_zone *zone = &area->zone;
 	uint32_t index = page - zone->first;
 	int status = VB_OK;
 
-	pthread_mutex_lock(&area->lock);
 	for (bool there = false; !there && !status;) {
 		if (atomic_load(&window->failed)) {
 			status = VB_FAILED;
@@ -221,6 +220,49 @@ int vb_page_in(struct vb_window *window, struct vb_lane *lane, uint32_t page, bo
 				status = note_touch(window, area, index);
 			there = !hold;
 		}
+	}
+	return status;
+}
+
+int vb_hold(struct vb_window *window, struct vb_lane *lane, uint32_t page)
+{
+	struct vb_area *area = vb_area_of(window, page);
+	int status;
+
+	pthread_mutex_lock(&area->lock);
+	status = page_in(window, lane, area, page, true);
+	pthread_mutex_unlock(&area->lock);
+	return status;
+}
+
+/* The first i with ns < 250 · 2^i, at most the last. */
+static unsigned bucket_of(uint64_t ns)
+{
+	unsigned bucket = 0;
+
+	while (bucket < VB_HISTOGRAM - 1 && ns >= (uint64_t)250 << bucket)
+		bucket++;
+	return bucket;
+}
+
+int vb_answer(struct vb_window *window, struct vb_lane *lane, uint32_t page, uint64_t start)
+{
+	struct vb_area *area = vb_area_of(window, page);
+	uint64_t answered, evicted;
+	int status;
+
+	pthread_mutex_lock(&area->lock);
+	status = page_in(window, lane, area, page, false);
+	if (!status) {
+		answered = vb_now_ns();
+		evicted = area->counts.evictions;
+		area->counts.histogram[bucket_of(answered - start)]++;
+		status = vb_tend(window, lane, area);
+		if (status == VB_PINNED)
+			status = VB_OK; /* it is answered; room is for the next one to find */
+		if (area->counts.evictions != evicted)
+			answered = vb_now_ns();
+		area->counts.handler_ns += answered - start;
 	}
 	pthread_mutex_unlock(&area->lock);
 	return status;

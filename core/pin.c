@@ -37,7 +37,7 @@ static int pin_page(struct vb_window *window, uint32_t page)
 	int status;
 
 	pthread_mutex_lock(&window->calls.use);
-	status = vb_page_in(window, &window->calls, page, true);
+	status = vb_hold(window, &window->calls, page);
 	pthread_mutex_unlock(&window->calls.use);
 	if (status)
 		return status;
@@ -189,14 +189,7 @@ static int discard_some(struct vb_window *window, struct vb_area *area, uint32_t
 	if (atomic_load(&window->failed)) {
 		status = VB_FAILED;
 	} else if (area->open) {
-		uint32_t run = 0;
-
-		while (run < most && !zone->pages[page + run].pins)
-			run++;
-		*count = run ? run : 1;
-		if (run)
-			status = drop(window->guest + vb_offset(zone->first + page), vb_offset(run));
-		area->counts.discarded += status ? 0 : run;
+		*count = most; /* nothing is encrypted here, and to drop small pieces would break huge pages up */
 	} else if (state != VB_ABSENT && state != VB_FIXED) {
 		*count = take_run(zone, page, most, state);
 		status = drop_run(window, area, page, *count, state == VB_STANDBY || state == VB_ENCRYPTED,

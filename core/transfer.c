@@ -33,7 +33,7 @@ static int hold(struct vb_window *window, size_t offset)
 	if (atomic_load(&window->closing))
 		return VB_CLOSED;
 	pthread_mutex_lock(&window->calls.use);
-	status = vb_page_in(window, &window->calls, (uint32_t)(offset / VB_PAGE_SIZE_BYTES), true);
+	status = vb_hold(window, &window->calls, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));
 	pthread_mutex_unlock(&window->calls.use);
 	return status;
 }

@@ -161,7 +161,7 @@ int vb_window_unpin(struct vb_window *window, size_t offset, size_t bytes);
 
 /*
  * The guest does not need the contents of these whole pages: they are dropped, without a cipher, and read as zeros next.
- * Pinned pages stay. VB_INVALID: not whole pages, or out of range.
+ * Pinned pages stay as they are, and so do all pages of an open zone. VB_INVALID: not whole pages, or out of range.
  */
 int vb_window_discard(struct vb_window *window, size_t offset, size_t bytes);
 

@@ -123,10 +123,12 @@ void vb_await(struct vb_area *area);
  */
 
 /*
- * Makes `page` (of the window) plaintext in guest memory, perhaps with pages behind it. With `hold` it stays there until
- * vb_let_go, and VB_OK says so, also where the zone is open; nothing else that waits for this lane may come between.
+ * Answers a fault at `page` (of the window), which was read at `start`: it becomes plaintext in guest memory, perhaps with
+ * pages behind it. Then evicts ahead of need.
  */
-int vb_page_in(struct vb_window *window, struct vb_lane *lane, uint32_t page, bool hold);
+int vb_answer(struct vb_window *window, struct vb_lane *lane, uint32_t page, uint64_t start);
+/* The same without a fault, and it stays there until vb_let_go; also where the zone is open. */
+int vb_hold(struct vb_window *window, struct vb_lane *lane, uint32_t page);
 void vb_let_go(struct vb_window *window, uint32_t page);
 /* Whole absent pages from `page` on, in its zone, at most `most`, with these contents; *count says how many. */
 int vb_page_fill(struct vb_window *window, struct vb_lane *lane, uint32_t page, uint32_t most, const void *data,

@@ -147,7 +147,16 @@ static void hold_page(struct worker *worker, uint32_t page)
 
 static void give_back(struct worker *worker, uint32_t page)
 {
-	CHECK(vb_window_discard(worker->round->window, page * VB_PAGE_SIZE_BYTES, VB_PAGE_SIZE_BYTES) == VB_OK);
+	struct vb_window *window = worker->round->window;
+	size_t offset = page * VB_PAGE_SIZE_BYTES;
+	uint8_t byte[LINE];
+
+	CHECK(vb_window_discard(window, offset, VB_PAGE_SIZE_BYTES) == VB_OK);
+	/* In an open zone it stays as it is, and only this thread knows what it was. */
+	CHECK(vb_window_read(window, offset, byte, sizeof byte) == VB_OK);
+	for (size_t i = 0; i < sizeof byte; i++)
+		if (byte[i])
+			return;
 	worker->whole[page] = 0;
 }
 

@@ -313,6 +313,9 @@ class WindowMachine(RuleBasedStateMachine):
     @rule(page=st.integers(0, PAGES - 1), count=st.integers(1, 150))
     def discard(self, page: int, count: int) -> None:
         count = min(count, PAGES - page)
+        if not all(self.percents[self.zone_of(index)] for index in (page, page + count - 1)):
+            return  # perhaps it is open, where they stay
+        count = min(count, STARTS[self.zone_of(page)] + ZONES[self.zone_of(page)] - page)
         self.window.discard(page * PAGE, count * PAGE)
         for index in range(page, page + count):
             if not self.pins[index]:

@@ -237,7 +237,8 @@ class Window:
             raise self._error(error) from None
 
     def discard(self, offset: int, length: int) -> None:
-        """Drops whole pages that the guest does not need any more: they read as zeros. Pinned ones stay.
+        """Drops whole pages that the guest does not need any more: they read as zeros. Pinned ones stay as they are,
+        and so do all pages of a zone at 0 percent.
 
         Raises PagerError: out of range.
         """
