@@ -220,6 +220,7 @@ def qemu_command(specification: dict[str, Any], monitor: int, agent: int) -> lis
     slot = 1 + len(files["disks"])
     words += ["-device", f"vhost-vsock-device,guest-cid={specification['cid']},bus=virtio-mmio-bus.{slot}"]
     words += ["-device", f"virtio-rng-device,bus=virtio-mmio-bus.{slot + 1}"]
+    words += ["-device", f"virtio-balloon-device,free-page-reporting=on,bus=virtio-mmio-bus.{slot + 2}"]
     return words
 
 

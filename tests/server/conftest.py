@@ -22,7 +22,7 @@ from vambrace.emulator.server import Server
 from vambrace.image.base import RuntimeBase, runtime_base
 
 ORDER = (
-    *("test_verdicts", "test_inside", "test_owner", "test_relay", "test_operator", "test_death"),  # DOOR
+    *("test_verdicts", "test_freed", "test_inside", "test_owner", "test_relay", "test_operator", "test_death"),  # DOOR
     "test_secure_flash",  # OPEN, then PRODUCT
     *("test_resume", "test_main_job"),  # PRODUCT
     "test_insecure",

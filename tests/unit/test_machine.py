@@ -15,6 +15,7 @@ from vambrace.errors import ConfigError
 from vambrace.machine import layout, vmm
 from vambrace.machine.vmm import LoadRequest, Machine, State
 from vambrace.realm import RealmConfig
+from vambrace.virtio.balloon import Balloon
 from vambrace.virtio.block import Block
 from vambrace.virtio.console import Console
 from vambrace.virtio.device import Device
@@ -78,7 +79,7 @@ def with_disks(directory: Path, config: RealmConfig, *, more: int = 0) -> LoadRe
 def make_devices(machine: Machine, config: RealmConfig, request: LoadRequest) -> Connections:
     connections = Connections()
     vm: Any = connections
-    machine._make_devices(vm, guest_memory(), config, request)
+    machine._make_devices(vm, guest_memory(), lambda offset, length: None, config, request)
     return connections
 
 
@@ -90,9 +91,11 @@ def name_of(device: Device) -> str:
             return f"disk {device._name.decode()}"
         case Vsock():
             return "vsock"
-        case _:
-            assert isinstance(device, Entropy)
+        case Entropy():
             return "entropy"
+        case _:
+            assert isinstance(device, Balloon)
+            return "balloon"
 
 
 def test_devices_are_where_the_device_tree_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

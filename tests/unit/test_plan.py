@@ -142,10 +142,10 @@ def test_tree_has_cpus_on_node_0_and_psci() -> None:
 def test_tree_has_devices_in_slot_order_with_their_own_interrupts() -> None:
     tree = tree_of()
     slots = layout.device_slots(make_realm().disks)
-    assert slots == ("console", "disk base", "disk apps", "vsock", "entropy")
+    assert slots == ("console", "disk base", "disk apps", "vsock", "entropy", "balloon")
     nodes = [node for node in tree.root.nodes if node.name.startswith("virtio_mmio@")]
-    assert [node.name for node in nodes] == [f"virtio_mmio@{layout.device_address(n):x}" for n in range(5)]
-    assert [cells(tree, "interrupts", "/" + node.name) for node in nodes] == [[0, n, 1] for n in range(5)]
+    assert [node.name for node in nodes] == [f"virtio_mmio@{layout.device_address(n):x}" for n in range(6)]
+    assert [cells(tree, "interrupts", "/" + node.name) for node in nodes] == [[0, n, 1] for n in range(6)]
 
 
 def test_tree_has_command_line_and_initrd_but_no_randomness() -> None:
@@ -166,7 +166,7 @@ def test_tree_is_the_same_every_time() -> None:
         "vcpus": 16,
         "zones": [(layout.RAM + n * 16 * MIB, 16 * MIB) for n in range(16)],
         "initrd": (1, 2),
-        "devices": 11,
+        "devices": 12,
     }
     first = build_tree(**arguments)
     assert first == build_tree(**arguments)

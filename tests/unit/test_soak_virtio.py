@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fuzzing import until_budget
 from hypothesis import strategies as st
-from virtio_driver import RAM, Driver, DriverQueue
+from virtio_driver import RAM, Driver, DriverQueue, guest_memory
 
+from vambrace.virtio.balloon import LIMIT, MOST_RANGES, PAGE, REPORTING_QUEUES, Balloon
 from vambrace.virtio.block import Block
 from vambrace.virtio.console import (
     AGENT_PORT,
@@ -27,7 +28,7 @@ from vambrace.virtio.console import (
 )
 from vambrace.virtio.device import VERSION_1, Device
 from vambrace.virtio.entropy import Entropy
-from vambrace.virtio.memory import GuestFault
+from vambrace.virtio.memory import GuestFault, GuestMemory
 from vambrace.virtio.queue import MAX_SIZE, Queue
 
 pytestmark = pytest.mark.soak
@@ -91,18 +92,19 @@ def act(driver: Driver, device: Device, action: tuple[Any, ...]) -> None:
         case "send" if isinstance(device, Console):
             device.send(words[0])
         case "start":
-            driver.start()
+            driver.start(device.features)
         case "reset":
             driver.set(0x70, 0)
 
 
-def fuzz(make: Callable[[], Device], works: Callable[[Driver, Device], None]) -> None:
+def fuzz(make: Callable[[GuestMemory], Device], works: Callable[[Driver, Device], None]) -> None:
     @until_budget(st.lists(actions, min_size=1, max_size=60))
     def check(script: list[tuple[Any, ...]]) -> None:
-        device = make()
-        driver = Driver(device)
+        memory = guest_memory(SIZE)
+        device = make(memory)
+        driver = Driver(device, memory=memory)
         try:
-            driver.start()
+            driver.start(device.features)
             for action in script:
                 act(driver, device, action)
                 failed = driver.transport.failure is not None
@@ -112,7 +114,7 @@ def fuzz(make: Callable[[], Device], works: Callable[[Driver, Device], None]) ->
             # As new, in the same machine with other rings, which nothing has scribbled over.
             driver.memory.slice(RAM, SIZE)[:] = bytes(SIZE)
             driver.queues = [DriverQueue(driver.memory, 8, slot) for slot in range(device.queues)]
-            driver.start()
+            driver.start(device.features)
             assert driver.get(0x70) == 15
             works(driver, device)
         finally:
@@ -133,7 +135,7 @@ def test_block(tmp_path: Path) -> None:
         assert driver.answer(0, head, 1, 1024) == contents[3 * 512 : 5 * 512]
         assert driver.answer(0, head, 2, 1) == b"\0"
 
-    fuzz(lambda: Block(path, "base"), works)
+    fuzz(lambda _: Block(path, "base"), works)
     assert path.read_bytes() == contents, "it is read only"
 
 
@@ -143,7 +145,7 @@ def test_entropy() -> None:
         assert driver.queues[0].used() == [(head, 32)]
         assert driver.answer(0, head, 0, 32) != bytes(32)
 
-    fuzz(Entropy, works)
+    fuzz(lambda _: Entropy(), works)
 
 
 def test_console() -> None:
@@ -166,7 +168,41 @@ def test_console() -> None:
         head = driver.ask(RX_AGENT, [(bytes(64), WRITE)])
         assert driver.answer(RX_AGENT, head, 0, 12) == b"to the agent"
 
-    fuzz(lambda: Console(sink, sink), works)
+    fuzz(lambda _: Console(sink, sink), works)
+
+
+def test_balloon() -> None:
+    """What is given back are whole pages of the guest's own memory, its rings among them, and not too many."""
+    turn: list[int] = []
+
+    def make(memory: GuestMemory) -> Device:
+        def discard(offset: int, length: int) -> None:
+            assert offset >= 0 and length > 0 and offset % PAGE == length % PAGE == 0 and offset + length <= SIZE
+            turn.append(length)
+            memory.slice(RAM + offset, length)[:] = bytes(length)
+
+        return Turns(discard)
+
+    class Turns(Balloon):
+        def process(self, queues: Sequence[Queue | None], index: int) -> None:
+            turn.clear()
+            try:
+                super().process(queues, index)
+            finally:
+                assert len(turn) <= MOST_RANGES and sum(turn) <= LIMIT
+                assert not turn or (self._reporting and index in REPORTING_QUEUES)
+
+    def works(driver: Driver, _: Device) -> None:
+        place = RAM + SIZE - 3 * PAGE
+        driver.memory.slice(place, 3 * PAGE)[:] = b"\xff" * (3 * PAGE)
+        queue = driver.queues[REPORTING_QUEUES[0]]
+        queue.descriptor(0, place + 1, 2 * PAGE, WRITE, 0)
+        queue.offer(0)
+        driver.transport.process(REPORTING_QUEUES[0])
+        assert queue.used() == [(0, 0)] and turn == [PAGE]
+        assert driver.memory.slice(place, 3 * PAGE) == b"\xff" * PAGE + bytes(PAGE) + b"\xff" * PAGE
+
+    fuzz(make, works)
 
 
 @st.composite

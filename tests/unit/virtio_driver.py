@@ -91,8 +91,8 @@ class DriverQueue:
 class Driver:
     """Brings a device up through its registers, as Linux does."""
 
-    def __init__(self, device: Device, size: int = 8) -> None:
-        self.memory = guest_memory()
+    def __init__(self, device: Device, size: int = 8, memory: GuestMemory | None = None) -> None:
+        self.memory = memory or guest_memory()
         self.transport = Transport(device, self.memory)
         self.queues = [DriverQueue(self.memory, size, slot) for slot in range(device.queues)]
 

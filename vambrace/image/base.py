@@ -25,7 +25,7 @@ PACKAGES = (
     "openssl",
     "python3",
 )
-MODULES = (*DISK_MODULES, "virtio_console", "virtio-rng", "vsock", "vmw_vsock_virtio_transport")
+MODULES = (*DISK_MODULES, "virtio_console", "virtio-rng", "virtio_balloon", "vsock", "vmw_vsock_virtio_transport")
 APPLETS = ("sh", "awk", "cmp", "find", "grep", "gzip", "sed", "tar", "vi", "xargs")
 INIT = "/usr/lib/vambrace/init"
 # What no program in a Realm uses: package tools, odd character sets, parts of the standard library.

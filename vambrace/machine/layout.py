@@ -43,7 +43,7 @@ class HasName(Protocol):
 
 def device_slots(disks: Sequence[HasName]) -> tuple[str, ...]:
     """Names of the devices by their slot."""
-    return ("console", *(f"disk {disk.name}" for disk in disks), "vsock", "entropy")
+    return ("console", *(f"disk {disk.name}" for disk in disks), "vsock", "entropy", "balloon")
 
 
 def device_address(slot: int) -> int:

@@ -24,6 +24,7 @@ from vambrace.measure import LaunchMeasurement
 from vambrace.pager import Reuse, Window, ZoneStats
 from vambrace.realm import MAX_CONFIG_BYTES, Disk, RealmConfig
 from vambrace.record import Record
+from vambrace.virtio.balloon import Balloon, Discard
 from vambrace.virtio.block import Block
 from vambrace.virtio.console import RX_AGENT, Console
 from vambrace.virtio.device import Device, KernelDevice
@@ -150,11 +151,13 @@ class Machine:
         self._zones = len(config.zones)
         self._cpus = request.cpus
         memory = GuestMemory(window.memory(), layout.RAM, window.address)
-        self._make_devices(vm, memory, config, request)
+        self._make_devices(vm, memory, window.discard, config, request)
         self.state = State.LOADED
         return measurement.digest()
 
-    def _make_devices(self, vm: Vm, memory: GuestMemory, config: RealmConfig, request: LoadRequest) -> None:
+    def _make_devices(
+        self, vm: Vm, memory: GuestMemory, discard: Discard, config: RealmConfig, request: LoadRequest
+    ) -> None:
         if len(request.disks) != len(config.disks):
             raise ConfigError(f"{len(config.disks)} disks are configured, {len(request.disks)} given")
         self._console = Console(self._agent_sink, self._console_sink if config.debug else None)
@@ -162,6 +165,7 @@ class Machine:
             "console": lambda: self._console,
             "vsock": lambda: Vsock(request.cid),
             "entropy": Entropy,
+            "balloon": lambda: Balloon(discard),
         }
         for disk, path in zip(config.disks, request.disks, strict=True):
             makers[f"disk {disk.name}"] = partial(_open_disk, path, disk)

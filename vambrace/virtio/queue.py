@@ -24,12 +24,14 @@ _NO_INTERRUPT = 1
 class Chain(NamedTuple):
     """One request: slices of guest memory that the device reads, then those that it writes.
 
-    The guest may change their contents at any time: copy before checking.
+    The guest may change their contents at any time: copy before checking. ``places`` are offset in guest memory and
+    length of each of the ``writable``.
     """
 
     head: int
     readable: tuple[memoryview, ...]
     writable: tuple[memoryview, ...]
+    places: tuple[tuple[int, int], ...]
 
     def prefix(self, length: int) -> bytes:
         """A copy of the first ``length`` readable bytes, fewer if there are fewer."""
@@ -116,6 +118,7 @@ class Queue:
     def _walk(self, head: int) -> Chain:
         readable: list[memoryview] = []
         writable: list[memoryview] = []
+        places: list[tuple[int, int]] = []
         index = head
         total = 0
         for _ in range(self.size):  # a longer chain has a loop
@@ -130,12 +133,13 @@ class Queue:
                 raise GuestFault("request of 4 GiB or more")
             if flags & _WRITE:
                 writable.append(part)
+                places.append((address - self._memory.base, length))
             elif writable:
                 raise GuestFault("readable descriptor after a writable one")
             else:
                 readable.append(part)
             if not flags & _NEXT:
-                return Chain(head, tuple(readable), tuple(writable))
+                return Chain(head, tuple(readable), tuple(writable), tuple(places))
             index = following
         raise GuestFault("descriptors form a loop")
 

@@ -1,0 +1,28 @@
+"""What a Realm's kernel frees is dropped, not encrypted."""
+
+from __future__ import annotations
+
+from machine import eventually
+from user import User, await_log
+
+FREED = (24 << 20) // 4096  # pages that the program gives back
+
+
+def test_freed_pages_are_dropped(user: User) -> None:
+    """Once an application has freed memory, its zone drops about as many pages; what it still uses stays whole."""
+    realm = user.create(user.bundle({"name": "freer", "memory": "64M"}))
+    try:
+        realm.verify()
+        realm.approve()
+        realm.start()
+        await_log(realm, "freer", b"filled\n")
+        before = realm.stats()[1]
+        assert before["name"] == "freer" and before["percent"] == 50
+        await_log(realm, "freer", b"freed\n")
+        # The kernel reports after two seconds, and blocks of 16 pages and more: not quite all.
+        wanted = before["discarded"] + FREED * 3 // 4
+        assert eventually(lambda: realm.stats()[1]["discarded"] >= wanted, 120), (before, realm.stats()[1])
+        said = await_log(realm, "freer", b"whole\n")
+        assert b"harmed" not in said
+    finally:
+        realm.abandon()
