@@ -1,8 +1,8 @@
 """What the encrypted window costs on this machine, without any emulation, against a bound and against swap.
 
 Rows (docs/performance.md): ``native/random-fault/CIPHER`` and ``native/sequential-page/CIPHER`` against the bound,
-``native/cpu-per-fault/CIPHER``, ``native/two-threads`` over one, ``native/inside`` and ``native/zipf/PERCENT`` against
-memory and the ideal, ``native/random-fault-vs-swap`` and ``native/sequential-page-vs-swap``, ``native/load`` and
+``native/cpu-per-fault/CIPHER``, ``native/two-threads`` over one, ``native/zipf/PERCENT`` against
+the ideal, ``native/random-fault-vs-swap`` and ``native/sequential-page-vs-swap``, ``native/load`` and
 ``native/raise`` in MiB/s. Medians of
 ``VAMBRACE_BENCH_ROUNDS`` (5) rounds, in each of which everything runs once.
 """
@@ -187,7 +187,6 @@ def popular_pages(report: Report, bench: Native) -> None:
     """Zipf(0.99) over a whole zone, against the ideal: memory, and a bound's time for each miss of the best policy."""
     references = array("I", popular(random.Random(3), range(PAGES), 1_000_000))
     bench.trace("zipf", references)
-    bench.trace("inside", (page % (PAGES * 2 // 5) for page in references))
     fewest = {
         percent: min(misses(policy(window_pages(PAGES, percent)), references) for policy in POLICIES)
         for percent in (50, 80)
@@ -202,9 +201,6 @@ def popular_pages(report: Report, bench: Native) -> None:
             measured = bench("engine", "zipf", percent=percent)["seconds"]
             values.setdefault(f"zipf/{percent}", []).append(measured)
             ratios.setdefault(f"zipf/{percent}", []).append(measured / (memory + missed * bound / 1e6))
-        inside = bench("engine", "inside", percent=50)["seconds"]
-        values.setdefault("inside", []).append(inside)
-        ratios.setdefault("inside", []).append(bench("engine", "inside", percent=0)["seconds"] / inside)
     for name, found in values.items():
         report.add(
             f"native/{name}",
@@ -212,7 +208,7 @@ def popular_pages(report: Report, bench: Native) -> None:
             statistics.median(found),
             "s",
             ratio=statistics.median(ratios[name]),
-            against="0 % (above 1 is faster)" if name == "inside" else "ideal",
+            against="ideal",
         )
 
 
