@@ -7,6 +7,9 @@
 
 #include "status.h"
 
+/* Most bytes of an open zone that are used in one step: so long a rise of its percentage may wait. */
+#define OPEN_STEP ((size_t)1 << 20)
+
 /* A buffer in the window would wait for a page while another is held. */
 static bool overlaps(const void *buffer, size_t bytes, const uint8_t *memory, size_t size)
 {
@@ -50,6 +53,24 @@ static size_t part_of(size_t offset, size_t bytes)
 	return rest < bytes ? rest : bytes;
 }
 
+/* As many bytes of an open zone from `offset` on as may be used before vb_let_go, or 0: the zone is not open. */
+static size_t hold_open(struct vb_window *window, size_t offset, size_t bytes)
+{
+	struct vb_area *area = vb_area_of(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));
+	size_t end = vb_offset(area->zone.first) + vb_offset(area->zone.count);
+
+	if (bytes > end - offset)
+		bytes = end - offset;
+	if (bytes > OPEN_STEP)
+		bytes = OPEN_STEP;
+	pthread_mutex_lock(&area->lock);
+	if (!area->open || atomic_load(&window->failed) || atomic_load(&window->closing))
+		bytes = 0;
+	area->copies += bytes != 0;
+	pthread_mutex_unlock(&area->lock);
+	return bytes;
+}
+
 /* Whole pages that were never touched, with their contents in one step. */
 static int fill_pages(struct vb_window *window, size_t offset, const uint8_t *data, size_t bytes, size_t *filled)
 {
@@ -76,9 +97,14 @@ int vb_window_write(struct vb_window *window, size_t offset, const void *data, s
 		return status;
 	status = check_transfer(window, offset, data, bytes);
 	while (!status && bytes) {
-		size_t part;
+		size_t part = hold_open(window, offset, bytes);
 
-		status = fill_pages(window, offset, from, bytes, &part);
+		if (part) {
+			memcpy(window->guest + offset, from, part);
+			let_go(window, offset);
+		} else {
+			status = fill_pages(window, offset, from, bytes, &part);
+		}
 		if (!status && !part) {
 			part = part_of(offset, bytes);
 			status = hold(window, offset);
@@ -104,9 +130,12 @@ int vb_window_read(struct vb_window *window, size_t offset, void *data, size_t b
 		return status;
 	status = check_transfer(window, offset, data, bytes);
 	while (!status && bytes) {
-		size_t part = part_of(offset, bytes);
+		size_t part = hold_open(window, offset, bytes);
 
-		status = hold(window, offset);
+		if (!part) {
+			part = part_of(offset, bytes);
+			status = hold(window, offset);
+		}
 		if (status)
 			break;
 		memcpy(to, window->guest + offset, part);
@@ -119,21 +148,21 @@ int vb_window_read(struct vb_window *window, size_t offset, void *data, size_t b
 	return status;
 }
 
-/* The hash of one page of which `bytes` are measured. */
-static int page_digest(struct vb_window *window, size_t offset, size_t bytes, const EVP_MD *hash, EVP_MD_CTX *context,
-		       uint8_t *out)
+/* The hash of each page of what is held, the last of them padded with zeros. */
+static int hash_pages(const uint8_t *memory, size_t bytes, const EVP_MD *hash, EVP_MD_CTX *context, uint8_t *out)
 {
 	static const uint8_t zeros[VB_PAGE_SIZE_BYTES];
-	int status = hold(window, offset);
-	bool done;
+	bool done = true;
 
-	if (status)
-		return status;
-	done = EVP_DigestInit_ex(context, hash, NULL) == 1 &&
-	       EVP_DigestUpdate(context, window->guest + offset, bytes) == 1;
-	let_go(window, offset);
-	done = done && EVP_DigestUpdate(context, zeros, VB_PAGE_SIZE_BYTES - bytes) == 1 &&
-	       EVP_DigestFinal_ex(context, out, NULL) == 1;
+	for (; bytes && done; out += VB_DIGEST_BYTES) {
+		size_t part = bytes < VB_PAGE_SIZE_BYTES ? bytes : VB_PAGE_SIZE_BYTES;
+
+		done = EVP_DigestInit_ex(context, hash, NULL) == 1 && EVP_DigestUpdate(context, memory, part) == 1 &&
+		       EVP_DigestUpdate(context, zeros, VB_PAGE_SIZE_BYTES - part) == 1 &&
+		       EVP_DigestFinal_ex(context, out, NULL) == 1;
+		memory += part;
+		bytes -= part;
+	}
 	return done ? VB_OK : VB_CRYPTO;
 }
 
@@ -154,10 +183,17 @@ int vb_window_digests(struct vb_window *window, size_t offset, size_t bytes, con
 		else
 			status = check_transfer(window, 0, out, pages * VB_DIGEST_BYTES);
 		while (!status && bytes) {
-			size_t part = part_of(offset, bytes);
+			size_t part = hold_open(window, offset, bytes);
 
-			status = page_digest(window, offset, part, hash, context, out);
-			out += VB_DIGEST_BYTES;
+			if (!part) {
+				part = part_of(offset, bytes);
+				status = hold(window, offset);
+				if (status)
+					break;
+			}
+			status = hash_pages(window->guest + offset, part, hash, context, out);
+			let_go(window, offset);
+			out += (part + VB_PAGE_SIZE_BYTES - 1) / VB_PAGE_SIZE_BYTES * VB_DIGEST_BYTES;
 			offset += part;
 			bytes -= part;
 		}
