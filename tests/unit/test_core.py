@@ -15,7 +15,6 @@ from vambrace.pager import Window
 
 CORE = Path(__file__).parents[2] / "core"
 SOURCES = sorted(path for path in CORE.glob("*.c") if path.name != "module.c")
-SUPPRESSIONS = CORE / "tests/thread-sanitizer.supp"
 FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer", "-pthread"]
 
 
@@ -51,7 +50,7 @@ def run(name: str, objects: tuple[str, list[str]], directory: Path, *words: str,
         capture_output=True,
         text=True,
         timeout=seconds,
-        env={"TSAN_OPTIONS": f"halt_on_error=1:suppressions={SUPPRESSIONS}", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
+        env={"TSAN_OPTIONS": "halt_on_error=1", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"},
     )
     assert result.returncode == 0, result.stdout + result.stderr
 

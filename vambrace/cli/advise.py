@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vambrace.cli import session
 from vambrace.cli.output import Output, table
 from vambrace.cli.parser import Commands, host_option, policy_options
-from vambrace.client.advice import Advice
-from vambrace.client.curves import draw
 from vambrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from vambrace.client.advice import Advice
 
 SHOWN = (25, 50, 75, 80, 90, 95, 100)
 #: With fewer touches of sampled pages the curve is noise.
@@ -58,6 +60,9 @@ def _advise(options: argparse.Namespace, output: Output) -> int:
             raise UsageError(f"there is no zone {options.app}", hint=f"there are: {', '.join(zones)}")
         found = [one for one in realm.advise(options.seconds, output.progress) if options.app in (None, one.zone)]
     if options.picture:
+        # Not before it is asked for: every command imports this module.
+        from vambrace.client.curves import draw
+
         draw(options.picture, found)
     zones_json = [_as_json(one, options.slowdown) for one in found]
     value = {"realm": realm.uuid, "seconds": options.seconds, "zones": zones_json}
