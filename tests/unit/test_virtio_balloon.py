@@ -224,7 +224,7 @@ def test_exactly_the_whole_pages_inside(ranges: list[tuple[int, int]]) -> None:
 def window() -> Iterator[Window]:
     options: dict[str, Any] = {"key": os.urandom(32), "instance": os.urandom(16)}
     try:
-        window = Window([(256, 0), (512, 80)], **options)
+        window = Window([(256, 10), (512, 80)], **options)
     except PagerError as error:
         pytest.skip(f"{error}; {error.hint}")
     with window:
