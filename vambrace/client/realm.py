@@ -16,13 +16,14 @@ from typing import Any
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import VerifiedRealm
-from vambrace.client import names, results
+from vambrace.client import names, results, zones
 from vambrace.client.channel import OTHER_VERSION, Channel
 from vambrace.client.context import Context, RealmState
 from vambrace.client.host import Host, RealmInfo, plain
 from vambrace.client.progress import Progress, silent
 from vambrace.client.results import ResultFile
 from vambrace.client.trust import Expected, Trust
+from vambrace.client.zones import ZoneStats
 from vambrace.errors import (
     ChannelClosed,
     ConfigError,
@@ -310,12 +311,15 @@ class Realm:
         if reply.get("zone") != zone or reply.get("percent") != percent:
             raise RealmError("the Realm confirmed another percentage", hint="see 'vambrace stats'")
 
-    def stats(self) -> list[dict[str, Any]]:
-        """For each zone its ``name`` and ``ZoneStats`` (section 4)."""
-        zones = _objects(self._ask("stats")[0], "zones")
-        if len(zones) != len(self.config.zones):
+    def stats(self) -> list[ZoneStats]:
+        """For each zone its ``name`` and ``ZoneStats`` (section 4), in the configuration's order.
+
+        Raises ``RealmError`` for what no window of this configuration can have counted.
+        """
+        found = _objects(self._ask("stats")[0], "zones")
+        if len(found) != len(self.config.zones):
             raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
-        return [{**zone, "name": known.name} for known, zone in zip(self.config.zones, zones, strict=True)]
+        return [zones.check(zone, value) for zone, value in zip(self.config.zones, found, strict=True)]
 
     def logs(self, application: str, offset: int = 0) -> tuple[int, bytes, bool]:
         """Output from ``offset`` on: where to go on, the bytes, and whether that is all there will be.
