@@ -26,6 +26,7 @@ from vambrace.client.context import Context
 from vambrace.client.host import Host
 from vambrace.client.realm import Realm
 from vambrace.client.trust import Trust
+from vambrace.client.zones import ZoneStats
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
 from vambrace.emulator import memory
@@ -180,7 +181,7 @@ class Demo:
         (folder / "owner.pem").write_text(owner.certificate_pem)
         return folder / "manifest.yaml"
 
-    def _zones(self, realm: Realm) -> dict[str, dict[str, Any]]:
+    def _zones(self, realm: Realm) -> dict[str, ZoneStats]:
         return {zone["name"]: zone for zone in realm.stats()}
 
     def _await_log(self, realm: Realm, application: str, word: bytes) -> None:
@@ -194,7 +195,7 @@ class Demo:
                 raise VambraceError(f"{application} did not say {word.decode()!r}: {said[-300:].decode()}")
             time.sleep(1)
 
-    def _dump(self, moment: str, percent: int | None, zones: dict[str, dict[str, Any]] | None) -> None:
+    def _dump(self, moment: str, percent: int | None, zones: dict[str, ZoneStats] | None) -> None:
         file = self.work / f"memory-{len(self.searches)}.dump"
         file.unlink(missing_ok=True)
         self.server.dump(file)

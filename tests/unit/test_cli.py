@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_harness import World, make_world, register
+from client_harness import Monitor, World, make_stats, make_world, register
 
 from vambrace import Realm
+from vambrace.cli import stats
 from vambrace.cli.main import main, make_parser
 from vambrace.cli.output import Output, printable
 from vambrace.client.context import Context, RealmState
@@ -242,6 +243,74 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
     token.write_bytes(token.read_bytes()[:-1])
     assert main([*verify, *expected, "--nonce", shown["nonce"]]) == 4
     assert main(["token", "show", str(tmp_path / "none")]) == 5
+
+
+STATS = """\
+ZONE      PERCENT   PAGES  ALLOWED  PLAINTEXT NOW  MOST  STANDBY  PINNED
+system    80        32768  819      700            800   20       0
+analysis  80        4096   819      700            800   20       0
+report    0 (open)  4096   4096     700            800   20       3 of 16
+
+ZONE      FAULTS  STANDBY HITS  EVICTIONS  ENCRYPTED  DECRYPTED  MEAN TIME
+system    1000    50            300        1.2 MiB    0.8 MiB    5 µs
+analysis  0       50            300        1.2 MiB    0.8 MiB    -
+report    1000    50            300        1.2 MiB    0.8 MiB    5 µs
+"""
+HISTOGRAM = """
+system: page faults by the time until they were answered
+  < 1 µs   10  #
+  < 2 µs  980  ########################################
+  < 4 µs    0
+  < 8 µs    9  #
+
+analysis: no page faults answered
+
+report: page faults by the time until they were answered
+  < 1.05 s  2  ####################
+    longer  4  ########################################
+"""
+
+
+def test_stats_for_people(world: World, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    buckets = ([0, 0, 10, 980, 0, 9] + [0] * 18, [0] * 24, [0] * 22 + [2, 4])
+    differ: tuple[dict[str, Any], ...] = (
+        {},
+        {"faults": 0, "handler_ns": 0},
+        {"percent": 0, "open": True, "window": 4096, "pinned": 3, "pin_budget": 16},
+    )
+    monkeypatch.setattr(
+        Monitor,
+        "stats",
+        lambda self: [
+            make_stats(zone, histogram=histogram, **changes)
+            for zone, histogram, changes in zip(world.config.zones, buckets, differ, strict=True)
+        ],
+    )
+    assert main(["run", str(world.bundle), "--detach"]) == 0
+    capsys.readouterr()
+    assert main(["stats", "patients"]) == 0
+    assert capsys.readouterr().out == STATS
+    assert main(["stats", "patients", "--histogram"]) == 0
+    assert capsys.readouterr().out == STATS + HISTOGRAM
+    for words in (["--json"], ["--json", "--histogram"]):
+        assert main(["stats", "patients", *words]) == 0
+        value = json_of(capsys)
+        assert [zone["histogram"] for zone in value["zones"]] == list(buckets)
+        assert value["zones"][2] == make_stats(world.config.zones[2], histogram=buckets[2], **differ[2], name="report")
+
+
+def test_stats_of_a_realm_that_lies(world: World, capsys: Capture) -> None:
+    assert main(["run", str(world.bundle), "--detach"]) == 0
+    capsys.readouterr()
+    world.record.monitor.lies = {"handler_ns": "\x1b[2J"}
+    assert main(["stats", "patients"]) == 8
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: the Realm's statistics of system have no possible handler_ns")
+
+
+def test_times_for_people() -> None:
+    times = {0.25: "0.25 µs", 99.96: "100 µs", 512.0: "512 µs", 1024.0: "1.02 ms", 262144.0: "262 ms", 5e9: "5000 s"}
+    assert {value: stats._time(value) for value in times} == times
 
 
 def test_destroy_and_ambiguity(world: World, capsys: Capture) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_harness import Agent, World, make_bundle, make_platform, make_world, register
+from client_harness import Agent, World, make_bundle, make_platform, make_stats, make_world, register
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace import Host, Owner, Realm, Trust
 from vambrace.attest.policy import Policy
-from vambrace.client import channel
+from vambrace.client import channel, zones
 from vambrace.errors import (
     ChallengeMismatch,
     Conflict,
@@ -28,6 +28,8 @@ from vambrace.errors import (
     UsageError,
     VerificationError,
 )
+from vambrace.pager.window import ZoneStats
+from vambrace.realm import Zone
 
 
 @pytest.fixture
@@ -170,7 +172,10 @@ def test_waits_for_an_agent_that_is_not_there_yet(world: World, monkeypatch: pyt
     monkeypatch.setattr("vambrace.client.realm.POLL_SECONDS", 0.01)
     world.host.busy = 3
     with Realm.run(world.bundle) as realm:
-        assert realm.status()["state"] == "running"
+        # The agent has taken the order when it answers, and starts the applications right after.
+        while (state := realm.status()["state"]) == "ready":
+            time.sleep(0.01)
+        assert state == "running"
     assert world.record.state == "destroyed"
 
 
@@ -252,6 +257,51 @@ def test_a_replayed_percentage_is_refused(world: World, monkeypatch: pytest.Monk
         with pytest.raises(RealmError, match="refused"):
             realm.encrypt("analysis", 10)
         assert world.record.monitor.percents[1] == 90
+
+
+ZONE = Zone("analysis", 16 << 20, 80)
+
+
+@pytest.mark.parametrize("key", sorted(make_stats(ZONE)))
+def test_statistics_that_no_window_can_have(key: str) -> None:
+    """An agent may be anybody's program: what it says of its memory is checked before it is calculated with."""
+    wrong: list[Any] = [None, -1, 1.5, float("nan"), "7", "\x1b[2J", [1], {}, 1 << 64, True]
+    if key == "open":
+        wrong = [0, 1, None, "no", [True]]
+    elif key == "histogram":
+        wrong = [*wrong, [], [0] * 65, [[0]], [-1], [True], [0.5], ["1"], [1 << 64], [None], {"0": 1}]
+        wrong.remove([1])
+    elif key == "pages":
+        wrong += [0, 4095, 4097]
+    elif key == "percent":
+        wrong += [101]
+    elif key in ("window", "plaintext", "plaintext_max", "standby", "pinned"):
+        wrong += [4097]
+    for value in wrong:
+        with pytest.raises(RealmError, match=f"analysis have no possible {key}"):
+            zones.check(ZONE, make_stats(ZONE, **{key: value}))
+    incomplete = make_stats(ZONE)
+    del incomplete[key]
+    with pytest.raises(RealmError, match=key):
+        zones.check(ZONE, incomplete)
+
+
+def test_statistics_at_their_limits() -> None:
+    most = (1 << 64) - 1
+    full = make_stats(ZONE, percent=0, open=True, window=4096, plaintext=4096, faults=most, histogram=[most] * 64)
+    checked = zones.check(ZONE, {**full, "name": "\x1b[2J", "more": [[]]})
+    assert checked == {**full, "name": "analysis"}, "the name is ours, and what nobody knows is left out"
+    # All that the window counts is among it, under the same names.
+    assert set(ZoneStats.FIELDS) == set(checked) - {"name"}
+
+
+def test_a_realm_that_lies_about_its_memory(world: World) -> None:
+    with Realm.run(world.bundle) as realm:
+        world.record.monitor.lies = {"window": 1 << 40}
+        with pytest.raises(RealmError, match="system have no possible window"):
+            realm.stats()
+        world.record.monitor.lies = {}
+        assert realm.stats()[0]["window"] == 819
 
 
 def test_attached_from_another_process(world: World, tmp_path: Path) -> None:

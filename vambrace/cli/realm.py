@@ -7,7 +7,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from vambrace.cli import session
+from vambrace.cli import session, stats
 from vambrace.cli.output import Output, size, table
 from vambrace.cli.parser import Commands, host_option, percent, policy_options
 
@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
         "encrypt", "set how much of an application's memory is encrypted", _encrypt,
         "vambrace encrypt patients --app analysis 95",
     )  # fmt: skip
-    stats = commands.add("stats", "memory and encryption of each zone", _stats, "vambrace stats patients")
+    zones = commands.add("stats", "memory and encryption of each zone", _stats, "vambrace stats patients --histogram")
     logs = commands.add("logs", "output of the applications", _logs, "vambrace logs patients --follow")
     results = commands.add(
         "results",
@@ -28,14 +28,15 @@ def add(commands: Commands) -> None:
         "vambrace results patients --to out --collected",
     )
     destroy = commands.add("destroy", "end a Realm now", _destroy, "vambrace destroy patients")
-    for parser in (ps, encrypt, stats, logs, results, destroy):
+    for parser in (ps, encrypt, zones, logs, results, destroy):
         host_option(parser)
-    for parser in (encrypt, stats, logs, results, destroy):
+    for parser in (encrypt, zones, logs, results, destroy):
         parser.add_argument("realm", metavar="REALM", help="name, identifier, or the beginning of one")
-    for parser in (encrypt, stats, logs, results):
+    for parser in (encrypt, zones, logs, results):
         policy_options(parser)
     encrypt.add_argument("--app", required=True, metavar="NAME", help="the application, or 'system'")
     encrypt.add_argument("percent", type=percent, metavar="PERCENT", help="0 to 100")
+    zones.add_argument("--histogram", action="store_true", help="how long page faults took to be answered, too")
     logs.add_argument("--app", metavar="NAME", help="this application only")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until they have ended")
     results.add_argument("--to", type=Path, metavar="DIR", help="take them, into this directory")
@@ -68,10 +69,7 @@ def _stats(options: argparse.Namespace, output: Output) -> int:
     with session.open_realm(options) as realm:
         output.progress("connecting")
         zones = realm.stats()
-    keys = ("name", "percent", "pages", "window", "plaintext", "plaintext_max", "faults", "evictions")
-    rows = [["ZONE", "PERCENT", "PAGES", "ALLOWED", "PLAIN", "MOST", "FAULTS", "EVICTIONS"]]
-    rows += [[str(zone.get(key, "")) for key in keys] for zone in zones]
-    output.result({"realm": realm.uuid, "zones": zones}, table(rows))
+    output.result({"realm": realm.uuid, "zones": zones}, stats.lines(zones, histogram=options.histogram))
     return 0
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vambrace.client.channel import OTHER_VERSION
+from vambrace.client.zones import ZoneStats
 from vambrace.errors import RealmError
 
 #: Counts of reuse, by the distance in percent of the zone.
@@ -42,19 +43,18 @@ class Advice:
         return max((percent for percent in range(101) if self.share(percent) <= slowdown), default=0)
 
 
-def advice(zone: str, stats: dict[str, Any], sampled: dict[str, Any], fault_ns: object) -> Advice:
-    """From what the agent sent. Raises RealmError: it is not what an agent of this version sends."""
+def advice(stats: ZoneStats, sampled: dict[str, Any], fault_ns: object) -> Advice:
+    """From a zone's statistics, and samples and cost as the agent sent them. Raises RealmError: they are none."""
     counts = sampled.get("reuse")
-    rest = [sampled.get(key) for key in ("shift", "ns", "touches")]
-    numbers = [stats.get("pages"), stats.get("percent"), fault_ns, *rest]
     if not isinstance(counts, list) or len(counts) != DISTANCES:
         raise RealmError("the Realm's samples are not understood", hint=OTHER_VERSION)
-    if any(type(number) is not int or not 0 <= number < MAXIMUM for number in (*numbers, *counts)):
+    numbers = [fault_ns, *(sampled.get(key) for key in ("shift", "ns", "touches")), *counts]
+    if any(type(number) is not int or not 0 <= number < MAXIMUM for number in numbers):
         raise RealmError("the Realm's samples are not numbers", hint=OTHER_VERSION)
-    pages, percent, fault, shift, elapsed, touches = (int(number) for number in numbers if isinstance(number, int))
-    if percent > 100 or shift > 31 or not elapsed:
+    fault, shift, elapsed, touches = (number for number in numbers[:4] if isinstance(number, int))
+    if shift > 31 or not elapsed:
         raise RealmError("the Realm's samples are out of range", hint=OTHER_VERSION)
     seconds = elapsed / 1e9
     # At p percent the window has 100 − p of the zone: what comes back from farther is a miss.
     misses = tuple(sum(counts[100 - p :]) * 2**shift / seconds if p else 0.0 for p in range(101))
-    return Advice(zone, percent, pages, touches, fault / 1e9, misses)
+    return Advice(stats["name"], stats["percent"], stats["pages"], touches, fault / 1e9, misses)

@@ -17,7 +17,7 @@ from typing import Any
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import VerifiedRealm
-from vambrace.client import names, results
+from vambrace.client import names, results, zones
 from vambrace.client.advice import Advice, advice
 from vambrace.client.channel import OTHER_VERSION, Channel
 from vambrace.client.context import Context, RealmState
@@ -25,6 +25,7 @@ from vambrace.client.host import Host, RealmInfo, plain
 from vambrace.client.progress import Progress, silent
 from vambrace.client.results import ResultFile
 from vambrace.client.trust import Expected, Trust
+from vambrace.client.zones import ZoneStats
 from vambrace.errors import (
     ChannelClosed,
     ConfigError,
@@ -313,12 +314,15 @@ class Realm:
         if reply.get("zone") != zone or reply.get("percent") != percent:
             raise RealmError("the Realm confirmed another percentage", hint="see 'vambrace stats'")
 
-    def stats(self) -> list[dict[str, Any]]:
-        """For each zone its ``name`` and ``ZoneStats`` (section 4)."""
-        zones = _objects(self._ask("stats")[0], "zones")
-        if len(zones) != len(self.config.zones):
+    def stats(self) -> list[ZoneStats]:
+        """For each zone its ``name`` and ``ZoneStats`` (section 4), in the configuration's order.
+
+        Raises ``RealmError`` for what no window of this configuration can have counted.
+        """
+        found = _objects(self._ask("stats")[0], "zones")
+        if len(found) != len(self.config.zones):
             raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
-        return [{**zone, "name": known.name} for known, zone in zip(self.config.zones, zones, strict=True)]
+        return [zones.check(zone, value) for zone, value in zip(self.config.zones, found, strict=True)]
 
     def advise(self, seconds: float = ADVICE_SECONDS, progress: Progress = silent) -> list[Advice]:
         """What each percentage would cost each zone, from ``seconds`` of sampling, which slows the Realm down a little.
@@ -334,13 +338,11 @@ class Realm:
             # Also after Ctrl-C: a Realm must not stay slow because nobody waits any more.
             self._ask("sample", on=False)
         reply, _ = self._ask("reuse")
-        zones = _objects(reply, "zones")
+        sampled = _objects(reply, "zones")
         stats = self.stats()
-        if len(zones) != len(stats):
+        if len(sampled) != len(stats):
             raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
-        return [
-            advice(known["name"], known, zone, reply.get("fault_ns")) for known, zone in zip(stats, zones, strict=True)
-        ]
+        return [advice(known, found, reply.get("fault_ns")) for known, found in zip(stats, sampled, strict=True)]
 
     def logs(self, application: str, offset: int = 0) -> tuple[int, bytes, bool]:
         """Output from ``offset`` on: where to go on, the bytes, and whether that is all there will be.

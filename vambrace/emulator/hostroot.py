@@ -30,6 +30,7 @@ PACKAGES = (
     "python3",
     "python3-aiohttp",
     "python3-cryptography",
+    "python3-prometheus-client",
     "tee-supplicant",
 )
 SYSROOT_PACKAGES = ("libc6-dev", "libpython3.13-dev", "libssl-dev")

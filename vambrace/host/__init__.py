@@ -10,7 +10,7 @@
     evidence   challenge, endorsement   keys      instances, key shares
     store      images and records on the persistent disk
     lifecycle  states, steps and transitions
-    settings   one TOML file
+    settings   one TOML file       metrics    coarse totals for the operator
 
 Specification: ``docs/architecture.md``, sections 5, 6, 8, 10, 11 and 12.
 """

@@ -18,6 +18,7 @@ from vambrace.errors import ConfigError, Conflict, UsageError, VambraceError
 from vambrace.host.channel import Connector, connect_vsock, relay
 from vambrace.host.host import Host, RealmRequest
 from vambrace.host.lifecycle import STEPS, State
+from vambrace.host.metrics import CONTENT_TYPE
 from vambrace.host.problems import from_error, from_http, problem
 from vambrace.host.realm import Realm
 from vambrace.host.settings import Settings
@@ -65,6 +66,7 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
             web.get("/v1/realms/{uuid}/token", get_token),
             web.post("/v1/realms/{uuid}/verdict", post_verdict),
             web.get("/v1/realms/{uuid}/channel", get_channel),
+            web.get("/metrics", get_metrics),
         ]
     )
     return app
@@ -135,6 +137,10 @@ def _platform_view(host: Host) -> dict[str, Any]:
         "insecure": host.platform.insecure,
         "endorsed": host.platform.endorsed,
     }
+
+
+async def get_metrics(request: web.Request) -> web.Response:
+    return web.Response(body=request.app[HOST].metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
 
 # Images

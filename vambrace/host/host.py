@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 from vambrace import __version__
 from vambrace.errors import CapacityError, ConfigError, Conflict, ImageError, NotFound
 from vambrace.host.lifecycle import State
+from vambrace.host.metrics import Metrics, Watched, WindowTotals
 from vambrace.host.platform import Platform
 from vambrace.host.realm import Realm
 from vambrace.host.settings import Settings
@@ -58,6 +60,10 @@ class Host:
         self._past: dict[str, RealmRecord] = {}
         self._admission = asyncio.Lock()
         self._next_cid = FIRST_CID
+        windows = WindowTotals(self._running)
+        self.metrics = Metrics(self, windows)
+        self._refreshing = asyncio.create_task(windows.refresh())
+        self._refreshing.add_done_callback(_log_failure)
 
     def recover(self) -> None:
         """End the VMMs of an earlier daemon and make its Realms ``failed``; a VMM is started for the first Realm."""
@@ -71,6 +77,7 @@ class Host:
 
     async def close(self) -> None:
         """Destroy every living Realm and wait for it."""
+        self._refreshing.cancel()
         for realm in tuple(self._living.values()):
             realm.finish(State.FAILED, "host stopped")
         await asyncio.gather(*(realm.ended() for realm in tuple(self._living.values())))
@@ -120,6 +127,7 @@ class Host:
                 cpus=self._least_used_cpus(config.vcpus),
             )
             self._living[uuid] = realm
+            self.metrics.created()
             realm.begin()
             asyncio.create_task(self._retire(realm)).add_done_callback(_log_failure)
             return realm, True
@@ -134,6 +142,13 @@ class Host:
     def realms(self) -> list[Realm | RealmRecord]:
         return [*self._past.values(), *self._ended.values(), *self._living.values()]
 
+    def states(self) -> Counter[State]:
+        """How many living Realms are in each state."""
+        return Counter(realm.lifecycle.state for realm in self._living.values())
+
+    def _running(self) -> dict[str, Watched]:
+        return {uuid: realm for uuid, realm in self._living.items() if realm.lifecycle.state is State.RUNNING}
+
     def _known(self, uuid: str) -> Realm | RealmRecord | None:
         return self._living.get(uuid) or self._ended.get(uuid) or self._past.get(uuid)
 
@@ -144,6 +159,7 @@ class Host:
         finally:
             del self._living[uuid]
             self._ended[uuid] = realm
+            self.metrics.ended(realm.lifecycle.state)
             self._prune()
             self._standby.prepare()
 

@@ -1,0 +1,77 @@
+"""What an agent says of the zones' memory, checked: it comes from a Realm, and will be calculated with and shown."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict, cast
+
+from vambrace.client.channel import OTHER_VERSION
+from vambrace.errors import RealmError
+from vambrace.realm import Zone
+
+PAGE = 4096
+COUNT_LIMIT = 1 << 64
+BUCKETS_LIMIT = 64
+
+
+class ZoneStats(TypedDict):
+    """Counts of one zone, in pages unless said (``ZoneStats`` of docs/architecture.md, section 4)."""
+
+    name: str
+    pages: int
+    percent: int
+    open: bool  # at 0 percent: the kernel maps pages, and the counts of faults stand still
+    window: int  # pages that may be plaintext at this instant
+    plaintext: int
+    plaintext_max: int  # the most since the last change of percentage
+    standby: int  # of ``plaintext``: set aside, to be encrypted next
+    pinned: int
+    pin_budget: int
+    faults: int
+    zero_faults: int
+    standby_hits: int
+    demotions: int
+    evictions: int
+    discarded: int
+    bytes_encrypted: int
+    bytes_decrypted: int
+    busy: int
+    rekeys: int
+    handler_ns: int  # nanoseconds
+    histogram: list[int]  # element i: faults answered in less than 2^i / 4 µs, the last one: all others
+
+
+#: No zone has more of these than pages.
+_OF_ITS_PAGES = ("window", "plaintext", "plaintext_max", "standby", "pinned")
+_OTHERS = ("name", "pages", "percent", "open", "histogram")
+_COUNTS = tuple(key for key in ZoneStats.__annotations__ if key not in (*_OF_ITS_PAGES, *_OTHERS))
+
+
+def check(zone: Zone, value: dict[str, Any]) -> ZoneStats:
+    """``value`` as the statistics of ``zone``; what else is in it is left out. Raises ``RealmError``."""
+    pages = zone.memory // PAGE
+    _number(zone, value, "pages", pages, at_least=pages)
+    _number(zone, value, "percent", 100)
+    for key in _OF_ITS_PAGES:
+        _number(zone, value, key, pages)
+    for key in _COUNTS:
+        _number(zone, value, key, COUNT_LIMIT - 1)
+    if type(value.get("open")) is not bool:
+        raise _wrong(zone, "open")
+    buckets = value.get("histogram")
+    if not isinstance(buckets, list) or not 1 <= len(buckets) <= BUCKETS_LIMIT:
+        raise _wrong(zone, "histogram")
+    if not all(type(count) is int and 0 <= count < COUNT_LIMIT for count in buckets):
+        raise _wrong(zone, "histogram")
+    known = {key: value[key] for key in ZoneStats.__annotations__ if key != "name"}
+    return cast("ZoneStats", {"name": zone.name, **known})
+
+
+def _number(zone: Zone, value: dict[str, Any], key: str, at_most: int, at_least: int = 0) -> None:
+    number = value.get(key)
+    # A bool is an int, too.
+    if type(number) is not int or not at_least <= number <= at_most:
+        raise _wrong(zone, key)
+
+
+def _wrong(zone: Zone, key: str) -> RealmError:
+    return RealmError(f"the Realm's statistics of {zone.name} have no possible {key}", hint=OTHER_VERSION)

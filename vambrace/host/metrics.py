@@ -1,0 +1,189 @@
+"""What an operator may watch (``GET /metrics``, Prometheus' text format): coarse totals of the whole host.
+
+What a window does tells what its Realm does: from the page faults of one zone, seen often and exactly, an operator
+could learn which way a secret went. Hence nothing here is of one Realm or zone. What the windows of all Realms have
+done is read at a pace of the daemon's own, at most once a minute, and published in steps of ``GRAIN`` pages, at places
+that nobody knows. A host with a single Realm shows that one's totals, as coarsely.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from vambrace.errors import RealmError, VambraceError
+from vambrace.host.lifecycle import FINAL, State
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+REFRESH_SECONDS = 60.0
+PAGE = 4096
+GRAIN = 1 << 16  # pages: 256 MiB of them
+COUNT_LIMIT = 1 << 64
+#: Of ZoneStats: the fields that are summed, what they are called here, and how much of each makes a step.
+TOTALS = {
+    "faults": ("vambrace_window_faults", "Page faults answered", GRAIN),
+    "evictions": ("vambrace_window_evictions", "Pages evicted", GRAIN),
+    "bytes_encrypted": ("vambrace_window_encrypted_bytes", "Bytes encrypted", GRAIN * PAGE),
+    "bytes_decrypted": ("vambrace_window_decrypted_bytes", "Bytes decrypted", GRAIN * PAGE),
+}
+
+
+class Coarse:
+    """A count that is published in multiples of ``grain`` only; the exact one never leaves.
+
+    Where within a grain the next step comes is random, and drawn anew for each. Were it at the multiples, an operator
+    with a Realm of their own, whose faults they know, could bring the sum just below one and wait for a single fault.
+    """
+
+    def __init__(self, grain: int) -> None:
+        self._grain = grain
+        self._exact = 0
+        self._steps = 0
+        self._next = self._place()
+
+    @property
+    def published(self) -> int:
+        return self._steps * self._grain
+
+    def add(self, count: int) -> None:
+        self._exact += count
+        whole = self._exact // self._grain
+        if whole > self._steps:
+            self._steps, self._next = whole, self._place()
+        if self._exact >= self._steps * self._grain + self._next:
+            self._steps, self._next = self._steps + 1, self._place()
+
+    def _place(self) -> int:
+        return 1 + secrets.randbelow(self._grain)
+
+
+class Watched(Protocol):
+    """A Realm as it is seen from here."""
+
+    async def stats(self) -> list[Any]: ...
+
+
+class WindowTotals:
+    """Sums over all zones of all Realms since the daemon started.
+
+    What a Realm did after the last reading before its end is not in them: no end waits for statistics.
+    """
+
+    def __init__(self, running: Callable[[], dict[str, Watched]]) -> None:
+        self._running = running
+        self._seen: dict[str, Counter[str]] = {}
+        self._sums = {field: Coarse(grain) for field, (_, _, grain) in TOTALS.items()}
+        self._wanted = False
+
+    def published(self) -> dict[str, int]:
+        """As of the last reading; there will be another one."""
+        self._wanted = True
+        return {field: count.published for field, count in self._sums.items()}
+
+    async def refresh(self) -> None:
+        """Read for ever, at a fixed pace: who asks does not choose the moment. Where nobody asks, no VMM is asked."""
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            if self._wanted:
+                self._wanted = False
+                await self._read()
+
+    async def _read(self) -> None:
+        running = self._running()
+        self._seen = {uuid: counts for uuid, counts in self._seen.items() if uuid in running}
+        # All are added before anybody can look: no sum of some.
+        found = await asyncio.gather(*(_counts(realm) for realm in running.values()))
+        for uuid, counts in zip(running, found, strict=True):
+            if counts is not None:
+                # A Counter's difference has no negative part: what a broken VMM takes back is not taken off.
+                for field, more in (counts - self._seen.get(uuid, Counter())).items():
+                    self._sums[field].add(more)
+                self._seen[uuid] = counts
+
+
+async def _counts(realm: Watched) -> Counter[str] | None:
+    """None for a Realm that ends just now, or whose VMM says what cannot be."""
+    with contextlib.suppress(VambraceError):
+        return summed(await realm.stats())
+    return None
+
+
+def summed(zones: Sequence[Any]) -> Counter[str]:
+    """The fields of ``TOTALS``, over all zones. Raises ``RealmError``: not what a VMM says of its zones."""
+    sums: Counter[str] = Counter()
+    for zone in zones:
+        for field in TOTALS:
+            count = zone.get(field) if isinstance(zone, dict) else None
+            if type(count) is not int or not 0 <= count < COUNT_LIMIT:
+                raise RealmError("the VMM's statistics are not understood")
+            sums[field] += count
+    return sums
+
+
+class Watch(Protocol):
+    """The host as it is seen from here."""
+
+    memory_limit: int
+
+    @property
+    def memory_used(self) -> int: ...
+    def states(self) -> Counter[State]: ...
+
+
+class Metrics(Collector):
+    """Counts what the host does, and gives it as text.
+
+    In a registry of its own: the library's common one would also show how much time and memory the daemon takes, and
+    how often it collects garbage, at every moment that the operator likes.
+    """
+
+    def __init__(self, watch: Watch, windows: WindowTotals) -> None:
+        self._watch = watch
+        self._windows = windows
+        self._started = time.monotonic()
+        self._created = 0
+        self._ended: Counter[State] = Counter()
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def created(self) -> None:
+        """A Realm was accepted."""
+        self._created += 1
+
+    def ended(self, state: State) -> None:
+        """A Realm has entered its final state."""
+        self._ended[state] += 1
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """For the registry."""
+        uptime = int(time.monotonic() - self._started)
+        yield GaugeMetricFamily("vambrace_host_uptime_seconds", "Since the daemon's start.", value=uptime)
+        limit, used = self._watch.memory_limit, self._watch.memory_used
+        yield GaugeMetricFamily("vambrace_memory_limit_bytes", "Memory that Realms may have together.", value=limit)
+        yield GaugeMetricFamily("vambrace_memory_committed_bytes", "Memory that living Realms have.", value=used)
+        living = GaugeMetricFamily("vambrace_realms", "Living Realms by their state.", labels=["state"])
+        ended = CounterMetricFamily("vambrace_realms_ended", "Realms by how they ended.", labels=["state"])
+        states = self._watch.states()
+        for state in State:
+            if state in FINAL:
+                ended.add_metric([state.value], self._ended[state])
+            else:
+                living.add_metric([state.value], states[state])
+        yield living
+        yield CounterMetricFamily("vambrace_realms_created", "Realms that were accepted.", value=self._created)
+        yield ended
+        for field, count in self._windows.published().items():
+            name, text, grain = TOTALS[field]
+            yield CounterMetricFamily(name, f"{text}, all Realms together, in steps of {grain}.", value=count)
