@@ -24,7 +24,7 @@ from vambrace.errors import PagerError
 from vambrace.pager import Window
 
 ROUNDS = int(os.environ.get("VAMBRACE_BENCH_ROUNDS", "3"))
-PERCENTS = (0, 25, 50, 75, 90, 95, 100)
+PERCENTS = (0, 25, 50, 75, 90, 95)
 #: MiB: more than any of the programs needs.
 LARGE = 900
 

@@ -1,6 +1,6 @@
 /*
- * Memory and caches. What was plaintext must be gone from DRAM itself, not only from the program's view of it: a page that was encrypted or
- * erased may still lie in DRAM as it was, with the new contents in a cache.
+ * Memory and its caches. What was plaintext must be gone from DRAM itself, not only from the program's view of it: a
+ * page that was encrypted or erased may still lie in DRAM as it was, with the new contents in a cache.
  */
 #ifndef VAMBRACE_ERASE_H
 #define VAMBRACE_ERASE_H

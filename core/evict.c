@@ -2,7 +2,6 @@
 #include "window_internal.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "erase.h"
 #include "status.h"
@@ -91,7 +90,11 @@ static int seal_all(struct vb_cipher *cipher, const struct batch *batch)
 {
 	int status = vb_seal_begin(cipher, batch->jobs, batch->count);
 
-	return status ? status : vb_seal_finish(cipher);
+	if (!status)
+		status = vb_seal_finish(cipher);
+	for (uint32_t i = 0; i < batch->count && !status; i++) /* before they stop counting as plaintext */
+		vb_flush(batch->jobs[i].data, VB_PAGE_SIZE_BYTES);
+	return status;
 }
 
 /* The pages of a batch are ciphertext from now on. */
@@ -117,9 +120,9 @@ static int rekey(struct vb_window *window, struct vb_lane *lane, struct vb_area 
 	struct vb_cipher **slot = &lane->ciphers[area - window->areas], *old, *new = NULL;
 	int status;
 
-	while (area->ciphering)
+	while (area->ciphering && !atomic_load(&window->failed))
 		vb_await(area);
-	status = vb_cipher_for(window, lane, area, &old);
+	status = atomic_load(&window->failed) ? VB_FAILED : vb_cipher_for(window, lane, area, &old);
 	if (status)
 		return status;
 	area->secret.epoch++;
@@ -130,8 +133,10 @@ static int rekey(struct vb_window *window, struct vb_lane *lane, struct vb_area 
 	}
 	if (!status)
 		status = seal_all(new, batch);
-	if (status)
+	if (status) {
+		vb_cipher_destroy(new);
 		return vb_fail(window, status, zone->first + batch->pages[0]);
+	}
 	vb_zone_lose(zone, batch->count);
 	for (uint32_t page = 0; page < zone->count && !status; page++) {
 		if (zone->pages[page].sealed)
@@ -267,12 +272,14 @@ int vb_set_aside(struct vb_window *window, struct vb_area *area, uint32_t page)
 	pthread_mutex_unlock(&area->lock);
 	status = vb_uffd_move_out(window->uffd, window->side + offset, window->guest + offset, VB_PAGE_SIZE_BYTES, &bytes);
 	pthread_mutex_lock(&area->lock);
-	if (status)
-		status = not_moved(window, area, status, page);
-	else
+	if (!status)
 		vb_zone_park(zone, page);
+	else if (status == -EBUSY)
+		vb_zone_release(zone, page);
+	else
+		status = not_moved(window, area, status, page);
 	vb_settled(area);
-	return status;
+	return status == -EBUSY ? VB_OK : status;
 }
 
 int vb_make_room(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, uint32_t room)
@@ -316,8 +323,9 @@ int vb_tend(struct vb_window *window, struct vb_lane *lane, struct vb_area *area
 	struct batch batch = {0};
 	int status, end;
 
-	if (area->open || zone->goal == zone->count || zone->goal - zone->plaintext >= spare ||
-	    zone->plaintext > zone->goal)
+	/* While a percentage rises there may be more than the goal: its own steps see to that. */
+	if (area->open || zone->goal == zone->count || zone->plaintext > zone->goal ||
+	    zone->goal - zone->plaintext >= spare)
 		return VB_OK;
 	status = expel_begin(window, lane, area, spare, &batch);
 	if (status)

@@ -444,8 +444,11 @@ static PyObject *window_reuse(Window *self, PyObject *arguments)
 	window = begin(self);
 	if (!window)
 		return NULL;
-	if (zone >= 0)
+	if (zone >= 0) {
+		Py_BEGIN_ALLOW_THREADS
 		status = vb_window_reuse(window, (size_t)zone, &reuse);
+		Py_END_ALLOW_THREADS
+	}
 	end(self);
 	if (status)
 		return fail_of(self, status);

@@ -11,7 +11,7 @@
 #include "uffd.h"
 
 #define MINCORE_RUN 512
-#define HUGE_PAGES 512
+#define PAGES_OF_A_HUGE_ONE 512
 
 /* Headers older than Linux 6.1 lack it. */
 #ifndef MADV_COLLAPSE
@@ -188,9 +188,9 @@ static void *open_all(void *argument)
 		}
 	}
 	/* Huge pages again, where the kernel has them; the zone is open already. */
-	for (page = 0; !status && !aside && page < area->zone.count && !atomic_load(&area->opener_stop); page += HUGE_PAGES)
+	for (page = 0; !status && !aside && page < area->zone.count && !atomic_load(&area->opener_stop); page += PAGES_OF_A_HUGE_ONE)
 		(void)madvise(start_of(window, area) + vb_offset(page),
-			      vb_offset(area->zone.count - page < HUGE_PAGES ? area->zone.count - page : HUGE_PAGES), MADV_COLLAPSE);
+			      vb_offset(area->zone.count - page < PAGES_OF_A_HUGE_ONE ? area->zone.count - page : PAGES_OF_A_HUGE_ONE), MADV_COLLAPSE);
 	return NULL;
 }
 
@@ -227,6 +227,15 @@ static void erase_page(void *memory, uint32_t page)
 	vb_erase((uint8_t *)memory + vb_offset(page), VB_PAGE_SIZE_BYTES);
 }
 
+/* Aside is plaintext wherever it is not ciphertext for certain: on standby, and on any way that a failure cut short. */
+static void erase_aside(void *context, uint32_t page)
+{
+	const struct vb_window *window = context;
+
+	if (window->pages[page].state != VB_ENCRYPTED)
+		vb_erase(window->side + vb_offset(page), VB_PAGE_SIZE_BYTES);
+}
+
 void vb_wipe(struct vb_window *window)
 {
 	uint32_t pages = (uint32_t)(window->bytes / VB_PAGE_SIZE_BYTES);
@@ -235,10 +244,5 @@ void vb_wipe(struct vb_window *window)
 		vb_secret_erase(&window->areas[i].secret);
 	/* What mincore does not tell is lost to us; closing takes the mapping away. */
 	(void)for_each_resident(window->guest, pages, erase_page, window->guest);
-	for (uint32_t page = 0; page < pages; page++) {
-		enum vb_state state = (enum vb_state)window->pages[page].state;
-
-		if (state == VB_STANDBY)
-			vb_erase(window->side + vb_offset(page), VB_PAGE_SIZE_BYTES);
-	}
+	(void)for_each_resident(window->side, pages, erase_aside, window);
 }

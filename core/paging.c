@@ -2,7 +2,6 @@
 #include "window_internal.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "erase.h"
 #include "status.h"
@@ -131,8 +130,11 @@ static void uncall(struct vb_window *window, struct vb_area *area, uint32_t page
 	vb_uffd_wake(window->uffd, window->guest + vb_offset(area->zone.first + page), vb_offset(count));
 }
 
-/* Brings a page of `zone` in that is absent, encrypted or on standby, and perhaps more behind it. With the lock held. */
-static int bring(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, uint32_t page)
+/*
+ * Brings a page of `area` in that is absent, encrypted or on standby, and perhaps more behind it. `counts`, where given, counts
+ * it as a fault. With the lock held.
+ */
+static int bring(struct vb_window *window, struct vb_lane *lane, struct vb_area *area, uint32_t page, struct vb_stats *counts)
 {
 	struct vb_zone *zone = &area->zone;
 	enum vb_state state = (enum vb_state)zone->pages[page].state;
@@ -142,9 +144,6 @@ static int bring(struct vb_window *window, struct vb_lane *lane, struct vb_area 
 
 	if (state == VB_ABSENT && zone->goal > zone->plaintext && zone->goal - zone->plaintext >= VB_RUN)
 		want = VB_RUN; /* as long as there is room */
-#ifdef VB_TRACE
-	want = 1;
-#endif
 	count = run_of(area, page, want < most ? want : most);
 	for (uint32_t i = 0; i < count; i++)
 		vb_zone_call(zone, page + i);
@@ -156,12 +155,15 @@ static int bring(struct vb_window *window, struct vb_lane *lane, struct vb_area 
 		}
 	}
 	*stream = (struct vb_stream){.next = page + count, .run = count};
+	if (counts) {
+		counts->faults++;
+		counts->zero_faults += state == VB_ABSENT;
+		counts->standby_hits += state == VB_STANDBY;
+	}
 	switch (state) {
 	case VB_ABSENT:
-		area->counts.zero_faults++;
 		return map_contents(window, area, page, count, zeros, &count);
 	case VB_STANDBY:
-		area->counts.standby_hits++;
 		return map_standby(window, area, page, count);
 	default:
 		return map_decrypted(window, lane, area, page, count);
@@ -214,8 +216,7 @@ static int page_in(struct vb_window *window, struct vb_lane *lane, struct vb_are
 				vb_uffd_wake(window->uffd, window->guest + vb_offset(page), VB_PAGE_SIZE_BYTES);
 			break;
 		default:
-			area->counts.faults += !hold;
-			status = bring(window, lane, area, index);
+			status = bring(window, lane, area, index, hold ? NULL : &area->counts);
 			if (!status && !hold && vb_sampled(&area->sample, index))
 				status = note_touch(window, area, index);
 			there = !hold;

@@ -28,6 +28,29 @@ static int check_budget(const struct vb_area *area, uint32_t page)
 	return area->open || zone->pinned + 1 + VB_PIN_HEADROOM <= zone->goal ? VB_OK : VB_BUDGET;
 }
 
+static int unpin_page(struct vb_window *window, uint32_t page)
+{
+	struct vb_area *area = vb_area_of(window, page);
+	struct vb_zone *zone = &area->zone;
+	uint32_t index = page - zone->first;
+	int status = VB_OK;
+
+	pthread_mutex_lock(&area->lock);
+	while (!area->open && zone->pages[index].state == VB_LEAVING && !atomic_load(&window->failed))
+		vb_await(area);
+	if (atomic_load(&window->failed))
+		status = VB_FAILED;
+	else if (!zone->pages[index].pins)
+		status = VB_INVALID;
+	else if (!area->open)
+		vb_zone_unpin(zone, index);
+	else if (!--zone->pages[index].pins)
+		zone->pinned--;
+	vb_settled(area);
+	pthread_mutex_unlock(&area->lock);
+	return status;
+}
+
 static int pin_page(struct vb_window *window, uint32_t page)
 {
 	struct vb_area *area = vb_area_of(window, page);
@@ -57,29 +80,10 @@ static int pin_page(struct vb_window *window, uint32_t page)
 	pthread_mutex_unlock(&area->lock);
 	/* A page of an open zone may not be there yet; the kernel maps it, and a device finds it. */
 	if (!status && open &&
-	    madvise(window->guest + vb_offset(page), VB_PAGE_SIZE_BYTES, MADV_POPULATE_WRITE) != 0)
+	    madvise(window->guest + vb_offset(page), VB_PAGE_SIZE_BYTES, MADV_POPULATE_WRITE) != 0) {
 		status = -errno;
-	return status;
-}
-
-static int unpin_page(struct vb_window *window, uint32_t page)
-{
-	struct vb_area *area = vb_area_of(window, page);
-	struct vb_zone *zone = &area->zone;
-	uint32_t index = page - zone->first;
-	int status = VB_OK;
-
-	pthread_mutex_lock(&area->lock);
-	while (!area->open && zone->pages[index].state == VB_LEAVING)
-		vb_await(area);
-	if (!zone->pages[index].pins)
-		status = VB_INVALID;
-	else if (!area->open)
-		vb_zone_unpin(zone, index);
-	else if (!--zone->pages[index].pins)
-		zone->pinned--;
-	vb_settled(area);
-	pthread_mutex_unlock(&area->lock);
+		(void)unpin_page(window, page);
+	}
 	return status;
 }
 
@@ -114,8 +118,11 @@ int vb_window_unpin(struct vb_window *window, size_t offset, size_t bytes)
 		return status;
 	if (!vb_whole_pages(window, offset, bytes))
 		status = VB_INVALID;
-	for (size_t i = 0; i < bytes / VB_PAGE_SIZE_BYTES && status != VB_INVALID; i++)
-		status = unpin_page(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES + i));
+	for (size_t i = 0; vb_whole_pages(window, offset, bytes) && i < bytes / VB_PAGE_SIZE_BYTES; i++) {
+		int one = unpin_page(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES + i));
+
+		status = status ? status : one; /* the others are let go all the same */
+	}
 	vb_leave(window);
 	return status;
 }
@@ -129,34 +136,42 @@ static int drop(void *start, size_t bytes)
 	return -errno;
 }
 
-/* Gives back a run of pages that are leaving; `aside`: they are not in guest memory. With the lock held. */
-static int drop_run(struct vb_window *window, struct vb_area *area, uint32_t page, uint32_t count, bool aside,
-		    bool plaintext)
+/*
+ * Gives back a run of pages that are leaving; `aside`: they are not in guest memory. *done of them are dealt with; behind them is
+ * one that the kernel holds, or that this process has dropped, and all from that one on are where they were. With the lock held.
+ */
+static int drop_run(struct vb_window *window, struct vb_area *area, uint32_t page, uint32_t count, bool aside, bool plaintext,
+		    uint32_t *done)
 {
 	struct vb_zone *zone = &area->zone;
 	size_t offset = vb_offset(zone->first + page), bytes = vb_offset(count);
-	uint32_t done = count;
-	int status = VB_OK;
+	int moved = VB_OK, dropped = VB_OK;
 
 	pthread_mutex_unlock(&area->lock);
-	if (!aside) { /* first out of the guest's reach */
-		status = vb_uffd_move_out(window->uffd, window->side + offset, window->guest + offset, bytes, &bytes);
-		done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
-	}
+	if (!aside) /* first out of the guest's reach */
+		moved = vb_uffd_move_out(window->uffd, window->side + offset, window->guest + offset, bytes, &bytes);
 	if (plaintext)
 		vb_erase(window->side + offset, bytes);
-	if (bytes && drop(window->side + offset, bytes) != VB_OK && !status)
-		status = -errno;
+	if (bytes)
+		dropped = drop(window->side + offset, bytes);
 	pthread_mutex_lock(&area->lock);
-	for (uint32_t i = 0; i < done; i++)
+	*done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
+	for (uint32_t i = 0; i < *done; i++)
 		vb_zone_forget(zone, page + i);
 	if (plaintext)
-		vb_zone_lose(zone, done);
-	for (uint32_t i = done; i < count; i++) /* the kernel holds one of them: they stay */
-		vb_zone_keep(zone, page + i);
-	area->counts.discarded += done;
+		vb_zone_lose(zone, *done);
+	area->counts.discarded += *done;
+	if (moved == -ENOENT) { /* it is gone already */
+		vb_zone_forget(zone, page + *done);
+		vb_zone_lose(zone, 1);
+		++*done;
+	}
+	for (uint32_t i = *done; i < count; i++)
+		vb_zone_release(zone, page + i);
 	vb_settled(area);
-	return status && status != -EBUSY ? vb_fail(window, status, zone->first + page + done) : VB_OK;
+	if (dropped)
+		return vb_fail(window, dropped, zone->first + page);
+	return !moved || moved == -EBUSY || moved == -ENOENT ? VB_OK : vb_fail(window, moved, zone->first + page + *done);
 }
 
 /* The run of pages that are where `page` is, taken out; at most `most`. With the lock held. */
@@ -183,7 +198,8 @@ static int discard_some(struct vb_window *window, struct vb_area *area, uint32_t
 
 	*count = 1;
 	pthread_mutex_lock(&area->lock);
-	while (!area->open && (zone->pages[page].state == VB_COMING || zone->pages[page].state == VB_LEAVING))
+	while (!area->open && !atomic_load(&window->failed) &&
+	       (zone->pages[page].state == VB_COMING || zone->pages[page].state == VB_LEAVING))
 		vb_await(area);
 	state = (enum vb_state)zone->pages[page].state;
 	if (atomic_load(&window->failed)) {
@@ -191,9 +207,12 @@ static int discard_some(struct vb_window *window, struct vb_area *area, uint32_t
 	} else if (area->open) {
 		*count = most; /* nothing is encrypted here, and to drop small pieces would break huge pages up */
 	} else if (state != VB_ABSENT && state != VB_FIXED) {
-		*count = take_run(zone, page, most, state);
-		status = drop_run(window, area, page, *count, state == VB_STANDBY || state == VB_ENCRYPTED,
-				  state != VB_ENCRYPTED);
+		uint32_t run = take_run(zone, page, most, state);
+
+		status = drop_run(window, area, page, run, state == VB_STANDBY || state == VB_ENCRYPTED,
+				  state != VB_ENCRYPTED, count);
+		if (!*count)
+			*count = 1; /* the kernel holds it: it stays */
 	}
 	pthread_mutex_unlock(&area->lock);
 	return status;

@@ -64,7 +64,7 @@ static size_t part_of(size_t offset, size_t bytes)
 	return rest < bytes ? rest : bytes;
 }
 
-/* As many bytes of an open zone from `offset` on as may be used before vb_let_go, or 0: the zone is not open. */
+/* As many bytes of an open zone from `offset` on as may be used before vb_let_go, or 0: it is not open, or the window has ended. */
 static size_t hold_open(struct vb_window *window, size_t offset, size_t bytes)
 {
 	struct vb_area *area = vb_area_of(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES));

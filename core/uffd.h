@@ -1,4 +1,4 @@
-/* userfaultfd: the five operations that the window needs. All return 0 or -errno unless said. */
+/* userfaultfd: the operations that the window needs. They return 0 or -errno unless said. */
 #ifndef VAMBRACE_UFFD_H
 #define VAMBRACE_UFFD_H
 

@@ -62,6 +62,9 @@ int vb_fail(struct vb_window *window, int status, uint32_t page)
 			; /* an eventfd at 0 takes 1 */
 	}
 	pthread_mutex_unlock(&window->failing);
+	/* Pages that were on their way stay so: who waits for one must look up, and end. */
+	for (size_t i = 0; i < window->zone_count; i++)
+		vb_settled(&window->areas[i]);
 	return status;
 }
 
@@ -91,7 +94,7 @@ static bool swap_is_on(void)
 
 /*
  * Address space for guest memory or its ciphertext, aligned as huge pages are: never dumped, inherited, merged,
- * swapped, nor in huge pages (but see open_zones).
+ * swapped, nor in huge pages (but see vb_open_zones).
  */
 static int map_memory(size_t bytes, uint8_t **out)
 {

@@ -18,7 +18,7 @@
  * have been decrypted in the background.
  *
  * Faults are answered by threads of the window, one for each CPU that it is told, and best the CPUs of the vCPUs. Only
- * those whose CPU has faults wait for them.
+ * those whose CPU has faults wait for them. The signal SIGRTMIN + 9 of the process is the window's: it wakes them.
  *
  * All functions may be called from any thread; those that take a window end with VB_CLOSED once it is
  * closed, and with VB_FAILED once it has failed. They return 0, a status (status.h) or -errno.
@@ -61,7 +61,7 @@ struct vb_config {
 	/*
 	 * After a failure, threads that touch an absent page stay blocked until the window is closed. Among
 	 * them may be the one that would have closed it. So, if it is not closed within this time, the
-	 * handler wipes keys and memory itself and ends the process with VB_EXIT_FAILED. -1: never.
+	 * a handler wipes keys and memory itself and ends the process with VB_EXIT_FAILED. -1: never.
 	 */
 	int grace_ms;
 };
@@ -75,7 +75,7 @@ struct vb_failure {
 struct vb_stats {
 	uint64_t pages;
 	unsigned percent;
-	bool open;              /* the kernel maps; the counts below stand still */
+	bool open;              /* the kernel maps, so nothing below that counts faults and evictions moves */
 	uint64_t window;        /* while a rise is under way: what is allowed at this instant */
 	uint64_t plaintext;
 	uint64_t plaintext_max; /* since the percentage was last changed */
@@ -102,7 +102,7 @@ struct vb_window;
 int vb_window_create(const struct vb_config *config, struct vb_window **out);
 
 /*
- * Stops the handler, waits for calls under way, wipes keys and memory. The guest's addresses stay reserved
+ * Stops the handlers, waits for calls under way, wipes keys and memory. The guest's addresses stay reserved
  * and inaccessible until vb_window_free: a thread or a kernel worker that waits for a page, or comes
  * later, gets SIGSEGV or EFAULT. Stop the vCPUs first. A second call does nothing.
  */

@@ -6,7 +6,7 @@
  *   paging.c    pages come: faults                        evict.c     pages go: standby, encryption, new keys
  *   handler.c   the threads that answer faults
  *
- * Locks, in this order: a lane, one area, the failure. An area's lock is not held while pages are moved or ciphered; they
+ * Locks, in this order: life, change, a lane, one area, the failure; the roster by itself. An area's lock is not held while pages are moved or ciphered; they
  * are then `coming` or `leaving` (zone.h), which is a lock on the page.
  */
 #ifndef VAMBRACE_WINDOW_INTERNAL_H
@@ -52,7 +52,7 @@ struct vb_handler {
 	struct vb_lane lane;
 	pthread_t thread;
 	int cpu;              /* -1: any */
-	atomic_bool gone;     /* it has ended, or does nothing but wait for the end */
+	atomic_bool gone;     /* it has ended */
 	bool enlisted;        /* waits for faults; guarded by window.roster */
 	atomic_bool dismissed;
 	pthread_cond_t call;
@@ -108,7 +108,7 @@ static inline size_t vb_offset(uint32_t page)
 int vb_enter(struct vb_window *window);
 void vb_leave(struct vb_window *window);
 struct vb_area *vb_area_of(struct vb_window *window, uint32_t page);
-/* Whether pages [page, page + count) of the window are there; they may lie in several zones. */
+/* Whether [offset, offset + bytes) is whole pages of the window; they may lie in several zones. */
 bool vb_whole_pages(const struct vb_window *window, size_t offset, size_t bytes);
 /* Notes the first failure and signals it. `page` is of the window. Gives back `status`. */
 int vb_fail(struct vb_window *window, int status, uint32_t page);

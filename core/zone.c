@@ -126,9 +126,11 @@ void vb_zone_call(struct vb_zone *zone, uint32_t page)
 
 	switch ((enum vb_state)entry->state) {
 	case VB_STANDBY:
-		zone->returned[entry->arm]++;
 		pull(zone, page, VB_COMING);
-		entry->held = 1;
+		if (entry->given) {
+			zone->returned[entry->arm]++;
+			entry->held = 1;
+		} /* else it was set aside, and goes back to where it was */
 		return;
 	case VB_ENCRYPTED:
 		/*
@@ -215,6 +217,7 @@ uint32_t vb_zone_demote(struct vb_zone *zone, uint32_t most, uint32_t *page)
 	while (run < most && queue->count && queue->head == *page + run) {
 		pull(zone, *page + run, VB_LEAVING);
 		zone->pages[*page + run].arm = arm & 1;
+		zone->pages[*page + run].given = 1;
 		remember(zone, arm);
 		run++;
 	}
@@ -279,6 +282,7 @@ void vb_zone_hold(struct vb_zone *zone, uint32_t page)
 		return;
 	}
 	entry->held = entry->state == VB_MAIN;
+	entry->given = 0;
 	pull(zone, page, VB_LEAVING);
 }
 

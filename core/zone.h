@@ -1,6 +1,6 @@
 /*
  * One zone's bookkeeping: where each of its pages is, how much plaintext it may have and has, which page goes next,
- * and whether faults come one after the other. No memory of the guest, no system call, no lock: paging.c does that.
+ * and whether faults come one after the other. No memory of the guest, no system call, no lock: paging.c, evict.c and pin.c do that.
  *
  *              fault                        demoted              expelled
  *   absent ────────────► fresh ─────┬──────────────► standby ──────────────► encrypted
@@ -51,7 +51,8 @@ struct vb_page {
 	uint64_t arm : 1;      /* the queue that gave it to standby last: main (1) or fresh (0) */
 	uint64_t held : 2;     /* coming or held: where it goes to: 0 fresh, 1 main, 2 pinned */
 	uint64_t sealed : 1;   /* what is aside is ciphertext */
-	uint64_t pins : 8;     /* how often it is pinned */
+	uint64_t given : 1;    /* it was its queue's choice to give it up: that it comes back says something */
+	uint64_t pins : 7;     /* how often it is pinned */
 	uint32_t next;         /* in its queue; encrypted: the number of its departure */
 	uint32_t previous;
 	uint8_t tag[VB_ZONE_TAG_BYTES];
@@ -132,14 +133,14 @@ void vb_zone_depart(struct vb_zone *zone, uint32_t page);
 /* It is no more: a page that is leaving, or coming. */
 void vb_zone_forget(struct vb_zone *zone, uint32_t page);
 
-/* --- stays: fresh, main or pinned → leaving → the same ------------------------------------------------------ */
+/* --- stays: fresh, main or pinned → leaving → the same; or, set aside, to standby ----------------------------- */
 
 void vb_zone_hold(struct vb_zone *zone, uint32_t page);
 void vb_zone_release(struct vb_zone *zone, uint32_t page);
 /* Fresh, main or pinned → pinned, and, as often, back to main. */
 void vb_zone_pin(struct vb_zone *zone, uint32_t page);
 void vb_zone_unpin(struct vb_zone *zone, uint32_t page);
-#define VB_MOST_PINS 255
+#define VB_MOST_PINS 127
 
 /* Plaintext pages that somebody is working on. */
 uint32_t vb_zone_busy(const struct vb_zone *zone);

@@ -84,7 +84,7 @@ struct device {
 	size_t failed;
 };
 
-static atomic_uint sealed_batches, sealed_pages, largest_batch, wrong_answers;
+static atomic_uint sealed_batches, sealed_pages, largest_batch, wrong_answers, failing;
 
 static void *device_main(void *argument)
 {
@@ -97,6 +97,8 @@ static void *device_main(void *argument)
 			device->status = vb_libcrypto.begin(device->session, device->messages, device->count, device->encrypt);
 			if (!device->status)
 				device->status = vb_libcrypto.finish(device->session, &device->failed);
+			if (atomic_load(&failing) && device->encrypt)
+				device->status = VB_CRYPTO;
 			if (atomic_load(&wrong_answers) && !device->encrypt && device->count)
 				device->status = VB_AUTHENTICATION;
 			device->busy = false;
@@ -209,6 +211,43 @@ static void test_wrong_provider(void)
 	atomic_store(&wrong_answers, 0);
 }
 
+static void *read_page(void *argument)
+{
+	uint8_t byte;
+
+	CHECK(vb_window_read(argument, 0, &byte, 1) != VB_CLOSED);
+	return NULL;
+}
+
+/* A device that fails while pages are on their way: the window fails, says so, and whoever waits for them ends. */
+static void test_failing_provider(void)
+{
+	struct vb_window *window =
+		open_configured((struct vb_config){.provider = &device_provider}, &(struct vb_zone_config){600, 80, 0});
+	uint8_t data[VB_PAGE_SIZE_BYTES] = {1};
+	pthread_t readers[3];
+	int status = VB_OK;
+
+	for (uint32_t i = 0; i < 600; i++)
+		CHECK(vb_window_write(window, vb_offset(i), data, sizeof data) == VB_OK);
+	atomic_store(&failing, 1);
+	for (size_t i = 0; i < 3; i++)
+		CHECK(pthread_create(&readers[i], NULL, read_page, window) == 0);
+	for (uint32_t i = 0; i < 600 && !status; i++)
+		status = vb_window_write(window, vb_offset(i), data, sizeof data);
+	CHECK(status == VB_CRYPTO || status == VB_FAILED);
+	CHECK(vb_window_failure(window).status == VB_CRYPTO);
+	CHECK(vb_window_discard(window, 0, window->bytes) == VB_FAILED);
+	CHECK(vb_window_pin(window, 0, VB_PAGE_SIZE_BYTES) == VB_FAILED);
+	CHECK(vb_window_unpin(window, 0, VB_PAGE_SIZE_BYTES) == VB_FAILED);
+	CHECK(vb_window_set_percent(window, 0, 0) == VB_FAILED && vb_window_sample(window, 0, true) == VB_FAILED);
+	for (size_t i = 0; i < 3; i++)
+		CHECK(pthread_join(readers[i], NULL) == 0);
+	vb_window_close(window);
+	atomic_store(&failing, 0);
+	vb_window_free(window);
+}
+
 /* --- keys ---------------------------------------------------------------------------------------------------- */
 
 /* Before a version could repeat, all that is encrypted gets a new key. */
@@ -283,7 +322,9 @@ static void test_pins(void)
 	CHECK(vb_window_unpin(window, at, many) == VB_OK);
 	CHECK(stats_of(window, 0).pinned == 20); /* those that were pinned twice */
 	CHECK(vb_window_unpin(window, at + vb_offset(10), vb_offset(20)) == VB_OK && stats_of(window, 0).pinned == 0);
-	CHECK(vb_window_unpin(window, at, many) == VB_INVALID);
+	CHECK(vb_window_pin(window, at + vb_offset(5), vb_offset(1)) == VB_OK);
+	CHECK(vb_window_unpin(window, at, many) == VB_INVALID); /* most are not pinned; the one that is is let go */
+	CHECK(stats_of(window, 0).pinned == 0);
 	CHECK(vb_window_set_percent(window, 0, 95) == VB_OK);
 	for (uint32_t i = 0; i < 800; i++)
 		CHECK(*page_of(window, i) == 5);
@@ -435,6 +476,7 @@ int main(void)
 	test_sequential();
 	test_provider();
 	test_wrong_provider();
+	test_failing_provider();
 	test_rekey();
 	test_pins();
 	test_discard();

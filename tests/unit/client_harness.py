@@ -121,7 +121,8 @@ class Monitor:
         self.percents[order.zone] = order.percent
         return {"zone": order.zone, "percent": order.percent}
 
-    def sample(self, on: bool) -> None:
+    def sample(self, on: bool, seconds: int) -> None:
+        assert not on or seconds >= 1
         self.sampling.append(on)
 
     def reuse(self) -> dict[str, object]:
@@ -280,6 +281,7 @@ class LoopbackHost:
         self._runner = web.AppRunner(app, shutdown_timeout=0.5)
         await self._runner.setup()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.num_tickets = 0  # as the daemon
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_cert_chain(self.credentials.server / "server.pem", self.credentials.server / "server.key")
         context.load_verify_locations(self.credentials.server / "clients.pem")

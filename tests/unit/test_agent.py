@@ -205,7 +205,7 @@ def test_the_main_path(make: Make, tmp_path: Path) -> None:
     assert (reply["size"], data) == (3, b"42\n")
     assert client.ask("encrypt", message="AAAA")[0] == {"ok": True, "zone": 1, "percent": 95}
     assert client.ask("stats")[0]["zones"] == [{"pages": 1}]
-    assert client.ask("sample", on=True)[0]["ok"]
+    assert client.ask("sample", on=True, seconds=5)[0]["ok"]
     assert not client.ask("sample", on=1)[0]["ok"]
     assert client.ask("reuse")[0] == {"ok": True, "zones": [{"touches": 2}], "fault_ns": 5}
     assert realm.outcome is None

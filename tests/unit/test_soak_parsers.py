@@ -378,8 +378,8 @@ class Guarded:
     async def stats(self) -> list[Any]:
         return []
 
-    async def sample(self, on: bool) -> None:
-        assert type(on) is bool
+    async def sample(self, on: bool, seconds: int) -> None:
+        assert type(on) is bool and 0 <= seconds <= 3600
 
     async def reuse(self) -> dict[str, Any]:
         return {"zones": [], "fault_ns": 1}
@@ -393,7 +393,7 @@ REQUESTS = [
     {"id": 2, "op": "attest", "challenge": "00" * 64},
     {"id": 3, "op": "encrypt", "message": base64.b64encode(b"message").decode()},
     {"id": 4, "op": "stats"},
-    {"id": 6, "op": "sample", "on": True},
+    {"id": 6, "op": "sample", "on": True, "seconds": 5},
     {"id": 7, "op": "reuse"},
     {"id": 5, "op": "report", "state": "running", "detail": "x"},
 ]

@@ -39,15 +39,22 @@ def add(commands: Commands) -> None:
     policy_options(parser)
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a number") from None
+
+
 def _seconds(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 1 <= value <= 3600:
         raise argparse.ArgumentTypeError("1 to 3600 seconds")
     return value
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < 100:
         raise argparse.ArgumentTypeError("more than 0 and less than 100 percent")
     return value / 100
@@ -94,7 +101,8 @@ def _lines(found: list[Advice], slowdown: float) -> list[str]:
         rows.append([one.zone, f"{one.percent} %", *shares, f"{one.highest(slowdown)} %"])
     lines = [*table(rows), ""]
     if found:
-        lines.append(f"Share of a processor's time that page faults would take, at {found[0].fault * 1e6:.0f} µs each.")
+        lines.append(f"Share of a processor's time that page faults would take, at {found[0].fault * 1e6:.0f} µs each;")
+        lines.append("less where pages are touched in order, because then one fault brings several.")
     if any(one.touches < ENOUGH for one in found):
         lines.append("A zone that was idle while it was sampled tells nothing: ask again under load, or for longer.")
     return lines

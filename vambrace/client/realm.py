@@ -315,7 +315,7 @@ class Realm:
             raise RealmError("the Realm confirmed another percentage", hint="see 'vambrace stats'")
 
     def stats(self) -> list[ZoneStats]:
-        """For each zone its ``name`` and ``ZoneStats`` (section 4), in the configuration's order.
+        """The statistics of each zone, in the configuration's order.
 
         Raises ``RealmError`` for what no window of this configuration can have counted.
         """
@@ -329,11 +329,12 @@ class Realm:
 
         Raises ``RealmError`` and what talking to the Realm raises.
         """
-        self._ask("sample", on=True)
+        self._ask("sample", on=True, seconds=math.ceil(seconds))
         try:
-            for left in range(math.ceil(seconds), 0, -1):
-                progress(f"sampling, {left} s left")
-                time.sleep(min(1.0, seconds))
+            end = time.monotonic() + seconds
+            while (left := end - time.monotonic()) > 0:
+                progress(f"sampling, {math.ceil(left)} s left")
+                time.sleep(min(1.0, left))
         finally:
             # Also after Ctrl-C: a Realm must not stay slow because nobody waits any more.
             self._ask("sample", on=False)

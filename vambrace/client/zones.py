@@ -14,7 +14,7 @@ BUCKETS_LIMIT = 64
 
 
 class ZoneStats(TypedDict):
-    """Counts of one zone, in pages unless said (``ZoneStats`` of docs/architecture.md, section 4)."""
+    """Counts of one zone, in pages unless said: ``vambrace.pager.ZoneStats`` as the agent sends it."""
 
     name: str
     pages: int

@@ -22,6 +22,8 @@ BACKLOG_LINES = 64
 BACKLOG_BYTES = 256 << 10
 CHALLENGE = 64
 DETAIL_LIMIT = 200
+#: Seconds: sampling slows a Realm down, and ends by itself.
+SAMPLE_LIMIT = 3600
 REPORTS = ("ready", "running", "succeeded", "failed")
 
 
@@ -90,7 +92,7 @@ class Monitor(Protocol):
     async def attest(self, challenge: bytes) -> bytes: ...
     async def encrypt(self, message: bytes) -> tuple[int, int]: ...
     async def stats(self) -> list[Any]: ...
-    async def sample(self, on: bool) -> None: ...
+    async def sample(self, on: bool, seconds: int) -> None: ...
     async def reuse(self) -> dict[str, Any]: ...
     def report(self, state: str, detail: str) -> None: ...
 
@@ -163,9 +165,10 @@ class AgentPort:
                 return {"zones": await self._monitor.stats()}
             case "sample":
                 await self._bucket.take(4)
-                if type(request.get("on")) is not bool:
-                    raise UsageError("on must be true or false")
-                await self._monitor.sample(request["on"])
+                on, seconds = request.get("on"), request.get("seconds", 0)
+                if type(on) is not bool or type(seconds) is not int or not 0 <= seconds <= SAMPLE_LIMIT:
+                    raise UsageError(f"on must be true or false, seconds 0 to {SAMPLE_LIMIT}")
+                await self._monitor.sample(on, seconds)
                 return {}
             case "reuse":
                 return await self._monitor.reuse()

@@ -75,6 +75,9 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
 def tls_context(settings: Settings) -> ssl.SSLContext:
     """TLS 1.3 only, clients by certificate only; raises ``ConfigError``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # No client resumes a session. A ticket that comes before the first answer wakes a client that waits for it, and can
+    # leave it waiting (seen with websockets 17).
+    context.num_tickets = 0
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     try:

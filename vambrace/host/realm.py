@@ -27,6 +27,8 @@ from vambrace.trustzone import RealmClaims
 
 REM = bytes(32)
 CONSOLE_LIMIT = 256 << 10
+#: Seconds that sampling goes on when nobody ends it in time.
+SAMPLE_GRACE = 30
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ class Realm:
         self.token: bytes | None = None
         self.deadline: float | None = None
         self.closers: set[Callable[[], None]] = set()
+        self._sampling: asyncio.Task[None] | None = None
         self._image = image
         self._settings = settings
         self._store = store
@@ -155,9 +158,22 @@ class Realm:
             raise RealmError("the VMM gave no statistics")
         return zones
 
-    async def sample(self, on: bool) -> None:
-        """Begin or end sampling for the owner's adviser: it slows the Realm down, and tells its owner only."""
+    async def sample(self, on: bool, seconds: int) -> None:
+        """Begin or end sampling for the owner's adviser: it slows the Realm down, and tells its owner only.
+
+        What began ends by itself a little after ``seconds``, in case nobody is there any more to end it.
+        """
+        if self._sampling:
+            self._sampling.cancel()
+            self._sampling = None
         await self._request("sample", on=on)
+        if on:
+            self._sampling = asyncio.create_task(self._end_sampling(seconds + SAMPLE_GRACE))
+
+    async def _end_sampling(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        with contextlib.suppress(VambraceError):  # the Realm has ended meanwhile
+            await self._request("sample", on=False)
 
     async def reuse(self) -> dict[str, Any]:
         answer = await self._request("reuse")
@@ -189,6 +205,8 @@ class Realm:
                 log.error("realm %s: internal error", self.record.uuid, exc_info=error)
                 self.finish(State.FAILED, "internal error of the host")
         stages.cancel()
+        if self._sampling:
+            self._sampling.cancel()
         await asyncio.gather(stages, return_exceptions=True)
         outcome = await self._outcome
         self.record.reason = outcome.reason

@@ -16,7 +16,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
-from vambrace.errors import ConfigError, UsageError, VambraceError
+from vambrace.errors import ConfigError, UsageError
 from vambrace.kvm import Crashed, Interrupted, MmioRead, MmioWrite, SystemEvent, Vcpu, Vm, abi
 from vambrace.machine import layout
 from vambrace.machine.plan import BootPlan, plan_boot
@@ -366,13 +366,14 @@ def _digests(window: Window, offset: int, size: int, algorithm: str) -> bytes:
     half = size // 2 // layout.PAGE * layout.PAGE
     if half < _WORTH_A_THREAD:
         return window.digests(offset, size, algorithm)
-    found: list[bytes | VambraceError] = []
+    found: list[bytes] = []
+    errors: list[Exception] = []
 
     def second() -> None:
         try:
             found.append(window.digests(offset + half, size - half, algorithm))
-        except VambraceError as error:
-            found.append(error)
+        except Exception as error:
+            errors.append(error)
 
     thread = threading.Thread(target=second)
     thread.start()
@@ -380,8 +381,8 @@ def _digests(window: Window, offset: int, size: int, algorithm: str) -> bytes:
         first = window.digests(offset, half, algorithm)
     finally:
         thread.join()
-    if isinstance(found[0], VambraceError):
-        raise found[0]
+    if errors:
+        raise errors[0]
     return first + found[0]
 
 

@@ -50,7 +50,7 @@ class ZoneStats(Record):
 
     pages: int
     percent: int
-    open: bool  # at 0 percent, the kernel maps pages, and the counts below ``plaintext_max`` stand still
+    open: bool  # at 0 percent: the kernel maps pages, and the counts of faults and evictions stand still
     window: int
     plaintext: int
     plaintext_max: int
@@ -250,13 +250,13 @@ class Window:
     def memory(self) -> memoryview:
         """All guest memory, writable: one and the same view, valid until ``close``.
 
-        An access may wait for a page with the GIL held (the handler needs no GIL). A slice that is still
+        An access may wait for a page with the GIL held (handlers need no GIL). A slice that is still
         kept when the window closes must not be used any more.
         """
         return self._view
 
     def close(self) -> None:
-        """Stops the handler, wipes keys and plaintext, gives the memory back. May be called twice.
+        """Stops the handlers, wipes keys and plaintext, gives the memory back. May be called twice.
 
         Stop the vCPUs first: whoever waits for a page or comes later gets EFAULT (kernel) or SIGSEGV.
         """

@@ -73,9 +73,9 @@ class Monitor:
         zones = self._call("stats").get("zones")
         return zones if isinstance(zones, list) else []
 
-    def sample(self, on: bool) -> None:
-        """Have the monitor begin or end sampling how soon pages are touched again."""
-        self._call("sample", on=on)
+    def sample(self, on: bool, seconds: int) -> None:
+        """Have the monitor begin sampling how soon pages are touched again, for so long at most, or end it."""
+        self._call("sample", on=on, seconds=seconds)
 
     def reuse(self) -> dict[str, object]:
         """What it has sampled, as the monitor gives it: ``zones`` and ``fault_ns``."""

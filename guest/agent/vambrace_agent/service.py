@@ -139,7 +139,7 @@ class Service:
         on = request.get("on")
         if type(on) is not bool:
             raise AgentError("on: true or false is expected")
-        self._monitor.sample(on)
+        self._monitor.sample(on, _integer(request, "seconds"))
         return {}, b""
 
     def reuse(self, _request: Reply) -> tuple[Reply, bytes]:

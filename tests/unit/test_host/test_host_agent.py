@@ -141,14 +141,23 @@ def test_stats_are_for_the_agent_only(tmp_path: Path, certificates: Certificates
     run(tmp_path, certificates, test)
 
 
-def test_sampling_is_for_the_agent_only(tmp_path: Path, certificates: Certificates) -> None:
+def test_sampling_is_for_the_agent_only(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vambrace.host.realm.SAMPLE_GRACE", 0.05)
+
     async def test(daemon: Daemon) -> None:
         _, vmm, _ = await begin(daemon)
-        await vmm.tell("sample", on=True)
+        await vmm.tell("sample", on=True, seconds=0)
         assert (await vmm.request("sample"))["on"] is True
         assert (await vmm.hear())["ok"]
-        await vmm.tell("sample", on="yes")
-        assert not (await vmm.hear())["ok"]
+        assert (await vmm.request("sample"))["on"] is False, "nobody has ended it"
+        for seconds in (-1, 1e9, True, 3601):
+            await vmm.tell("sample", on=True, seconds=seconds)
+            assert not (await vmm.hear())["ok"]
+        for on in ("yes", 1, None):
+            await vmm.tell("sample", on=on)
+            assert not (await vmm.hear())["ok"]
         await vmm.tell("reuse")
         await vmm.request("reuse")
         assert (await vmm.hear())["fault_ns"] == 5
