@@ -167,8 +167,12 @@ static int expel_begin(struct vb_window *window, struct vb_lane *lane, struct vb
 	batch->count = vb_zone_expel(zone, most < VB_RUN ? most : VB_RUN, batch->pages);
 	if (!batch->count)
 		return VB_OK;
-	if (exhausted(zone, batch->pages, batch->count))
-		return rekey(window, lane, area, batch);
+	if (exhausted(zone, batch->pages, batch->count)) {
+		status = rekey(window, lane, area, batch);
+		if (status)
+			vb_settled(area); /* who waits for one of these pages finds that the window has failed */
+		return status;
+	}
 	status = vb_cipher_for(window, lane, area, &batch->cipher);
 	if (status)
 		return status;

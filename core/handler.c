@@ -198,7 +198,7 @@ static void await_end(struct vb_window *window)
 	bool mine;
 	int error = 0;
 
-	clock_gettime(CLOCK_REALTIME, &end);
+	clock_gettime(CLOCK_MONOTONIC, &end);
 	end.tv_sec += window->grace_ms / 1000;
 	end.tv_nsec += window->grace_ms % 1000 * 1000000L;
 	if (end.tv_nsec >= 1000000000L) {
@@ -225,7 +225,9 @@ static void *handler_main(void *argument)
 
 	if (serve_all(window, self))
 		await_end(window);
+	pthread_mutex_lock(&window->roster); /* no bell rings for a thread that is no more */
 	atomic_store(&self->gone, true);
+	pthread_mutex_unlock(&window->roster);
 	return NULL;
 }
 

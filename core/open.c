@@ -227,6 +227,11 @@ static void erase_page(void *memory, uint32_t page)
 	vb_erase((uint8_t *)memory + vb_offset(page), VB_PAGE_SIZE_BYTES);
 }
 
+void vb_erase_resident(uint8_t *start, uint32_t count)
+{
+	(void)for_each_resident(start, count, erase_page, start);
+}
+
 /* Aside is plaintext wherever it is not ciphertext for certain: on standby, and on any way that a failure cut short. */
 static void erase_aside(void *context, uint32_t page)
 {
@@ -243,6 +248,6 @@ void vb_wipe(struct vb_window *window)
 	for (size_t i = 0; i < window->zone_count; i++)
 		vb_secret_erase(&window->areas[i].secret);
 	/* What mincore does not tell is lost to us; closing takes the mapping away. */
-	(void)for_each_resident(window->guest, pages, erase_page, window->guest);
+	vb_erase_resident(window->guest, pages);
 	(void)for_each_resident(window->side, pages, erase_aside, window);
 }

@@ -56,8 +56,8 @@ static int map_contents(struct vb_window *window, struct vb_area *area, uint32_t
 	if (!done && status == -EEXIST && data == zeros)
 		done = 1; /* it is there, whoever mapped it: it counts */
 	arrive(area, page, count, done);
-	if (done < count) /* who waits comes again, and finds them absent */
-		vb_uffd_wake(window->uffd, to + vb_offset(done), vb_offset(count - done));
+	if (status) /* who waits comes again, and finds them there or absent */
+		vb_uffd_wake(window->uffd, to, vb_offset(count));
 	*mapped = done;
 	return done ? VB_OK : vb_fail(window, status, area->zone.first + page);
 }
@@ -68,8 +68,8 @@ static int move_in(struct vb_window *window, uint32_t page, uint32_t count, uint
 	size_t offset = vb_offset(page), bytes = 0;
 	int status = vb_uffd_move_in(window->uffd, window->guest + offset, window->side + offset, vb_offset(count), &bytes);
 
-	if (status)
-		vb_erase(window->side + offset + bytes, vb_offset(count) - bytes);
+	if (status) /* what is there of it */
+		vb_erase_resident(window->side + offset + bytes, count - (uint32_t)(bytes / VB_PAGE_SIZE_BYTES));
 	*done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
 	return status;
 }
@@ -170,12 +170,12 @@ static int bring(struct vb_window *window, struct vb_lane *lane, struct vb_area 
 	}
 }
 
-/* A sampled page was touched: the one before it must be seen when it is touched again. With the lock held. */
+/* A sampled page was touched: one of those before it must be seen when it is touched again. With the lock held. */
 static int note_touch(struct vb_window *window, struct vb_area *area, uint32_t page)
 {
-	uint32_t before;
+	uint32_t aside;
 
-	return vb_sample_note(&area->sample, page, &before) ? vb_set_aside(window, area, before) : VB_OK;
+	return vb_sample_note(&area->sample, page, &aside) ? vb_set_aside(window, area, aside) : VB_OK;
 }
 
 /* Makes a page plaintext in guest memory, and holds it there if so asked. With the lock held. */

@@ -68,9 +68,16 @@ static int pin_page(struct vb_window *window, uint32_t page)
 	status = check_budget(area, index);
 	open = area->open;
 	if (open) {
-		area->copies--;
 		if (!status && !zone->pages[index].pins++)
 			zone->pinned++;
+		/* It may not be there yet: the kernel maps it, for the device to find, while the zone still cannot be watched. */
+		pthread_mutex_unlock(&area->lock);
+		if (!status && madvise(window->guest + vb_offset(page), VB_PAGE_SIZE_BYTES, MADV_POPULATE_WRITE) != 0)
+			status = -errno;
+		pthread_mutex_lock(&area->lock);
+		if (status < 0 && !--zone->pages[index].pins)
+			zone->pinned--;
+		area->copies--;
 	} else {
 		vb_zone_release(zone, index);
 		if (!status)
@@ -78,12 +85,6 @@ static int pin_page(struct vb_window *window, uint32_t page)
 	}
 	vb_settled(area);
 	pthread_mutex_unlock(&area->lock);
-	/* A page of an open zone may not be there yet; the kernel maps it, and a device finds it. */
-	if (!status && open &&
-	    madvise(window->guest + vb_offset(page), VB_PAGE_SIZE_BYTES, MADV_POPULATE_WRITE) != 0) {
-		status = -errno;
-		(void)unpin_page(window, page);
-	}
 	return status;
 }
 
@@ -180,10 +181,12 @@ static uint32_t take_run(struct vb_zone *zone, uint32_t page, uint32_t most, enu
 	uint32_t run = 0;
 
 	while (run < most && run < VB_RUN && zone->pages[page + run].state == state) {
-		if (state == VB_ENCRYPTED)
+		if (state == VB_ENCRYPTED) {
 			zone->pages[page + run].state = VB_LEAVING;
-		else
+			zone->pages[page + run].sealed = 0; /* a new key need not reach it any more */
+		} else {
 			vb_zone_hold(zone, page + run);
+		}
 		run++;
 	}
 	return run;

@@ -19,11 +19,10 @@ bool vb_sampled(const struct vb_sample *sample, uint32_t page)
 	return sample->on && page * 2654435769u >> (32 - sample->shift) == 0;
 }
 
-bool vb_sample_note(struct vb_sample *sample, uint32_t page, uint32_t *before)
+bool vb_sample_note(struct vb_sample *sample, uint32_t page, uint32_t *aside)
 {
 	uint32_t depth = 0, moved;
 
-	*before = sample->count ? sample->recent[0] : page;
 	while (depth < sample->count && sample->recent[depth] != page)
 		depth++;
 	sample->touches++;
@@ -37,5 +36,8 @@ bool vb_sample_note(struct vb_sample *sample, uint32_t page, uint32_t *before)
 	moved = depth < VB_SAMPLED ? depth : VB_SAMPLED - 1;
 	memmove(sample->recent + 1, sample->recent, moved * sizeof *sample->recent);
 	sample->recent[0] = page;
-	return *before != page;
+	if (depth < VB_SAMPLE_STAY || sample->count <= VB_SAMPLE_STAY)
+		return false;
+	*aside = sample->recent[VB_SAMPLE_STAY];
+	return true;
 }

@@ -212,6 +212,17 @@ static int build(struct vb_window *window, const struct vb_config *config, uint6
 	return status;
 }
 
+/* The grace after a failure must not depend on the clock's being set. */
+static void end_init(pthread_cond_t *end)
+{
+	pthread_condattr_t attributes;
+
+	pthread_condattr_init(&attributes);
+	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+	pthread_cond_init(end, &attributes);
+	pthread_condattr_destroy(&attributes);
+}
+
 int vb_window_create(const struct vb_config *config, struct vb_window **out)
 {
 	struct vb_window *window;
@@ -230,7 +241,7 @@ int vb_window_create(const struct vb_config *config, struct vb_window **out)
 	pthread_mutex_init(&window->change, NULL);
 	pthread_mutex_init(&window->roster, NULL);
 	pthread_mutex_init(&window->failing, NULL);
-	pthread_cond_init(&window->end, NULL);
+	end_init(&window->end);
 	status = build(window, config, pages);
 	if (status) {
 		vb_window_free(window);
@@ -258,8 +269,10 @@ void vb_window_close(struct vb_window *window)
 	 */
 	if (window->guest &&
 	    mmap(window->guest, window->bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
-		 0) == MAP_FAILED)
+		 0) == MAP_FAILED) {
 		munmap(window->guest, window->bytes);
+		window->guest = NULL;
+	}
 	if (window->side)
 		munmap(window->side, window->bytes);
 	window->side = NULL;
@@ -364,15 +377,19 @@ static int step(struct vb_window *window, struct vb_area *area, unsigned percent
 	return status;
 }
 
-/* A zone at 0 percent is on its way to being open, unless it is sampled. With window.change held. */
-static int reopen(struct vb_window *window, struct vb_area *area)
+/*
+ * A zone at 0 percent is on its way to being open, unless it is sampled. With window.change held. Where no thread can be had for
+ * that, it stays watched, and is no less right.
+ */
+static void reopen(struct vb_window *window, struct vb_area *area)
 {
 	bool wanted;
 
 	pthread_mutex_lock(&area->lock);
-	wanted = !area->percent && !area->open && !area->sample.on;
+	wanted = !area->percent && !area->open && !area->sample.on && !atomic_load(&window->failed);
 	pthread_mutex_unlock(&area->lock);
-	return wanted ? vb_opener_start(window, area) : VB_OK;
+	if (wanted)
+		(void)vb_opener_start(window, area);
 }
 
 int vb_window_set_percent(struct vb_window *window, size_t index, unsigned percent)
@@ -397,11 +414,7 @@ int vb_window_set_percent(struct vb_window *window, size_t index, unsigned perce
 		pthread_mutex_unlock(&area->lock);
 		pthread_mutex_unlock(&window->calls.use);
 	}
-	if (!atomic_load(&window->failed)) {
-		int opening = reopen(window, area); /* also where nothing has changed: it was on its way to being open */
-
-		status = status ? status : opening;
-	}
+	reopen(window, area); /* also where nothing has changed: it was on its way to being open */
 	pthread_mutex_unlock(&window->change);
 	vb_leave(window);
 	return status;
@@ -438,8 +451,7 @@ int vb_window_sample(struct vb_window *window, size_t index, bool on)
 		area->sample_ns = vb_now_ns() - area->sample_ns;
 	}
 	pthread_mutex_unlock(&area->lock);
-	if (!status)
-		status = reopen(window, area);
+	reopen(window, area);
 	pthread_mutex_unlock(&window->change);
 	vb_leave(window);
 	return status;

@@ -156,6 +156,8 @@ int vb_watch(struct vb_window *window, struct vb_area *area);
 /* Decrypts all of a zone in the background, then opens it; and stops that. With window.change held. */
 int vb_opener_start(struct vb_window *window, struct vb_area *area);
 void vb_opener_stop(struct vb_area *area);
+/* Overwrites what is there of `count` pages, without touching one that is not. */
+void vb_erase_resident(uint8_t *start, uint32_t count);
 /* Overwrites all plaintext and destroys the keys. Nobody else uses the window. */
 void vb_wipe(struct vb_window *window);
 
