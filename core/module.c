@@ -77,6 +77,15 @@ static void end(Window *self)
 	settle(self);
 }
 
+/* Ends a call that has no result. */
+static PyObject *done(Window *self, int status)
+{
+	end(self);
+	if (status)
+		return fail_of(self, status);
+	Py_RETURN_NONE;
+}
+
 static int parse_zones(PyObject *sequence, struct vb_zone_config *zones, size_t *count)
 {
 	Py_ssize_t length = PySequence_Size(sequence);
@@ -315,10 +324,7 @@ static PyObject *window_set_percent(Window *self, PyObject *arguments)
 		status = vb_window_set_percent(window, (size_t)zone, (unsigned)percent);
 		Py_END_ALLOW_THREADS
 	}
-	end(self);
-	if (status)
-		return fail_of(self, status);
-	Py_RETURN_NONE;
+	return done(self, status);
 }
 
 /* In the order of vambrace.pager.ZoneStats; the histogram is what follows. */
@@ -404,10 +410,7 @@ static PyObject *on_range(Window *self, PyObject *arguments, int (*call)(struct 
 		status = call(window, (size_t)offset, (size_t)length);
 		Py_END_ALLOW_THREADS
 	}
-	end(self);
-	if (status)
-		return fail_of(self, status);
-	Py_RETURN_NONE;
+	return done(self, status);
 }
 
 static PyObject *window_sample(Window *self, PyObject *arguments)
@@ -426,10 +429,7 @@ static PyObject *window_sample(Window *self, PyObject *arguments)
 		status = vb_window_sample(window, (size_t)zone, on != 0);
 		Py_END_ALLOW_THREADS
 	}
-	end(self);
-	if (status)
-		return fail_of(self, status);
-	Py_RETURN_NONE;
+	return done(self, status);
 }
 
 static PyObject *window_reuse(Window *self, PyObject *arguments)

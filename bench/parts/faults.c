@@ -6,7 +6,6 @@
  * MODE      engine   vambrace's window, as it is
  *           naive    a userfaultfd handler as one would write it first: a thread on the faulting CPU polls, reads one
  *                    fault, moves the oldest page out and the wanted one in; no cipher
- *           memory   ordinary memory, all of it there
  *           swap     ordinary memory; the caller has limited it, and swap takes the rest
  *           cipher   ordinary memory; what would have to be decrypted and encrypted for the accesses, and nothing else
  *           xts      decryption and encryption of a page in 4 MiB, as often as TRACE is long, with AES-256-XTS, which dm-crypt
@@ -389,10 +388,10 @@ int main(int count, char **words)
 		memory = engine_memory(pages, percent, cipher);
 	else if (!strcmp(mode, "naive"))
 		memory = naive_memory(pages, vb_zone_window(pages, percent));
-	else if (!strcmp(mode, "memory") || !strcmp(mode, "swap"))
+	else if (!strcmp(mode, "swap"))
 		memory = anonymous(pages * VB_PAGE_SIZE_BYTES);
 	else
-		stop("MODE is engine, naive, memory, swap, cipher or xts");
+		stop("MODE is engine, naive, swap, cipher or xts");
 	stay_on(cpus[0]);
 	fill(memory, pages);
 	before = count_misses(mode, &standby_before);

@@ -1,7 +1,7 @@
 /*
- * Replays page references through core/zone.c the way core/paging.c does it, with nothing behind it: no memory is
- * moved and nothing encrypted. Two things differ: a page comes in alone (no fault-around), and what the handler's
- * thread would do in its spare time happens at once, after each fault.
+ * Replays page references through core/zone.c much as core/paging.c and core/evict.c do it, with nothing behind it: no
+ * memory is moved and nothing encrypted. What differs: a page comes in alone (no fault-around), one thread does all, and
+ * the steps ahead of need are of BATCH pages, first to standby and then from it.
  */
 #include <stdlib.h>
 

@@ -102,6 +102,23 @@ static inline uint32_t page_in_state(struct vb_window *window, enum vb_state sta
 	return page;
 }
 
+/* Until nothing is on its way: the handlers evict ahead of need when they have answered. */
+static inline void await_quiet(struct vb_window *window)
+{
+	for (size_t i = 0; i < window->zone_count; i++) {
+		struct vb_area *area = &window->areas[i];
+
+		pthread_mutex_lock(&area->lock);
+		for (uint32_t page = 0; page < area->zone.count; page++)
+			while (area->ciphering || area->zone.pages[page].state == VB_COMING ||
+			       area->zone.pages[page].state == VB_LEAVING) {
+				vb_await(area);
+				page = 0;
+			}
+		pthread_mutex_unlock(&area->lock);
+	}
+}
+
 /* Until a zone that was set to 0 percent is the kernel's. */
 static inline void await_open(struct vb_window *window, size_t zone)
 {

@@ -37,7 +37,7 @@ static void test_standby(void)
 
 	for (uint32_t i = 0; i < 2000; i++)
 		memset(page_of(window, i), (int)i, 8);
-	usleep(20000); /* the handler evicts ahead of need */
+	await_quiet(window);
 	before = stats_of(window, 0);
 	CHECK(before.standby >= 50 && before.standby <= 150 && before.demotions >= before.evictions);
 	page = page_in_state(window, VB_STANDBY);
@@ -190,7 +190,7 @@ static void test_provider(void)
 		memset(page_of(window, i * 7 % 2000), (int)(i * 7 % 2000), 16);
 	for (uint32_t i = 0; i < 2000; i++)
 		CHECK(*page_of(window, i) == (uint8_t)i);
-	usleep(20000); /* the last batch is on its way */
+	await_quiet(window);
 	stats = stats_of(window, 0);
 	CHECK(stats.evictions == atomic_load(&sealed_pages) && stats.evictions > 2000);
 	CHECK(atomic_load(&largest_batch) >= 16);
@@ -260,7 +260,7 @@ static void test_rekey(void)
 
 	for (uint32_t i = 0; i < 600; i++)
 		memset(page_of(window, i), (int)i, VB_PAGE_SIZE_BYTES);
-	usleep(20000);
+	await_quiet(window);
 	other = page_in_state(window, VB_ENCRYPTED);
 	memcpy(old, window->side + vb_offset(other), sizeof old);
 	page = page_in_state(window, VB_FRESH);
@@ -344,7 +344,7 @@ static void test_discard(void)
 
 	memset(window->guest, 6, window->bytes);
 	CHECK(vb_window_pin(window, vb_offset(500), vb_offset(2)) == VB_OK);
-	usleep(20000);
+	await_quiet(window);
 	page = page_in_state(window, VB_ENCRYPTED);
 	version = entry_of(window, page).version;
 	before = stats_of(window, 0);
@@ -493,7 +493,7 @@ static void test_histogram(void)
 	memset(window->guest, 1, window->bytes);
 	for (uint32_t i = 0; i < 500; i++)
 		CHECK(*page_of(window, i) == 1);
-	usleep(10000); /* the last one is counted after it was answered */
+	await_quiet(window);
 	stats = stats_of(window, 0);
 	for (size_t i = 0; i < VB_HISTOGRAM; i++)
 		sum += stats.histogram[i];

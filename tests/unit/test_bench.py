@@ -87,7 +87,7 @@ def test_one_that_fails_does_not_stop_the_others(
 
 
 def test_helpers_are_no_benchmarks() -> None:
-    assert {"boot", "native", "policies", "server"} <= set(frame.names())
+    assert {"boot", "native", "policies", "programs", "server"} <= set(frame.names())
     assert "parts" not in frame.names()
 
 
