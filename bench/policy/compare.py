@@ -9,8 +9,8 @@ from bench.policy.policies import ONLINE, RIVALS, Belady, misses
 from bench.policy.traces import Trace
 
 PERCENTS = (10, 25, 50, 75)
-# Taken for what a fault costs that finds its page on standby, where one that decrypts costs 1: two of its three parts are
-# the same, the trap and a move.
+# Taken for what a fault costs that finds its page on standby, where one that decrypts costs 1: two of its
+# three parts are the same, the trap and a move.
 MINOR_COST = 0.6
 
 

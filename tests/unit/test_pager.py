@@ -336,10 +336,9 @@ class WindowMachine(RuleBasedStateMachine):
         try:
             self.window.pin(page * PAGE, len(pages) * PAGE)
         except PagerError:
-            # A zone that is on its way to being open keeps its pages' number as its limit until then.
             assert not allowed
             return
-        assert allowed or any(not percent for percent in self.percents)
+        assert allowed
         for index in pages:
             self.pins[index] += 1
 
@@ -366,6 +365,12 @@ class WindowMachine(RuleBasedStateMachine):
         for zone, pages in enumerate(ZONES):
             counted = present(self.window.address + STARTS[zone] * PAGE, pages)
             stats = self.window.stats(zone)
+            for _ in range(20):
+                # A page that leaves while the map is read, and one that comes for it farther on, are both counted. (The C
+                # tests count under the zone's lock.)
+                if counted <= stats.window:
+                    break
+                counted = present(self.window.address + STARTS[zone] * PAGE, pages)
             assert stats.percent == self.percents[zone] and stats.window == self.limit(zone)
             assert stats.pinned == self.pinned(zone)
             assert counted <= stats.window and stats.plaintext <= stats.plaintext_max <= stats.window
