@@ -366,8 +366,8 @@ class WindowMachine(RuleBasedStateMachine):
             counted = present(self.window.address + STARTS[zone] * PAGE, pages)
             stats = self.window.stats(zone)
             for _ in range(20):
-                # A page that leaves while the map is read, and one that comes for it farther on, are both counted. (The C
-                # tests count under the zone's lock.)
+                # A page that leaves while the map is read, and one that comes for it farther on, are both counted.
+                # The C tests count under the lock of the zone.
                 if counted <= stats.window:
                     break
                 counted = present(self.window.address + STARTS[zone] * PAGE, pages)
