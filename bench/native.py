@@ -1,10 +1,9 @@
 """What the encrypted window costs on this machine, without any emulation, against a bound and against swap.
 
 Rows (docs/performance.md): ``native/random-fault/CIPHER`` and ``native/sequential-page/CIPHER`` against the bound,
-``native/cpu-per-fault/CIPHER``, ``native/two-threads`` over one, ``native/zipf/PERCENT`` against
-the ideal, ``native/random-fault-vs-swap`` and ``native/sequential-page-vs-swap``, ``native/load`` and
-``native/raise`` in MiB/s. Medians of
-``VAMBRACE_BENCH_ROUNDS`` (5) rounds, in each of which everything runs once.
+``native/cpu-per-fault/CIPHER``, ``native/two-threads`` over one, ``native/zipf/PERCENT`` against the ideal,
+``native/random-fault-vs-swap`` and ``native/sequential-page-vs-swap``, ``native/load`` and ``native/raise`` in MiB/s.
+Medians of ``VAMBRACE_BENCH_ROUNDS`` (5) rounds, in each of which everything runs once.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import statistics
 import subprocess
 import sys
@@ -22,11 +20,11 @@ from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.parts.core import compile_with_core, need_window
 from bench.parts.swap import Limit, Swap, zram
-from bench.policy.policies import Arc, Lru, S3Fifo, TwoQueue, misses
+from bench.policy.policies import ONLINE, RIVALS, misses
 from bench.policy.traces import popular
 from bench.report import Report, Unavailable
-from vambrace.errors import PagerError
 from vambrace.pager import Window, window_pages
 
 ROUNDS = int(os.environ.get("VAMBRACE_BENCH_ROUNDS", "5"))
@@ -39,18 +37,12 @@ SWAP, SWAP_AND_CIPHER = "zram", "zram and AES-256-XTS, added"
 #: Room for the program itself where swap limits it, in bytes.
 PROGRAM = 2 << 20
 
-_PARTS = Path(__file__).parent / "parts"
-_CORE = Path(__file__).parents[1] / "core"
-POLICIES = (Lru, Arc, S3Fifo, TwoQueue)
 Seconds = dict[str, float]
 
 
 def run(report: Report) -> None:
     """Raises Unavailable: the kernel cannot move pages (before Linux 6.8), or there is no compiler."""
-    try:
-        Window([(1, 0)], bytes(32), bytes(16)).close()
-    except PagerError as error:
-        raise Unavailable(f"{error.message} ({error.hint})") from error
+    need_window()
     with tempfile.TemporaryDirectory() as folder:
         bench = Native(Path(folder))
         ciphers = [cipher for cipher in CIPHERS if bench.has(cipher)]
@@ -67,14 +59,7 @@ class Native:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._program = folder / "faults"
-        compiler = shutil.which("cc")
-        if not compiler:
-            raise Unavailable("cc is missing: run 'make packages'")
-        sources = [str(path) for path in sorted(_CORE.glob("*.c")) if path.name != "module.c"]
-        subprocess.run(
-            [compiler, "-std=gnu11", "-O2", "-pthread", "-o", self._program, _PARTS / "faults.c", *sources, "-lcrypto"],
-            check=True,
-        )
+        compile_with_core("faults.c", self._program)
         chance = random.Random(1)
         self.trace("random", (chance.randrange(PAGES) for _ in range(ACCESSES)))
         self.trace("other", (chance.randrange(PAGES) for _ in range(ACCESSES)))
@@ -189,8 +174,9 @@ def popular_pages(report: Report, bench: Native) -> None:
     """Zipf(0.99) over a whole zone, against the ideal: memory, and a bound's time for each miss of the best policy."""
     references = array("I", popular(random.Random(3), range(PAGES), 1_000_000))
     bench.trace("zipf", references)
+    rivals = [ONLINE[name] for name in RIVALS]
     fewest = {
-        percent: min(misses(policy(window_pages(PAGES, percent)), references) for policy in POLICIES)
+        percent: min(misses(policy(window_pages(PAGES, percent)), references) for policy in rivals)
         for percent in (50, 80)
     }
     ratios: dict[str, list[float]] = {}

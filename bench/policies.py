@@ -7,14 +7,10 @@ Recorded traces take part when `python3 -m bench.policy --record` has made them.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from bench.policy.compare import PERCENTS, compare
 from bench.policy.engine import Engine, EngineError
-from bench.policy.traces import SYNTHETIC, recorded, synthetic
+from bench.policy.traces import SYNTHETIC, TRACES, recorded, synthetic
 from bench.report import Report, Unavailable
-
-TRACES = Path(__file__).parents[1] / "build" / "traces"
 
 
 def run(report: Report) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -18,27 +17,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.parts.core import compile_with_core, need_window
 from bench.policy import workloads
-from bench.report import Report, Unavailable
-from vambrace.errors import PagerError
-from vambrace.pager import Window
+from bench.report import Report
 
 ROUNDS = int(os.environ.get("VAMBRACE_BENCH_ROUNDS", "3"))
 PERCENTS = (0, 25, 50, 75, 90, 95)
 #: MiB: more than any of the programs needs.
 LARGE = 900
 
-_FOLDER = Path(__file__).parent
-_CORE = _FOLDER.parent / "core"
+_ROOT = Path(__file__).parents[1]
 _RENAMED = ("-Dmmap=heap_mmap", "-Dmunmap=heap_munmap", "-Dcalloc=heap_calloc")
 
 
 def run(report: Report) -> None:
     """Raises Unavailable: the kernel cannot move pages (before Linux 6.8), or there is no compiler."""
-    try:
-        Window([(1, 0)], bytes(32), bytes(16)).close()
-    except PagerError as error:
-        raise Unavailable(f"{error.message} ({error.hint})") from error
+    need_window()
     with tempfile.TemporaryDirectory() as folder:
         heap = Heap(Path(folder))
         for name in workloads.NAMES:
@@ -51,12 +45,7 @@ class Heap:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._library = folder / "heap.so"
-        compiler = shutil.which("cc")
-        if not compiler:
-            raise Unavailable("cc is missing: run 'make packages'")
-        sources = [str(path) for path in sorted(_CORE.glob("*.c")) if path.name != "module.c"]
-        command = [compiler, "-std=gnu11", "-O2", "-fPIC", "-shared", "-pthread", *_RENAMED, "-o", str(self._library)]
-        subprocess.run([*command, str(_FOLDER / "parts/heap.c"), *sources, "-lcrypto"], check=True)
+        compile_with_core("heap.c", self._library, "-fPIC", "-shared", *_RENAMED)
 
     def __call__(self, name: str, mebibytes: int, percent: int) -> dict[str, Any]:
         """Statistics of one run, and its ``seconds``. Raises RuntimeError with what the program said."""
@@ -72,7 +61,7 @@ class Heap:
             "PYTHONHASHSEED": "0",
         }
         started = time.perf_counter()
-        done = subprocess.run(words, cwd=_FOLDER.parent, env=environment, input=feed, capture_output=True, timeout=600)
+        done = subprocess.run(words, cwd=_ROOT, env=environment, input=feed, capture_output=True, timeout=600)
         seconds = time.perf_counter() - started
         if done.returncode:
             raise RuntimeError(f"{name} at {percent} %: {done.stderr.decode(errors='replace').strip()}")

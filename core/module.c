@@ -327,21 +327,13 @@ static PyObject *window_set_percent(Window *self, PyObject *arguments)
 	return done(self, status);
 }
 
-/* In the order of vambrace.pager.ZoneStats; the histogram is what follows. */
-static PyObject *stats_of(const struct vb_stats *stats)
+/* A tuple of these numbers, and of those. */
+static PyObject *numbers(const uint64_t *first, size_t count, const uint64_t *then, size_t more)
 {
-	const uint64_t values[] = {
-		stats->pages, stats->percent, stats->open, stats->window, stats->plaintext, stats->plaintext_max,
-		stats->standby, stats->pinned, stats->pin_budget, stats->faults, stats->zero_faults,
-		stats->standby_hits, stats->demotions, stats->evictions, stats->discarded, stats->bytes_encrypted,
-		stats->bytes_decrypted, stats->busy, stats->rekeys, stats->handler_ns,
-	};
-	const size_t count = sizeof values / sizeof *values;
-	PyObject *result = PyTuple_New((Py_ssize_t)(count + VB_HISTOGRAM));
+	PyObject *result = PyTuple_New((Py_ssize_t)(count + more));
 
-	for (size_t i = 0; result && i < count + VB_HISTOGRAM; i++) {
-		PyObject *value =
-			PyLong_FromUnsignedLongLong(i < count ? values[i] : stats->histogram[i - count]);
+	for (size_t i = 0; result && i < count + more; i++) {
+		PyObject *value = PyLong_FromUnsignedLongLong(i < count ? first[i] : then[i - count]);
 
 		if (!value || PyTuple_SetItem(result, (Py_ssize_t)i, value)) {
 			Py_DECREF(result);
@@ -351,19 +343,24 @@ static PyObject *stats_of(const struct vb_stats *stats)
 	return result;
 }
 
+/* In the order of vambrace.pager.ZoneStats; the histogram is what follows. */
+static PyObject *stats_of(const struct vb_stats *stats)
+{
+	const uint64_t values[] = {
+		stats->pages, stats->percent, stats->open, stats->window, stats->plaintext, stats->plaintext_max,
+		stats->standby, stats->pinned, stats->pin_budget, stats->faults, stats->zero_faults,
+		stats->standby_hits, stats->demotions, stats->evictions, stats->discarded, stats->bytes_encrypted,
+		stats->bytes_decrypted, stats->busy, stats->rekeys, stats->handler_ns,
+	};
+
+	return numbers(values, sizeof values / sizeof *values, stats->histogram, VB_HISTOGRAM);
+}
+
 /* In the order of vambrace.pager.Reuse. */
 static PyObject *reuse_of(const struct vb_reuse *reuse)
 {
-	PyObject *counts = PyTuple_New(VB_REUSE);
+	PyObject *counts = numbers(reuse->reuse, VB_REUSE, NULL, 0);
 
-	for (Py_ssize_t i = 0; counts && i < VB_REUSE; i++) {
-		PyObject *value = PyLong_FromUnsignedLongLong(reuse->reuse[i]);
-
-		if (!value || PyTuple_SetItem(counts, i, value)) {
-			Py_DECREF(counts);
-			return NULL;
-		}
-	}
 	if (!counts)
 		return NULL;
 	return Py_BuildValue("(NIKKN)", PyBool_FromLong(reuse->on), reuse->shift, (unsigned long long)reuse->ns,

@@ -14,6 +14,23 @@
 #define MADV_DONTNEED_LOCKED 24
 #endif
 
+/* vb_enter for a call on whole pages, which may lie in several zones: from *first on, before *end. */
+static int enter_range(struct vb_window *window, size_t offset, size_t bytes, uint32_t *first, uint32_t *end)
+{
+	int status = vb_enter(window);
+
+	if (status)
+		return status;
+	if (offset % VB_PAGE_SIZE_BYTES || bytes % VB_PAGE_SIZE_BYTES || offset > window->bytes ||
+	    bytes > window->bytes - offset) {
+		vb_leave(window);
+		return VB_INVALID;
+	}
+	*first = (uint32_t)(offset / VB_PAGE_SIZE_BYTES);
+	*end = *first + (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
+	return VB_OK;
+}
+
 /* --- pinned -------------------------------------------------------------------------------------------------- */
 
 /* With the lock held: whether one more page of this zone may be pinned. */
@@ -91,20 +108,12 @@ static int pin_page(struct vb_window *window, uint32_t page)
 int vb_window_pin(struct vb_window *window, size_t offset, size_t bytes)
 {
 	uint32_t first, page, end;
-	int status = vb_enter(window);
+	int status = enter_range(window, offset, bytes, &first, &end);
 
 	if (status)
 		return status;
-	if (!vb_whole_pages(window, offset, bytes)) {
-		vb_leave(window);
-		return VB_INVALID;
-	}
-	first = page = (uint32_t)(offset / VB_PAGE_SIZE_BYTES);
-	end = first + (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
-	while (page < end && !status) {
+	for (page = first; page < end && !status; page += !status)
 		status = pin_page(window, page);
-		page += !status;
-	}
 	while (status && page > first)
 		(void)unpin_page(window, --page);
 	vb_leave(window);
@@ -113,14 +122,13 @@ int vb_window_pin(struct vb_window *window, size_t offset, size_t bytes)
 
 int vb_window_unpin(struct vb_window *window, size_t offset, size_t bytes)
 {
-	int status = vb_enter(window);
+	uint32_t page, end;
+	int status = enter_range(window, offset, bytes, &page, &end);
 
 	if (status)
 		return status;
-	if (!vb_whole_pages(window, offset, bytes))
-		status = VB_INVALID;
-	for (size_t i = 0; vb_whole_pages(window, offset, bytes) && i < bytes / VB_PAGE_SIZE_BYTES; i++) {
-		int one = unpin_page(window, (uint32_t)(offset / VB_PAGE_SIZE_BYTES + i));
+	for (; page < end; page++) {
+		int one = unpin_page(window, page);
 
 		status = status ? status : one; /* the others are let go all the same */
 	}
@@ -224,16 +232,10 @@ static int discard_some(struct vb_window *window, struct vb_area *area, uint32_t
 int vb_window_discard(struct vb_window *window, size_t offset, size_t bytes)
 {
 	uint32_t page, end;
-	int status = vb_enter(window);
+	int status = enter_range(window, offset, bytes, &page, &end);
 
 	if (status)
 		return status;
-	if (!vb_whole_pages(window, offset, bytes)) {
-		vb_leave(window);
-		return VB_INVALID;
-	}
-	page = (uint32_t)(offset / VB_PAGE_SIZE_BYTES);
-	end = page + (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
 	while (page < end && !status) {
 		struct vb_area *area = vb_area_of(window, page);
 		uint32_t last = area->zone.first + area->zone.count, count;

@@ -82,6 +82,16 @@ static size_t hold_open(struct vb_window *window, size_t offset, size_t bytes)
 	return bytes;
 }
 
+/* Holds what comes next: as much as there is of an open zone, or of one page; VB_OK: *part bytes, until vb_let_go. */
+static int hold_some(struct vb_window *window, size_t offset, size_t bytes, size_t *part)
+{
+	*part = hold_open(window, offset, bytes);
+	if (*part)
+		return VB_OK;
+	*part = part_of(offset, bytes);
+	return hold(window, offset);
+}
+
 /* Whole pages that were never touched, with their contents in one step. */
 static int fill_pages(struct vb_window *window, size_t offset, const uint8_t *data, size_t bytes, size_t *filled)
 {
@@ -141,12 +151,9 @@ int vb_window_read(struct vb_window *window, size_t offset, void *data, size_t b
 		return status;
 	status = check_transfer(window, offset, data, bytes);
 	while (!status && bytes) {
-		size_t part = hold_open(window, offset, bytes);
+		size_t part;
 
-		if (!part) {
-			part = part_of(offset, bytes);
-			status = hold(window, offset);
-		}
+		status = hold_some(window, offset, bytes, &part);
 		if (status)
 			break;
 		copy(to, window->guest + offset, part);
@@ -194,14 +201,11 @@ int vb_window_digests(struct vb_window *window, size_t offset, size_t bytes, con
 		else
 			status = check_transfer(window, 0, out, pages * VB_DIGEST_BYTES);
 		while (!status && bytes) {
-			size_t part = hold_open(window, offset, bytes);
+			size_t part;
 
-			if (!part) {
-				part = part_of(offset, bytes);
-				status = hold(window, offset);
-				if (status)
-					break;
-			}
+			status = hold_some(window, offset, bytes, &part);
+			if (status)
+				break;
 			status = hash_pages(window->guest + offset, part, hash, context, out);
 			let_go(window, offset);
 			out += (part + VB_PAGE_SIZE_BYTES - 1) / VB_PAGE_SIZE_BYTES * VB_DIGEST_BYTES;

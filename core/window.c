@@ -39,12 +39,6 @@ struct vb_area *vb_area_of(struct vb_window *window, uint32_t page)
 	return area;
 }
 
-bool vb_whole_pages(const struct vb_window *window, size_t offset, size_t bytes)
-{
-	return offset % VB_PAGE_SIZE_BYTES == 0 && bytes % VB_PAGE_SIZE_BYTES == 0 && offset <= window->bytes &&
-	       bytes <= window->bytes - offset;
-}
-
 int vb_fail(struct vb_window *window, int status, uint32_t page)
 {
 	const uint64_t one = 1;
@@ -392,19 +386,32 @@ static void reopen(struct vb_window *window, struct vb_area *area)
 		(void)vb_opener_start(window, area);
 }
 
+/* vb_enter for a call on one zone. */
+static int enter_zone(struct vb_window *window, size_t index, struct vb_area **area)
+{
+	int status = vb_enter(window);
+
+	if (!status && index >= window->zone_count) {
+		vb_leave(window);
+		status = VB_INVALID;
+	}
+	if (!status)
+		*area = &window->areas[index];
+	return status;
+}
+
 int vb_window_set_percent(struct vb_window *window, size_t index, unsigned percent)
 {
 	struct vb_area *area;
 	bool done = false;
-	int status = vb_enter(window);
+	int status = enter_zone(window, index, &area);
 
 	if (status)
 		return status;
-	if (index >= window->zone_count || percent > 100) {
+	if (percent > 100) {
 		vb_leave(window);
 		return VB_INVALID;
 	}
-	area = &window->areas[index];
 	pthread_mutex_lock(&window->change);
 	vb_opener_stop(area);
 	while (!done && !status) {
@@ -423,15 +430,10 @@ int vb_window_set_percent(struct vb_window *window, size_t index, unsigned perce
 int vb_window_sample(struct vb_window *window, size_t index, bool on)
 {
 	struct vb_area *area;
-	int status = vb_enter(window);
+	int status = enter_zone(window, index, &area);
 
 	if (status)
 		return status;
-	if (index >= window->zone_count) {
-		vb_leave(window);
-		return VB_INVALID;
-	}
-	area = &window->areas[index];
 	pthread_mutex_lock(&window->change);
 	vb_opener_stop(area);
 	pthread_mutex_lock(&area->lock);
@@ -439,7 +441,7 @@ int vb_window_sample(struct vb_window *window, size_t index, bool on)
 		status = VB_FAILED;
 	} else if (on) {
 		vb_sample_start(&area->sample, area->zone.count);
-		area->sample_ns = vb_now_ns();
+		area->sample_began = vb_now_ns();
 		if (area->open)
 			status = vb_watch(window, area);
 		/* Each is seen when it is touched next. */
@@ -448,7 +450,7 @@ int vb_window_sample(struct vb_window *window, size_t index, bool on)
 				status = vb_set_aside(window, area, page);
 	} else if (area->sample.on) {
 		area->sample.on = false;
-		area->sample_ns = vb_now_ns() - area->sample_ns;
+		area->sample_took = vb_now_ns() - area->sample_began;
 	}
 	pthread_mutex_unlock(&area->lock);
 	reopen(window, area);
@@ -460,20 +462,15 @@ int vb_window_sample(struct vb_window *window, size_t index, bool on)
 int vb_window_reuse(struct vb_window *window, size_t index, struct vb_reuse *out)
 {
 	struct vb_area *area;
-	int status = vb_enter(window);
+	int status = enter_zone(window, index, &area);
 
 	if (status)
 		return status;
-	if (index >= window->zone_count) {
-		vb_leave(window);
-		return VB_INVALID;
-	}
-	area = &window->areas[index];
 	pthread_mutex_lock(&area->lock);
 	*out = (struct vb_reuse){
 		.on = area->sample.on,
 		.shift = area->sample.shift,
-		.ns = area->sample.on ? vb_now_ns() - area->sample_ns : area->sample_ns,
+		.ns = area->sample.on ? vb_now_ns() - area->sample_began : area->sample_took,
 		.touches = area->sample.touches,
 	};
 	memcpy(out->reuse, area->sample.reuse, sizeof out->reuse);
@@ -485,15 +482,10 @@ int vb_window_reuse(struct vb_window *window, size_t index, struct vb_reuse *out
 int vb_window_stats(struct vb_window *window, size_t index, struct vb_stats *out)
 {
 	struct vb_area *area;
-	int status = vb_enter(window);
+	int status = enter_zone(window, index, &area);
 
 	if (status)
 		return status;
-	if (index >= window->zone_count) {
-		vb_leave(window);
-		return VB_INVALID;
-	}
-	area = &window->areas[index];
 	pthread_mutex_lock(&area->lock);
 	*out = area->counts;
 	out->pages = area->zone.count;

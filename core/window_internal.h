@@ -34,7 +34,8 @@ struct vb_area {
 	uint32_t pin_budget;
 	struct vb_stats counts;  /* of it, only what counts up */
 	struct vb_sample sample;
-	uint64_t sample_ns;      /* when it began; the time it took, once it has ended */
+	uint64_t sample_began;   /* as vb_now_ns */
+	uint64_t sample_took;    /* ns, once it has ended */
 	pthread_t opener;
 	bool opener_runs;        /* guarded by window.change */
 	atomic_bool opener_stop;
@@ -108,8 +109,6 @@ static inline size_t vb_offset(uint32_t page)
 int vb_enter(struct vb_window *window);
 void vb_leave(struct vb_window *window);
 struct vb_area *vb_area_of(struct vb_window *window, uint32_t page);
-/* Whether [offset, offset + bytes) is whole pages of the window; they may lie in several zones. */
-bool vb_whole_pages(const struct vb_window *window, size_t offset, size_t bytes);
 /* Notes the first failure and signals it. `page` is of the window. Gives back `status`. */
 int vb_fail(struct vb_window *window, int status, uint32_t page);
 /* Tells those who wait for pages of this area to look again; with its lock held. */

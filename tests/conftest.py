@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from vambrace.errors import PagerError
+from vambrace.pager import Window
+
 # Machines are shared and slow at times: how long an example takes says nothing about it.
 settings.register_profile("tests", deadline=None)
 # With --soak: as many examples as a night allows, in every property test that does not say how many it wants.
@@ -28,6 +31,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("soak"):
             item.add_marker(pytest.mark.skip(reason="takes long: --soak runs it"))
+
+
+@pytest.fixture(scope="session")
+def kernel() -> None:
+    """Skips where this machine's kernel cannot move pages (before Linux 6.8) or gives no userfaultfd."""
+    try:
+        Window([(1, 0)], bytes(32), bytes(16)).close()
+    except PagerError as error:
+        pytest.skip(f"{error}; {error.hint}")
 
 
 @pytest.fixture(autouse=True)

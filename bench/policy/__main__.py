@@ -14,9 +14,7 @@ from pathlib import Path
 from bench.policy import recorder, workloads
 from bench.policy.compare import PERCENTS, compare, table
 from bench.policy.engine import CORE, Engine, EngineError
-from bench.policy.traces import SYNTHETIC, TraceError, recorded, synthetic
-
-TRACES = Path(__file__).parents[2] / "build" / "traces"
+from bench.policy.traces import SYNTHETIC, TRACES, TraceError, recorded, synthetic
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,6 +26,8 @@ _HEADER = struct.Struct("<8sIQ")
 _MODULUS = 1 << 32
 PAGES = 8192
 REFERENCES = 200_000
+#: Where recorded ones are.
+TRACES = Path(__file__).parents[2] / "build" / "traces"
 
 
 class TraceError(Exception):

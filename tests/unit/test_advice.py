@@ -70,6 +70,7 @@ def test_the_picture_has_a_curve_for_each_zone_and_no_markup_of_theirs() -> None
     assert "<script>" not in picture(found)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_real_samples_of_a_loop() -> None:
     """Through the window itself: a loop over half of a zone is free up to 50 percent, and not beyond."""
     pages = 4000
@@ -92,6 +93,7 @@ def _as_sent(sample: dict[str, Any]) -> dict[str, Any]:
     return {**sample, "reuse": list(sample["reuse"])}
 
 
+@pytest.mark.usefixtures("kernel")
 def test_the_cost_of_a_fault_is_measured() -> None:
     assert 1_000 < fault_ns() < 10_000_000
     assert fault_ns([min(os.sched_getaffinity(0))]) > 1_000

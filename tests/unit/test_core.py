@@ -10,21 +10,9 @@ from pathlib import Path
 import pytest
 from fuzzing import SECONDS
 
-from vambrace.errors import PagerError
-from vambrace.pager import Window
-
 CORE = Path(__file__).parents[2] / "core"
 SOURCES = sorted(path for path in CORE.glob("*.c") if path.name != "module.c")
 FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer", "-pthread"]
-
-
-@pytest.fixture(scope="session")
-def kernel() -> None:
-    """Skips where this machine's kernel cannot move pages (before Linux 6.8) or gives no userfaultfd."""
-    try:
-        Window([(1, 0)], bytes(32), bytes(16)).close()
-    except PagerError as error:
-        pytest.skip(f"{error}; {error.hint}")
 
 
 @pytest.fixture(scope="session", params=["address,undefined", "thread"])

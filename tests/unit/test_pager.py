@@ -24,13 +24,7 @@ from vambrace.pager import MINIMUM_WINDOW, PIN_HEADROOM, Window, window_pages
 PAGE = 4096
 
 
-@pytest.fixture(autouse=True, scope="module")
-def kernel() -> None:
-    """Skips where this machine's kernel cannot move pages (before Linux 6.8) or gives no userfaultfd."""
-    try:
-        Window([(1, 0)], bytes(32), bytes(16)).close()
-    except PagerError as error:
-        pytest.skip(f"{error}; {error.hint}")
+pytestmark = pytest.mark.usefixtures("kernel")
 
 
 def create(*zones: tuple[int, int], **options: Any) -> Window:

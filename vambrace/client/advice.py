@@ -40,7 +40,7 @@ class Advice:
 
     def highest(self, slowdown: float) -> int:
         """The highest percentage that costs no more than this share of the time, for example 0.05."""
-        return max((percent for percent in range(101) if self.share(percent) <= slowdown), default=0)
+        return max(percent for percent in range(101) if self.share(percent) <= slowdown)
 
 
 def advice(stats: ZoneStats, sampled: dict[str, Any], fault_ns: object) -> Advice:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -152,25 +152,19 @@ class Window:
 
         Raises PagerError (out of range, or ``data`` lies in guest memory), PageAuthenticationError.
         """
-        try:
+        with self._errors():
             self._core.write(offset, data)
-        except (_core.Error, OverflowError) as error:
-            raise self._error(error) from None
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes of guest memory from ``offset`` on. Raises as ``load`` does."""
-        try:
+        with self._errors():
             return self._core.read(offset, length)
-        except (_core.Error, OverflowError) as error:
-            raise self._error(error) from None
 
     def digests(self, offset: int, length: int, algorithm: str) -> bytes:
         """The hash (32 bytes, ``algorithm`` by hashlib's name) of each page of ``length`` bytes from the page at
         ``offset`` on, one after the other, the last padded with zeros. Raises as ``load`` does."""
-        try:
+        with self._errors():
             return self._core.digests(offset, length, algorithm)
-        except (_core.Error, OverflowError) as error:
-            raise self._error(error) from None
 
     def set_percent(self, zone: int, percent: int) -> None:
         """Returns when the invariant holds at the new value (0..100); lowering is immediate.
@@ -194,10 +188,8 @@ class Window:
 
     def stats(self, zone: int) -> ZoneStats:
         """Raises PagerError: no such zone."""
-        try:
+        with self._errors():
             values = self._core.stats(zone)
-        except (_core.Error, OverflowError) as error:
-            raise self._error(error) from None
         counts = len(ZoneStats.FIELDS) - 1
         named: dict[str, Any] = dict(zip(ZoneStats.FIELDS, values[:counts], strict=False))
         return ZoneStats(**named | {"open": bool(named["open"]), "histogram": values[counts:]})
@@ -207,34 +199,26 @@ class Window:
 
         Raises PagerError: no such zone.
         """
-        try:
+        with self._errors():
             self._core.sample(zone, on)
-        except (_core.Error, OverflowError) as error:
-            raise self._error(error) from None
 
     def reuse(self, zone: int) -> Reuse:
         """What sampling has found. Raises PagerError: no such zone."""
-        try:
+        with self._errors():
             return Reuse(*self._core.reuse(zone))
-        except (_core.Error, OverflowError) as error:
-            raise self._error(error) from None
 
     def pin(self, offset: int, length: int) -> None:
         """Keeps the whole pages of a range in guest memory, for a device, until as many ``unpin``; all or none.
 
         Raises PagerError: beyond the zone's budget, or out of range.
         """
-        try:
+        with self._errors():
             self._core.pin(offset, length)
-        except (_core.Error, OverflowError) as error:
-            raise self._error(error) from None
 
     def unpin(self, offset: int, length: int) -> None:
         """Raises PagerError: a page is not pinned (the others are let go), or out of range."""
-        try:
+        with self._errors():
             self._core.unpin(offset, length)
-        except (_core.Error, OverflowError) as error:
-            raise self._error(error) from None
 
     def discard(self, offset: int, length: int) -> None:
         """Drops whole pages that the guest does not need any more: they read as zeros. Pinned ones stay as they are,
@@ -242,10 +226,8 @@ class Window:
 
         Raises PagerError: out of range.
         """
-        try:
+        with self._errors():
             self._core.discard(offset, length)
-        except (_core.Error, OverflowError) as error:
-            raise self._error(error) from None
 
     def memory(self) -> memoryview:
         """All guest memory, writable: one and the same view, valid until ``close``.
@@ -268,6 +250,14 @@ class Window:
         with suppress(BufferError):
             self._view.release()
         self._core.close()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raises the core's errors as PagerError."""
+        try:
+            yield
+        except (_core.Error, OverflowError) as error:
+            raise self._error(error) from None
 
     def _error(self, error: _core.Error | OverflowError) -> PagerError:
         if isinstance(error, OverflowError):
