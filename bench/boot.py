@@ -21,6 +21,8 @@ from bench.report import Report, Unavailable
 from testbed.door import Door, variant
 from vambrace.client.host import Host
 from vambrace.emulator.server import Server
+from vambrace.image.bundle import Bundle
+from vambrace.realm import RealmConfig
 
 QEMU = "QEMU/KVM"
 PERCENTS = {"Realm, 0 %": 0, "Realm, 50 %": 50}
@@ -109,32 +111,41 @@ def order(rounds: int) -> Iterator[tuple[str, str]]:
 
 def stage(door: Door, server: Server, guest: Guest) -> None:
     """Put everything into the host: the image as users send it, the rest through the door."""
-    access = server.access()
-    digest = hashlib.sha256(guest.bundle.path.read_bytes()).hexdigest()
-    say("sending the image")
-    with Host(access.url, access.certificate, access.key, access.ca) as host:
-        host.upload(guest.bundle.path, digest)
+    send(door, server, guest.bundle, "image")
     for name, data in {
         "runner.py": Path(runner.__file__).read_bytes(),
         "off": guest.off,
         **{f"config-{percent}": guest.configuration(percent) for percent in PERCENTS.values()},
     }.items():
         door.put(f"{HERE}/{name}", data)
-    door.shell(f"ln -s /state/host/images/{digest} {HERE}/image")
+
+
+def send(door: Door, server: Server, bundle: Bundle, name: str) -> None:
+    """Send an image as users do; its files are then in HERE under ``name``."""
+    access = server.access()
+    digest = hashlib.sha256(bundle.path.read_bytes()).hexdigest()
+    say("sending the image")
+    with Host(access.url, access.certificate, access.key, access.ca) as host:
+        host.upload(bundle.path, digest)
+    door.shell(f"mkdir -p {HERE} && ln -s /state/host/images/{digest} {HERE}/{name}")
 
 
 def specification(guest: Guest, subject: str, until: str, cid: int) -> dict[str, Any]:
     """What the runner in the host is to boot."""
-    config = guest.bundle.config
-    image = f"{HERE}/image"
+    wanted = machine(guest.bundle.config, "image", f"config-{PERCENTS.get(subject, 0)}", cid)
+    if until == "off":
+        wanted["files"]["initrd"] = f"{HERE}/off"
+    return {"vmm": "qemu" if subject == QEMU else "realm", "until": until, **wanted}
+
+
+def machine(config: RealmConfig, image: str, configuration: str, cid: int) -> dict[str, Any]:
+    """What both VMMs are told of a guest: its files by their names in HERE, and its hardware."""
     return {
-        "vmm": "qemu" if subject == QEMU else "realm",
-        "until": until,
         "files": {
-            "config": f"{HERE}/config-{PERCENTS.get(subject, 0)}",
-            "kernel": f"{image}/kernel",
-            "initrd": f"{HERE}/off" if until == "off" else f"{image}/initrd",
-            "disks": [f"{image}/disk-{index}" for index in range(len(config.disks))],
+            "config": f"{HERE}/{configuration}",
+            "kernel": f"{HERE}/{image}/kernel",
+            "initrd": f"{HERE}/{image}/initrd",
+            "disks": [f"{HERE}/{image}/disk-{index}" for index in range(len(config.disks))],
         },
         "cmdline": config.cmdline,
         "zones": [zone.memory for zone in config.zones],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 
@@ -15,7 +15,8 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. ``ratio`` is ``value`` over that of ``against``, where two subjects are compared."""
+    """One figure. ``ratio`` is ``value`` over that of ``against``, where two subjects are compared; it has an
+    ``interval`` from ``low`` to ``high`` where it was measured several times."""
 
     name: str
     subject: str
@@ -23,6 +24,8 @@ class Row:
     unit: str
     ratio: float | None = None
     against: str | None = None
+    low: float | None = None
+    high: float | None = None
 
     def as_json(self) -> dict[str, str | float]:
         return {key: value for key, value in asdict(self).items() if value is not None}
@@ -44,13 +47,22 @@ class Report:
         *,
         ratio: float | None = None,
         against: str | None = None,
+        within: tuple[float, float] | None = None,
     ) -> None:
-        """Raises ValueError: a figure that is not finite, or a ratio without what it is against."""
+        """``within`` is the ratio's interval. Raises ValueError: a figure that is not finite, a ratio without what it
+        is against, or an interval without a ratio."""
         if (ratio is None) != (against is None):
             raise ValueError(f"{name}: ratio and against come together")
-        if not math.isfinite(value) or (ratio is not None and not math.isfinite(ratio)):
+        if within is not None and ratio is None:
+            raise ValueError(f"{name}: an interval of no ratio")
+        figures = [value, *(() if ratio is None else (ratio,)), *(within or ())]
+        if not all(map(math.isfinite, figures)):
             raise ValueError(f"{name}: not a finite figure")
-        row = Row(name, subject, _rounded(value), unit, None if ratio is None else _rounded(ratio), against)
+        row = Row(name, subject, _rounded(value), unit)
+        if ratio is not None:
+            row = replace(row, ratio=_rounded(ratio), against=against)
+        if within is not None:
+            row = replace(row, low=_rounded(within[0]), high=_rounded(within[1]))
         self.rows.append(row)
         self._added(row)
 
@@ -63,14 +75,14 @@ class Report:
         row = self.rows[ours]
         if row.unit != theirs.unit or not theirs.value:
             raise ValueError(f"{name}: {subject} and {against} cannot be compared")
-        ratio = _rounded(row.value / theirs.value)
-        self.rows[ours] = Row(row.name, row.subject, row.value, row.unit, ratio, against)
+        self.rows[ours] = replace(row, ratio=_rounded(row.value / theirs.value), against=against)
 
     def table(self) -> str:
         """The rows in columns as wide as they need, or "" without rows."""
         cells = [("benchmark", "subject", "value", "unit", "compared")]
         for row in self.rows:
             compared = "" if row.ratio is None else f"{row.ratio:g} × {row.against}"
+            compared += "" if row.low is None else f" ({row.low:g} to {row.high:g})"
             cells.append((row.name, row.subject, f"{row.value:g}", row.unit, compared))
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
@@ -91,6 +103,22 @@ class Report:
             if (row.name, row.subject) == (name, subject):
                 return index
         raise ValueError(f"{name}: no row of {subject}")
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Where the median of what ``values`` are a sample of lies, with a confidence of at least 95 percent: from one of
+    the values to another, by the binomial distribution alone. Fewer than six allow no such statement: all of them.
+
+    Raises ValueError: no values.
+    """
+    found = sorted(values)
+    if not found:
+        raise ValueError("an interval of nothing")
+    count, left_out, outside = len(found), 0, 2 * 0.5 ** len(found)
+    while outside + 2 * math.comb(count, left_out + 1) * 0.5**count <= 0.05:
+        left_out += 1
+        outside += 2 * math.comb(count, left_out) * 0.5**count
+    return found[left_out], found[count - 1 - left_out]
 
 
 def _rounded(value: float) -> float:

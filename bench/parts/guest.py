@@ -1,13 +1,16 @@
-"""The guest that both VMMs boot: a Realm's image, and beside it an initrd that only switches the machine off."""
+"""The guests that both VMMs boot: a Realm's image, beside it an initrd that only switches the machine off, and an
+image whose application does the work of a benchmark, without an agent."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
+from bench.parts import driver
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.debian import root
 from vambrace.debian.archive import Archive
@@ -19,7 +22,8 @@ from vambrace.image.build import build_bundle
 from vambrace.image.bundle import Bundle
 from vambrace.realm import RealmConfig
 
-MEMORY = {"system": "256M", "hello": "32M"}
+MEMORY = {"system": "256M", "hello": "32M", "work": "64M"}
+WORK = "#!/bin/busybox sh\nexec /usr/bin/python3 -I -S -B /app/work/driver.py boot\n"
 OFF = "#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n"
 
 
@@ -32,11 +36,13 @@ class Guest:
 
     def configuration(self, percent: int) -> bytes:
         """The measured configuration with ``percent`` of every zone encrypted."""
-        return at_percent(self.bundle.config, percent).encode()
+        return at_percent(self.bundle.config, percent, percent).encode()
 
 
-def at_percent(config: RealmConfig, percent: int) -> RealmConfig:
-    zones = tuple(zone.replace(percent=percent, follow=False) for zone in config.zones)
+def at_percent(config: RealmConfig, *percents: int) -> RealmConfig:
+    """The configuration with a percentage for each zone."""
+    pairs = zip(config.zones, percents, strict=True)
+    zones = tuple(zone.replace(percent=percent, follow=False) for zone, percent in pairs)
     changed: RealmConfig = config.replace(zones=zones)
     return changed
 
@@ -44,22 +50,46 @@ def at_percent(config: RealmConfig, percent: int) -> RealmConfig:
 def build_guest(cache: Cache, work: Path) -> Guest:
     """A Realm with one small program, built in ``work``. Raises BuildError."""
     archive = Archive(cache.root / "archive", LOCK_FILE)
+    program = work / "hello"
+    program.mkdir()
+    (program / "hello.py").write_text("print('hello')\n")
+    return Guest(_bundle(archive, cache, program), _off(archive))
+
+
+def build_worker(cache: Cache, work: Path) -> Bundle:
+    """An image that enters ``driver.py``, in a zone of its own, in place of the agent. Raises BuildError."""
+    program = work / "work"
+    program.mkdir()
+    shutil.copyfile(driver.__file__, program / "driver.py")
+    (program / "init").write_text(WORK)
+    (program / "init").chmod(0o755)
+    return _bundle(Archive(cache.root / "archive", LOCK_FILE), cache, program)
+
+
+def without_agent(config: RealmConfig) -> RealmConfig:
+    """The worker's configuration, which its manifest cannot say."""
+    words = [word for word in config.cmdline.split() if not word.startswith("vambrace.init=")]
+    changed: RealmConfig = config.replace(cmdline=" ".join([*words, "vambrace.init=/app/work/init"]))
+    return changed
+
+
+def _bundle(archive: Archive, cache: Cache, program: Path) -> Bundle:
+    """An image with the folder ``program`` as its application, built beside it."""
+    work = program.parent
     base = runtime_base(archive, cache)
     OwnerIdentity.create(work / "owner")
     owner = OwnerIdentity.load(work / "owner")
     (work / "owner.pem").write_text(owner.certificate_pem)
-    (work / "hello").mkdir()
-    (work / "hello/hello.py").write_text("print('hello')\n")
-    application = {"name": "hello", "files": "hello", "command": ["python3", "hello.py"], "percent": 50}
+    name = program.name
+    application = {"name": name, "files": name, "command": ["python3", f"{name}.py"], "percent": 50}
     manifest = {
         "name": "bench",
         "owner": "owner.pem",
         "system": {"memory": MEMORY["system"]},
-        "applications": [application | {"memory": MEMORY["hello"]}],
+        "applications": [application | {"memory": MEMORY[name]}],
     }
     (work / "manifest.yaml").write_text(yaml.safe_dump(manifest))
-    bundle = build_bundle(work / "manifest.yaml", work / "bench.vambrace", base)
-    return Guest(bundle, _off(archive))
+    return build_bundle(work / "manifest.yaml", work / "bench.vambrace", base)
 
 
 def _off(archive: Archive) -> bytes:

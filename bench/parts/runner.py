@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +50,9 @@ def main() -> None:
 
 def boot_realm(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
     """As vambrace.host.vmm starts and drives it."""
-    from vambrace.host.settings import Settings
-
-    command = Settings.vmm_command
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    environment = {key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ}
+    command = vmm_command()
     started = time.monotonic()
-    process = subprocess.Popen(
-        [*command, "--control", str(theirs.fileno())],
-        pass_fds=(theirs.fileno(),),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        env=environment,
-    )
-    theirs.close()
+    process, ours = start_realm(command, errors)
     with process, Control(ours) as control:
         try:
             # The answer to any request shows that it takes them. The first comes when the process has started: in
@@ -73,14 +61,7 @@ def boot_realm(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
             requested = time.monotonic()
             control.ask("stats", refused=True)
             ready = time.monotonic()
-            control.ask(
-                "load",
-                **specification["files"],
-                instance=_INSTANCE.hex(),
-                share=bytes(32).hex(),
-                cid=specification["cid"],
-                cpus=[specification["cpu"]],
-            )
+            control.load(specification)
             loaded = time.monotonic()
             control.ask("start")
             ended = control.watch(specification["until"])
@@ -95,6 +76,27 @@ def boot_realm(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
             return result
         finally:
             process.kill()
+
+
+def vmm_command() -> tuple[str, ...]:
+    from vambrace.host.settings import Settings
+
+    return Settings.vmm_command
+
+
+def start_realm(command: Sequence[str], errors: Any) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A VMM process that was told nothing yet, and our end of its control socket."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process = subprocess.Popen(
+        [*command, "--control", str(theirs.fileno())],
+        pass_fds=(theirs.fileno(),),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        env={key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ},
+    )
+    theirs.close()
+    return process, ours
 
 
 class Control:
@@ -124,11 +126,25 @@ class Control:
                     raise RuntimeError(f"{operation}: {message.get('error')}")
                 return message
 
+    def load(self, specification: dict[str, Any]) -> None:
+        self.ask(
+            "load",
+            **specification["files"],
+            instance=_INSTANCE.hex(),
+            share=bytes(32).hex(),
+            cid=specification["cid"],
+            cpus=[specification["cpu"]],
+        )
+
+    def event(self) -> dict[str, Any]:
+        """The next event, waited for."""
+        return self._events.pop(0) if self._events else self._receive()
+
     def watch(self, until: str) -> dict[str, Any] | None:
         """Serve the agent; returns when it is ready, or, with the event, when the guest is off."""
         agent = Agent()
         while True:
-            event = self._events.pop(0) if self._events else self._receive()
+            event = self.event()
             if event.get("event") == "ended":
                 if until == "off" and event["reason"] == "poweroff":
                     return event
@@ -152,19 +168,8 @@ class Control:
 
 def boot_qemu(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
     """Stopped before its machine is made, then before its first instruction: the same phases as ours."""
-    ours, theirs = socket.socketpair()
-    agent, port = socket.socketpair()
-    command = qemu_command(specification, theirs.fileno(), port.fileno())
     started = time.monotonic()
-    process = subprocess.Popen(
-        command,
-        pass_fds=(theirs.fileno(), port.fileno()),
-        stdin=subprocess.DEVNULL,
-        stdout=errors,
-        stderr=errors,
-    )
-    theirs.close()
-    port.close()
+    process, ours, agent = start_qemu(specification, errors)
     with process, agent, Monitor(ours) as monitor:
         try:
             monitor.greet()
@@ -189,6 +194,24 @@ def boot_qemu(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
             process.kill()
 
 
+def start_qemu(
+    specification: dict[str, Any], errors: Any
+) -> tuple[subprocess.Popen[bytes], socket.socket, socket.socket]:
+    """The process, and our ends of its monitor and of the agent's port."""
+    ours, theirs = socket.socketpair()
+    agent, port = socket.socketpair()
+    process = subprocess.Popen(
+        qemu_command(specification, theirs.fileno(), port.fileno()),
+        pass_fds=(theirs.fileno(), port.fileno()),
+        stdin=subprocess.DEVNULL,
+        stdout=errors,
+        stderr=errors,
+    )
+    theirs.close()
+    port.close()
+    return process, ours, agent
+
+
 def zone_bases(zones: list[int]) -> list[int]:
     """Guest-physical addresses of NUMA nodes of these sizes."""
     return [RAM + sum(zones[:index]) for index in range(len(zones))]
@@ -203,6 +226,7 @@ def qemu_command(specification: dict[str, Any], monitor: int, agent: int) -> lis
         *("-machine", "virt,gic-version=3,acpi=off,its=off"),
         *("-m", f"{sum(zones) >> 20}M"),
         *("-no-user-config", "-nodefaults", "-display", "none", "-preconfig", "-S"),
+        *("-action", "reboot=shutdown"),
         *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
         *("-kernel", files["kernel"], "-initrd", files["initrd"], "-append", specification["cmdline"]),
         *("-global", "virtio-mmio.force-legacy=false"),

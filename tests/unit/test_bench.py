@@ -12,9 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench import __main__ as frame  # noqa: E402
-from bench import boot, server  # noqa: E402
-from bench.parts import runner  # noqa: E402
-from bench.report import Report, Unavailable  # noqa: E402
+from bench import boot, emulated, server  # noqa: E402
+from bench.parts import driver, runner  # noqa: E402
+from bench.report import Report, Unavailable, interval  # noqa: E402
 from vambrace.errors import PagerError  # noqa: E402
 
 
@@ -87,7 +87,7 @@ def test_one_that_fails_does_not_stop_the_others(
 
 
 def test_helpers_are_no_benchmarks() -> None:
-    assert {"boot", "native", "policies", "programs", "server"} <= set(frame.names())
+    assert {"boot", "emulated", "native", "policies", "programs", "server"} <= set(frame.names())
     assert "parts" not in frame.names()
 
 
@@ -175,3 +175,57 @@ def test_how_the_server_started_is_read_from_its_progress() -> None:
     assert server.kind(["resuming the saved state", "up after 3.1 s (resumed)"]) == "resumed"
     assert server.kind(["up after 30.0 s (cold)"]) == "cold"
     assert server.kind([]) == ""
+
+
+def test_an_interval_holds_the_median_with_the_confidence_that_it_says() -> None:
+    # Of nine values, the second and the eighth: outside lies 2 (1 + 9) / 2^9 = 3.9 percent (binomial distribution).
+    assert interval([9.0, 1.0, 5.0, 3.0, 7.0, 2.0, 8.0, 4.0, 6.0]) == (2.0, 8.0)
+    # Of five, even the outermost say 6.25 percent: all that can be given.
+    assert interval([5.0, 1.0, 3.0, 2.0, 4.0]) == (1.0, 5.0)
+    with pytest.raises(ValueError, match="nothing"):
+        interval([])
+
+
+def test_a_ratio_may_have_its_interval_and_nothing_else_may() -> None:
+    report = Report()
+    report.add("a", "b", 1, "s", ratio=0.99, against="c", within=(0.97, 1.02))
+    assert report.rows[0].as_json() | {"low": 0.97, "high": 1.02} == report.rows[0].as_json()
+    assert "0.99 × c (0.97 to 1.02)" in report.table()
+    with pytest.raises(ValueError, match="no ratio"):
+        report.add("a", "b", 1, "s", within=(0.97, 1.02))
+    with pytest.raises(ValueError, match="finite"):
+        report.add("a", "b", 1, "s", ratio=0.99, against="c", within=(0.97, float("inf")))
+
+
+def test_emulated_rows_are_ours_over_qemus_and_above_one_is_faster() -> None:
+    report = Report()
+    found = {
+        "qemu": [100.0, 200.0, 100.0],
+        "open": [110.0, 220.0, 120.0],
+        "window": {"10": [(120.0, 0.0)], "50": [(60.0, 0.5), (50.0, 1.5), (40.0, 1.0)]},
+    }
+    emulated.add(report, "zipf", found)
+    rows = {row.name: row for row in report.rows}
+    # Each turn of ours is compared with the one of QEMU's beside it.
+    assert (rows["emulated/zipf/0"].ratio, rows["emulated/zipf/0"].low, rows["emulated/zipf/0"].high) == (1.1, 1.1, 1.2)
+    assert (rows["emulated/zipf/50"].ratio, rows["emulated/zipf/50"].against) == (0.5, emulated.QEMU)
+    assert (rows["emulated-inside/zipf"].ratio, rows["emulated-inside/zipf"].against) == (1.0, "0 %")
+    assert rows["emulated-misses/zipf/50"].value == 1.0
+    # A million operations a second, and one fault of a microsecond for each: half as fast.
+    emulated.estimate(report, "zipf", found["window"], 1e6, 1e-6)
+    assert {row.name: row.ratio for row in report.rows if row.subject == "calculated"} == {
+        "estimated/zipf/10": 1.0,
+        "estimated/zipf/50": 0.5,
+    }
+
+
+@pytest.mark.parametrize("work", emulated.WORKS)
+def test_what_a_guest_does_it_does_here_too(work: str) -> None:
+    assert emulated.rate_here(work, seconds=0.05) > 0
+
+
+def test_a_driver_that_was_told_no_work_says_so() -> None:
+    answers: list[bytes] = []
+    requests = iter([b'{"seconds": 1}\n', b""])
+    driver.serve(lambda: next(requests), answers.append)
+    assert json.loads(answers[0]) == {"error": "no work was chosen"}

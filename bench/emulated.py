@@ -1,0 +1,171 @@
+"""Work in a guest under QEMU/KVM and under our VMM at each percentage, in the emulated host; what it would be natively.
+
+Rows (docs/performance.md): ``emulated/WORK/PERCENT``, operations per second of ours over QEMU's (above 1 is faster) and
+its interval; ``emulated-misses/WORK/PERCENT``, pages decrypted per operation; ``emulated-inside/WORK``, ours at 10
+percent, where all of the work fits into the window, over ours at 0; ``estimated/WORK/PERCENT``, from those misses, with
+this machine's times of an operation and of a fault; ``emulated/block-*/0``, the disk; ``emulated/boot/PERCENT``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import boot
+from bench.boot import HERE, QEMU
+from bench.parts import driver, runner
+from bench.parts.emulated import emulated, say
+from bench.parts.guest import at_percent, build_guest, build_worker, without_agent
+from bench.report import Report, Unavailable, interval
+from testbed.door import Door, variant
+from vambrace.emulator.server import Server
+from vambrace.errors import PagerError
+from vambrace.image.bundle import Bundle
+from vambrace.pager.cost import fault_ns
+
+FIRST_CID = boot.FIRST_CID + 500
+ROUNDS = max(1, int(os.environ.get("VAMBRACE_BENCH_ROUNDS", "9")))
+#: Of a turn.
+SECONDS = 2.0
+#: At 10 percent the window holds what the work needs; the others are the ones that are published.
+INSIDE, PERCENTS = 10, (25, 50, 75, 90, 95, 100)
+#: The system's zone goes along up to here. With 100 percent its window is the smallest, and an emulated fault takes so
+#: long that the guest's kernel does not come through one tick of its clock before the next.
+SYSTEM = 95
+WORKS = ("scan", "zipf", "sqlite", "store", "analysis")
+DISK_WORKS = ("block-sequential", "block-random")
+TURNS = f"import sys; sys.path.insert(0, {HERE!r}); from bench.parts import turns; turns.main()"
+#: Seconds: what one boot at a high percentage, or all turns of one work, may take.
+PATIENCE = 1500.0
+
+
+def run(report: Report) -> None:
+    """Raises Unavailable: the host cannot be emulated here, or its kernel has no KVM."""
+    with emulated(variant("bench", packages=["qemu-system-arm"])) as server:
+        server.up(say, cold=True)
+        with Door(server) as door:
+            if door.shell("test -e /dev/kvm").code:
+                raise Unavailable("the emulated host has no /dev/kvm")
+            boots(report, door, server)
+            works(report, door, server)
+
+
+def works(report: Report, door: Door, server: Server) -> None:
+    folder = server.home / "worker"
+    folder.mkdir()
+    worker = build_worker(server.cache, folder)
+    stage(door, server, worker)
+    try:
+        fault: float | None = fault_ns(()) / 1e9
+    except PagerError as error:
+        say(f"nothing is estimated: {error.message}")
+        fault = None
+    for number, work in enumerate((*WORKS, *DISK_WORKS)):
+        on_disk = work in DISK_WORKS
+        percents = () if on_disk else (INSIDE, *PERCENTS)
+        say(f"{work} ...")
+        found = take_turns(door, worker, work, percents, FIRST_CID + 3 * number)
+        add(report, work, found)
+        if not on_disk and fault is not None:
+            estimate(report, work, found["window"], rate_here(work), fault)
+
+
+def add(report: Report, work: str, found: Mapping[str, Any]) -> None:
+    """The rows of one work; see ``turns.take_turns`` for ``found``."""
+    theirs = median(found["qemu"])
+    report.add(f"emulated/{work}/{QEMU}", "operations", theirs, "1/s")
+    pairs = [ours / qemu for ours, qemu in zip(found["open"], found["qemu"], strict=True)]
+    report.add(
+        f"emulated/{work}/0", "operations", median(found["open"]), "1/s",
+        ratio=median(pairs), against=QEMU, within=interval(pairs),
+    )  # fmt: skip
+    for percent, turns_taken in found["window"].items():
+        rates = [rate for rate, _ in turns_taken]
+        if int(percent) == INSIDE:
+            name, divisor, against = f"emulated-inside/{work}", median(found["open"]), "0 %"
+        else:
+            name, divisor, against = f"emulated/{work}/{percent}", theirs, QEMU
+        ratios = [rate / divisor for rate in rates]
+        report.add(
+            name, "operations", median(rates), "1/s", ratio=median(ratios), against=against, within=interval(ratios)
+        )
+        report.add(f"emulated-misses/{work}/{percent}", "operations", median(m for _, m in turns_taken), "pages")
+
+
+def estimate(report: Report, work: str, window: Mapping[str, Any], rate: float, fault: float) -> None:
+    """The same work without emulation: ``rate`` operations per second here without faults, each costing ``fault`` s."""
+    for percent, turns_taken in window.items():
+        misses = median(misses for _, misses in turns_taken)
+        slower = 1 / (1 + misses * fault * rate)
+        report.add(f"estimated/{work}/{percent}", "calculated", rate * slower, "1/s", ratio=slower, against="0 %")
+
+
+def rate_here(work: str, seconds: float = SECONDS) -> float:
+    """Operations per second on this machine, in ordinary memory. Raises RuntimeError with what the driver said."""
+    requests = [{"work": work}, {"seconds": seconds}, {"seconds": seconds}]
+    done = subprocess.run(
+        [sys.executable, "-B", driver.__file__, "serve"],
+        input="".join(json.dumps(request) + "\n" for request in requests),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{work}: {done.stderr}")
+    reply = json.loads(done.stdout.splitlines()[-1])
+    rate: float = reply["operations"] / reply["seconds"]
+    return rate
+
+
+def stage(door: Door, server: Server, worker: Bundle) -> None:
+    """Put the worker into the host, and what makes guests take turns."""
+    boot.send(door, server, worker, "worker")
+    door.put(f"{HERE}/worker-config", at_percent(without_agent(worker.config), 0, 0).encode())
+    parts = Path(runner.__file__).parent
+    for name in ("runner.py", "turns.py"):
+        door.put(f"{HERE}/bench/parts/{name}", (parts / name).read_bytes())
+
+
+def take_turns(door: Door, worker: Bundle, work: str, percents: tuple[int, ...], cid: int) -> dict[str, Any]:
+    """See ``turns.take_turns``. Raises RuntimeError with what the host said."""
+    config = without_agent(worker.config)
+    guests = {
+        name: boot.machine(config, "worker", "worker-config", cid + index)
+        for index, name in enumerate(("qemu", "open", "window"))
+    }
+    of_zones = [[min(percent, SYSTEM), percent] for percent in percents]
+    wanted = json.dumps({**guests, "percents": of_zones, "work": work, "rounds": ROUNDS, "seconds": SECONDS})
+    done = door.python(TURNS, wanted, seconds=PATIENCE)
+    if done.code:
+        raise RuntimeError(f"{work}: {done.output}")
+    found: dict[str, Any] = json.loads(done.output.splitlines()[-1])
+    return found
+
+
+def boots(report: Report, door: Door, server: Server) -> None:
+    """Kernel to agent, once each: at high percentages it takes minutes."""
+    folder = server.home / "guest"
+    folder.mkdir()
+    guest = build_guest(server.cache, folder)
+    boot.stage(door, server, guest)
+    times: dict[str, float] = {}
+    for number, which in enumerate((QEMU, "0", *map(str, PERCENTS))):
+        specification = boot.specification(guest, QEMU, "ready", boot.FIRST_CID + number)
+        if which != QEMU:
+            zones = (min(int(which), SYSTEM), int(which))
+            door.put(f"{HERE}/config", at_percent(guest.bundle.config, *zones).encode())
+            specification["vmm"] = "realm"
+            specification["files"]["config"] = f"{HERE}/config"
+        times[which] = boot.boot(door, specification)["run"]
+        say(f"boot, {which}: {times[which]:.1f} s")
+    for which, seconds in times.items():
+        ratio = None if which == QEMU else times[QEMU] / seconds
+        against = None if which == QEMU else QEMU
+        report.add(f"emulated/boot/{which}", "boots", 1 / seconds, "1/s", ratio=ratio, against=against)

@@ -1,0 +1,153 @@
+"""In the emulated host: guests under QEMU/KVM and under our VMM, alive at once, do the same work in turn.
+
+    python3 turns.py SPECIFICATION      one JSON object each way
+
+Of every turn the result has operations per second, by the guest's own clock. Three guests live: QEMU's, ours at
+0 percent from its start to its end, and ours with a window, whose percentage changes. The first two take turns; the
+third has one percentage after the other, for each of them a turn that is not counted, and then its turns.
+
+Only the standard library, and what ``runner`` has: this file is copied into the host, beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import tempfile
+from contextlib import ExitStack
+from typing import Any
+
+from bench.parts import runner
+
+
+class RealmGuest:
+    """A guest of our VMM, booted until its driver waits."""
+
+    def __init__(self, stack: ExitStack, specification: dict[str, Any], errors: Any) -> None:
+        process, connection = runner.start_realm(runner.vmm_command(), errors)
+        stack.enter_context(process)
+        stack.callback(process.kill)
+        self._control = stack.enter_context(runner.Control(connection))
+        self._waiting = b""
+        self._control.load(specification)
+        self._control.ask("start")
+        self.reply()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        data = json.dumps(request).encode() + b"\n"
+        self._control.ask("agent", data=base64.b64encode(data).decode())
+        return self.reply()
+
+    def reply(self) -> dict[str, Any]:
+        while b"\n" not in self._waiting:
+            event = self._control.event()
+            if event["event"] == "ended":
+                raise RuntimeError(f"the guest ended: {event}")
+            if event["event"] == "agent":
+                self._waiting += base64.b64decode(event["data"])
+        line, _, self._waiting = self._waiting.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def encrypt(self, percents: list[int]) -> None:
+        """Set the percentage of each zone."""
+        for zone, percent in enumerate(percents):
+            self._control.ask("encrypt", zone=zone, percent=percent)
+
+    def misses(self) -> int:
+        """Pages decrypted so far, in all zones."""
+        decrypted: int = sum(zone["bytes_decrypted"] for zone in self._control.ask("stats")["zones"])
+        return decrypted // 4096
+
+
+class QemuGuest:
+    """The same guest under QEMU/KVM, its vCPU on the same processor."""
+
+    def __init__(self, stack: ExitStack, specification: dict[str, Any], errors: Any) -> None:
+        process, monitor, self._port = runner.start_qemu(specification, errors)
+        stack.enter_context(process)
+        stack.callback(process.kill)
+        stack.enter_context(self._port)
+        self._port.settimeout(runner.SECONDS)
+        self._lines = stack.enter_context(self._port.makefile("rb"))
+        control = stack.enter_context(runner.Monitor(monitor))
+        control.greet()
+        control.execute("x-exit-preconfig")
+        for vcpu in control.execute("query-cpus-fast"):
+            os.sched_setaffinity(vcpu["thread-id"], {specification["cpu"]})
+        control.execute("cont")
+        self.reply()
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._port.sendall(json.dumps(request).encode() + b"\n")
+        return self.reply()
+
+    def reply(self) -> dict[str, Any]:
+        reply: dict[str, Any] = json.loads(self._lines.readline())
+        return reply
+
+
+def turn(guest: RealmGuest | QemuGuest, seconds: float) -> tuple[int, float]:
+    """Operations of one turn, and their seconds. Raises RuntimeError: the driver says why not."""
+    reply = guest.ask({"seconds": seconds})
+    if "operations" not in reply:
+        raise RuntimeError(f"no operations: {reply}")
+    return reply["operations"], reply["seconds"]
+
+
+def rate(guest: RealmGuest | QemuGuest, seconds: float) -> float:
+    """Operations per second of one turn."""
+    operations, spent = turn(guest, seconds)
+    return operations / spent
+
+
+def counted_turn(guest: RealmGuest, seconds: float) -> tuple[float, float]:
+    """Operations per second, and the pages decrypted for each operation."""
+    before = guest.misses()
+    operations, spent = turn(guest, seconds)
+    return operations / spent, (guest.misses() - before) / operations
+
+
+def take_turns(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
+    """``qemu`` and ``open``: rates, in pairs; ``window``: by the work's percentage, pairs of rate and misses per
+    operation. ``percents`` has the zones' percentages, the work's last."""
+    seconds, rounds = specification["seconds"], specification["rounds"]
+    with ExitStack() as stack:
+        qemu = QemuGuest(stack, specification["qemu"], errors)
+        ours = RealmGuest(stack, specification["open"], errors)
+        guests: list[RealmGuest | QemuGuest] = [qemu, ours]
+        window = None
+        if specification["percents"]:
+            window = RealmGuest(stack, specification["window"], errors)
+            guests.append(window)
+        for guest in guests:
+            if (answer := guest.ask({"work": specification["work"]})) != {"ready": specification["work"]}:
+                raise RuntimeError(f"{specification['work']}: {answer}")
+            turn(guest, seconds)
+        result: dict[str, Any] = {"qemu": [], "open": [], "window": {}}
+        for number in range(rounds):
+            pair: list[tuple[str, RealmGuest | QemuGuest]] = [("qemu", qemu), ("open", ours)]
+            for name, guest in pair if number % 2 == 0 else reversed(pair):
+                result[name].append(rate(guest, seconds))
+        for percents in specification["percents"]:
+            assert window is not None
+            window.encrypt(percents)
+            turn(window, seconds)
+            found = [counted_turn(window, seconds) for _ in range(max(1, rounds // 3))]
+            result["window"][str(percents[-1])] = found
+        return result
+
+
+def main() -> None:
+    with tempfile.TemporaryFile() as errors:
+        try:
+            print(json.dumps(take_turns(json.loads(sys.argv[1]), errors)))
+        except (OSError, RuntimeError, ValueError) as error:
+            errors.seek(0)
+            sys.exit(f"{type(error).__name__}: {error}\n{errors.read()[-3000:].decode(errors='replace')}")
+
+
+if __name__ == "__main__":
+    main()
