@@ -3,8 +3,9 @@
     python3 turns.py SPECIFICATION      one JSON object each way
 
 Of every turn the result has operations per second, by the guest's own clock. Three guests live: QEMU's, ours at
-0 percent from its start to its end, and ours with a window, whose percentage changes. The first two take turns; the
-third has one percentage after the other, for each of them a turn that is not counted, and then its turns.
+0 percent from its start to its end, and ours with a window. They take turns, the last one at a percentage where all
+of the work fits into its window; after that, this guest has one percentage after the other, for each of them a turn
+that is not counted, and then its turns.
 
 Only the standard library, and what ``runner`` has: this file is copied into the host, beside it.
 """
@@ -111,28 +112,27 @@ def counted_turn(guest: RealmGuest, seconds: float) -> tuple[float, float]:
 
 
 def take_turns(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
-    """``qemu`` and ``open``: rates, in pairs; ``window``: by the work's percentage, pairs of rate and misses per
-    operation. ``percents`` has the zones' percentages, the work's last."""
+    """``qemu``, ``open`` and ``inside``: rates, one of each round; ``window``: by the work's percentage, pairs of rate
+    and misses per operation. ``inside`` and each of ``percents`` have the zones' percentages, the work's last."""
     seconds, rounds = specification["seconds"], specification["rounds"]
     with ExitStack() as stack:
-        qemu = QemuGuest(stack, specification["qemu"], errors)
-        ours = RealmGuest(stack, specification["open"], errors)
-        guests: list[RealmGuest | QemuGuest] = [qemu, ours]
-        window = None
-        if specification["percents"]:
-            window = RealmGuest(stack, specification["window"], errors)
-            guests.append(window)
-        for guest in guests:
+        window = RealmGuest(stack, specification["window"], errors)
+        guests: dict[str, RealmGuest | QemuGuest] = {
+            "qemu": QemuGuest(stack, specification["qemu"], errors),
+            "open": RealmGuest(stack, specification["open"], errors),
+            "inside": window,
+        }
+        for guest in guests.values():
             if (answer := guest.ask({"work": specification["work"]})) != {"ready": specification["work"]}:
                 raise RuntimeError(f"{specification['work']}: {answer}")
-            turn(guest, seconds)
-        result: dict[str, Any] = {"qemu": [], "open": [], "window": {}}
-        for number in range(rounds):
-            pair: list[tuple[str, RealmGuest | QemuGuest]] = [("qemu", qemu), ("open", ours)]
-            for name, guest in pair if number % 2 == 0 else reversed(pair):
-                result[name].append(rate(guest, seconds))
+        window.encrypt(specification["inside"])
+        result: dict[str, Any] = {name: [] for name in guests} | {"window": {}}
+        for number in range(1 + rounds):
+            for name in guests if number % 2 else reversed(guests):
+                operations = rate(guests[name], seconds)
+                if number:  # the first round is not counted
+                    result[name].append(operations)
         for percents in specification["percents"]:
-            assert window is not None
             window.encrypt(percents)
             turn(window, seconds)
             found = [counted_turn(window, seconds) for _ in range(max(1, rounds // 3))]
