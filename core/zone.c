@@ -4,8 +4,8 @@
 #include <string.h>
 
 #define NONE UINT32_MAX
-/* How often the queue whose pages come back more often is asked all the same: one demotion in so many. */
-#define EXPLORE 16
+/* Main gives one page in so many in any case: nobody hears of its pages else. */
+#define PROBE 32
 /* What is known of the queues halves when so many demotions are counted, or a quarter of the window. */
 #define MEMORY 4096
 /* Pages that were brought in last stay, at least so many (an eighth of a small window): the one that waits must get its
@@ -13,6 +13,12 @@
 #define GRACE 64
 /* A page of fresh was given up too early if it comes back before so many times fresh's length of others have left. */
 #define RETURN 3
+/* One page of main that comes back moves the boundary to fresh as far as so many pages of fresh do. */
+#define MAIN_WEIGHT 2
+/* Most pages that one page moves that boundary. */
+#define MOST_STEP 50
+/* What is known of pages that came back several times in a row halves when so many were asked. */
+#define ASKED 128
 
 uint32_t vb_zone_window(uint32_t pages, unsigned percent)
 {
@@ -117,19 +123,72 @@ static void pull(struct vb_zone *zone, uint32_t page, enum vb_state state)
 	entry->state = state;
 }
 
+/* --- what comes back ----------------------------------------------------------------------------------------- */
+
+/*
+ * A page of fresh (0) or main (1) came back: its queue should be longer. If few of a queue's pages leave, each one that
+ * comes back stands for more.
+ */
+static void adapt(struct vb_zone *zone, unsigned arm)
+{
+	uint32_t step = (zone->departed[!arm] + 1) / (zone->departed[arm] + 1);
+
+	step = step < 1 ? 1 : step > MOST_STEP ? MOST_STEP : step;
+	if (!arm)
+		zone->wanted += step;
+	else
+		zone->wanted -= step * MAIN_WEIGHT < zone->wanted ? step * MAIN_WEIGHT : zone->wanted;
+	if (zone->wanted > zone->limit)
+		zone->wanted = zone->limit;
+}
+
+/* A page that its queue gave up proves to be in use. */
+static void came_back(struct vb_zone *zone, struct vb_page *entry)
+{
+	zone->returned[entry->arm]++;
+	if (entry->arm)
+		zone->there[entry->returns]++;
+	if (entry->returns < VB_RETURNS)
+		entry->returns++;
+}
+
+/* Most pages of main with so many returns in a row have come back once more. */
+static bool trusted(const struct vb_zone *zone, unsigned returns)
+{
+	return (uint64_t)zone->there[returns] * 4 > (uint64_t)zone->asked[returns] * 3;
+}
+
+/* Of `all` pages of main less than half as many came back as of fresh's. */
+static bool rarer(const uint32_t *back, const uint32_t *all)
+{
+	return (uint64_t)back[1] * (all[0] + 1) * 2 < (uint64_t)back[0] * (all[1] + 1);
+}
+
+/*
+ * Main's pages come back less often than fresh's: clearly less, as to lose main is the greater loss. Standby tells at once,
+ * but only of what is used all the time, and a small one lets most of main pass unused; misses tell of the others, late.
+ */
+static bool main_is_worth_less(const struct vb_zone *zone)
+{
+	return rarer(zone->returned, zone->demoted) && rarer(zone->missed, zone->departed);
+}
+
 /* --- in ------------------------------------------------------------------------------------------------------ */
 
 void vb_zone_call(struct vb_zone *zone, uint32_t page)
 {
 	struct vb_page *entry = &zone->pages[page];
-	uint64_t horizon;
+	uint32_t others; /* that left since it did */
+	bool near;
 
 	switch ((enum vb_state)entry->state) {
 	case VB_STANDBY:
 		pull(zone, page, VB_COMING);
 		if (entry->given) {
-			zone->returned[entry->arm]++;
+			came_back(zone, entry);
+			entry->spared = (uint8_t)((1 << entry->returns) - 1);
 			entry->held = 1;
+			adapt(zone, entry->arm);
 		} /* else it was set aside, and goes back to where it was */
 		return;
 	case VB_ENCRYPTED:
@@ -138,12 +197,18 @@ void vb_zone_call(struct vb_zone *zone, uint32_t page)
 		 * the bar rises as main grows at fresh's expense: else all that comes back would turn main over for
 		 * pages that are no better.
 		 */
-		horizon = entry->arm ? zone->limit : (uint64_t)RETURN * zone->fresh.count;
-		entry->held = zone->departures - entry->next < horizon;
+		others = zone->departures - entry->next;
+		near = others < (uint64_t)zone->limit * 3 / 4;
+		entry->held = others < (entry->arm ? zone->limit : (uint64_t)RETURN * zone->fresh.count);
+		zone->missed[entry->arm] += near;
+		/* What comes back to fresh later than this may be a loop, which no fresh is long enough for. */
+		if (entry->arm ? near : entry->held)
+			adapt(zone, entry->arm);
 		break;
 	default:
 		assert(entry->state == VB_ABSENT);
 		entry->held = 0;
+		entry->returns = entry->spared = 0;
 	}
 	entry->state = VB_COMING;
 }
@@ -153,6 +218,8 @@ void vb_zone_admit(struct vb_zone *zone, uint32_t page)
 	struct vb_page *entry = &zone->pages[page];
 
 	assert(entry->state == VB_COMING);
+	if (entry->sealed) /* until now there was a tag */
+		entry->returns = entry->spared = 0;
 	entry->sealed = 0;
 	if (entry->held)
 		push(zone, &zone->main, page, VB_MAIN);
@@ -167,44 +234,49 @@ uint32_t vb_zone_standby_target(const struct vb_zone *zone)
 	return zone->goal / 10;
 }
 
-/*
- * Whether main's pages come back from standby less often than fresh's: clearly less, as to lose main is the greater
- * loss. What comes back later, by a miss, tells nothing: such news is a window old, and of pages that have just come.
- */
-static bool main_is_worth_less(const struct vb_zone *zone)
-{
-	uint64_t main = (uint64_t)zone->returned[1] * (zone->demoted[0] + 1);
-	uint64_t fresh = (uint64_t)zone->returned[0] * (zone->demoted[1] + 1);
-
-	return main * 4 < fresh * 3;
-}
-
 static struct vb_queue *victims(struct vb_zone *zone)
 {
 	uint32_t grace = zone->goal / 8 < GRACE ? zone->goal / 8 : GRACE;
-	bool from_main = main_is_worth_less(zone);
+	bool from_main = zone->fresh.count <= zone->wanted || main_is_worth_less(zone);
 
 	if (zone->kept) /* what cannot be moved gathers in main */
 		return zone->fresh.count ? &zone->fresh : &zone->main;
-	if (++zone->turn >= EXPLORE) {
-		zone->turn = 0;
-		from_main = !from_main;
-	}
-	if (!from_main && zone->fresh.count <= grace)
+	if (zone->fresh.count <= grace || ++zone->turn >= PROBE)
 		from_main = true;
 	if (from_main && !zone->main.count)
 		from_main = false;
+	if (from_main)
+		zone->turn = 0;
 	return from_main ? &zone->main : &zone->fresh;
 }
 
-static void remember(struct vb_zone *zone, unsigned arm)
+static void remember(struct vb_zone *zone, unsigned arm, unsigned returns)
 {
 	uint32_t most = zone->limit / 4 < MEMORY ? zone->limit / 4 : MEMORY;
 
-	if (++zone->demoted[arm] < most)
-		return;
-	zone->demoted[arm] /= 2;
-	zone->returned[arm] /= 2;
+	if (++zone->demoted[arm] >= most) {
+		zone->demoted[arm] /= 2;
+		zone->returned[arm] /= 2;
+	}
+	if (arm && ++zone->asked[returns] > ASKED) {
+		zone->asked[returns] /= 2;
+		zone->there[returns] /= 2;
+	}
+}
+
+/* The oldest of main that are in steady use go behind the others, so many of them that a fault need not wait long. */
+static void spare(struct vb_zone *zone)
+{
+	for (uint32_t i = 0; i < VB_RUN && zone->main.count; i++) {
+		uint32_t page = zone->main.head;
+		struct vb_page *entry = &zone->pages[page];
+
+		if (!entry->spared || !trusted(zone, entry->returns))
+			break;
+		entry->spared--;
+		pull(zone, page, VB_LEAVING);
+		push(zone, &zone->main, page, VB_MAIN);
+	}
 }
 
 uint32_t vb_zone_demote(struct vb_zone *zone, uint32_t most, uint32_t *page)
@@ -213,12 +285,18 @@ uint32_t vb_zone_demote(struct vb_zone *zone, uint32_t most, uint32_t *page)
 	unsigned arm = queue == &zone->main;
 	uint32_t run = 0;
 
+	if (arm && !zone->kept) /* where pages cannot be moved, each one is tried */
+		spare(zone);
 	*page = queue->head;
 	while (run < most && queue->count && queue->head == *page + run) {
+		struct vb_page *entry = &zone->pages[*page + run];
+
+		if (run && entry->spared)
+			break;
 		pull(zone, *page + run, VB_LEAVING);
-		zone->pages[*page + run].arm = arm & 1;
-		zone->pages[*page + run].given = 1;
-		remember(zone, arm);
+		entry->arm = arm & 1;
+		entry->given = 1;
+		remember(zone, arm, entry->returns);
 		run++;
 	}
 	return run;
@@ -235,7 +313,7 @@ void vb_zone_keep(struct vb_zone *zone, uint32_t page)
 {
 	assert(zone->pages[page].state == VB_LEAVING);
 	zone->kept++;
-	zone->returned[zone->pages[page].arm]++; /* it is in use */
+	came_back(zone, &zone->pages[page]); /* it is in use */
 	push(zone, &zone->main, page, VB_MAIN);
 }
 
@@ -258,6 +336,13 @@ void vb_zone_depart(struct vb_zone *zone, uint32_t page)
 	assert(entry->state == VB_LEAVING || entry->state == VB_COMING);
 	entry->state = VB_ENCRYPTED;
 	entry->sealed = 1;
+	zone->departed[entry->arm]++;
+	if (zone->departed[0] + zone->departed[1] > zone->limit) {
+		for (unsigned arm = 0; arm < 2; arm++) {
+			zone->departed[arm] /= 2;
+			zone->missed[arm] /= 2;
+		}
+	}
 	entry->next = zone->departures++;
 }
 

@@ -12,11 +12,20 @@
  *
  * Fresh and main pages are in guest memory, and nothing tells whether the guest still uses them. So each of these two
  * queues gives its oldest pages to standby: moved aside, still plaintext, given back for the price of a move. What
- * comes back from there, or soon after it was encrypted, was worth keeping. The queue whose pages come back from
- * standby less often gives the next one; the other is asked now and then, so that its worth stays known (a bandit with
- * two arms). What is soon depends on the length of fresh: a large main is hard to enter.
+ * comes back from there, or soon after it was encrypted, was worth keeping. What is soon depends on the length of
+ * fresh: a large main is hard to enter.
+ *
+ * Which queue gives the next page follows from what comes back. Each page of fresh that comes back says that fresh
+ * should be longer, each one of main that it should be shorter (as in ARC, Megiddo & Modha, FAST 2003, but by faults).
+ * That takes time, so a main whose pages hardly ever come back any more gives at once; and it gives one now and then
+ * in any case, so that what comes back stays known.
  * A scan so passes through fresh and leaves main alone, and a new phase of a program drains a main that it does
  * not use any more.
+ *
+ * A page of main that has come back from standby several times in a row will do so again: it is spared the next rounds
+ * of its queue, one, three, seven, then fifteen. These are the pages in steady use, which else would cost most of the
+ * moves; and the others pass through standby the sooner, so that more is known of them. It stops when pages that were
+ * spared so often do not come back.
  *
  * Pages are numbered within the zone. A page is `leaving` or `coming` while somebody works on it without the zone's
  * lock: it is in no queue, and nobody else touches it.
@@ -33,6 +42,8 @@
 #define VB_RUN 64
 #define VB_STREAMS 4
 #define VB_ZONE_TAG_BYTES 16
+/* So many returns of a page in a row are told apart. */
+#define VB_RETURNS 4
 
 enum vb_state {
 	VB_ABSENT,    /* never touched, or given back */
@@ -55,7 +66,13 @@ struct vb_page {
 	uint64_t pins : 7;     /* how often it is pinned */
 	uint32_t next;         /* in its queue; encrypted: the number of its departure */
 	uint32_t previous;
-	uint8_t tag[VB_ZONE_TAG_BYTES];
+	union {
+		uint8_t tag[VB_ZONE_TAG_BYTES]; /* sealed */
+		struct {                        /* plaintext */
+			uint8_t returns; /* from standby, in a row; at most VB_RETURNS */
+			uint8_t spared;  /* rounds of main that it need not go to standby */
+		};
+	};
 };
 
 struct vb_queue {
@@ -85,10 +102,17 @@ struct vb_zone {
 	struct vb_queue main;
 	struct vb_queue standby;
 	uint32_t departures;  /* pages expelled so far; wraps */
-	uint32_t turn;        /* demotions since the better queue was asked */
+	uint32_t turn;        /* demotions since main gave one */
 	uint32_t kept;        /* demotions in a row that proved impossible */
-	uint32_t demoted[2];  /* of fresh and main, lately */
+	uint32_t wanted;      /* how long fresh should be */
+	/* Of fresh and of main, lately: */
+	uint32_t demoted[2];  /* pages given up */
 	uint32_t returned[2]; /* of these, how many came back from standby */
+	uint32_t departed[2]; /* pages encrypted */
+	uint32_t missed[2];   /* of these, how many came back before most of a window had left */
+	/* Pages of main, by the returns they had in a row: */
+	uint32_t asked[VB_RETURNS + 1]; /* given up */
+	uint32_t there[VB_RETURNS + 1]; /* of these, how many returned once more */
 
 	struct vb_stream streams[VB_STREAMS];
 	unsigned oldest; /* stream to be replaced next */

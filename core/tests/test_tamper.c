@@ -89,8 +89,11 @@ static void test_older_version(bool with_tag, bool with_version)
 
 	memcpy(older, side(window, 1), sizeof older);
 	CHECK(vb_window_write(window, VB_PAGE_SIZE_BYTES, &one, 1) == VB_OK);
-	for (uint32_t i = 64; i < PAGES; i++) /* push page 1 out again */
-		CHECK(vb_window_write(window, i * VB_PAGE_SIZE_BYTES, &one, 1) == VB_OK);
+	/* Push page 1 out again. It has come back, so that it may stay for longer than others. */
+	for (uint32_t i = 0; entry_of(window, 1).state != VB_ENCRYPTED; i++) {
+		CHECK(i < 100 * PAGES);
+		CHECK(vb_window_write(window, (64 + i % (PAGES - 64)) * VB_PAGE_SIZE_BYTES, &one, 1) == VB_OK);
+	}
 	CHECK(entry_of(window, 1).state == VB_ENCRYPTED && entry_of(window, 1).version == page.version + 1);
 	memcpy(side(window, 1), older, sizeof older);
 	if (with_tag)
