@@ -4,7 +4,8 @@
 
 A marked page says throughout which page it is: 128 times the marker's 16 bytes, its number and the same inverted. So a
 frame of the dump is either the page itself, whole or (on its way through the cipher) in part, or a copy of something
-that is elsewhere too. The pages are the zone's, and bounded by its window; the copies are the host's.
+that is elsewhere too. The pages are the zone's, and bounded by its window. A copy is on the host, or in the guest: its
+kernel may have moved a page, and programs leave traces.
 """
 
 from __future__ import annotations

@@ -51,11 +51,12 @@ def look(user: User, server: Server, folder: Path, percents: list[int], moments:
                 with dumped(server, folder) as dump:
                     found, system = census.take(dump, own), pages_with(dump, kernels)
                 print(f"{percent} %, moment {moment}: {found}, {len(system)} in the system's; windows {windows}")
+                # The zone's and what may be a copy on the host, each by itself.
                 assert found.pages <= windows["marked"]
                 assert found.copies <= HOST_BOUND
                 assert len(system) <= windows["system"] + HOST_BOUND
-                # The program uses 10,000 of 16,384 pages at random: the search finds what there is to find.
-                assert found.pages > min(windows["marked"], 10_000) // 2
+                # The program uses 10,000 of 16,384 pages at random: the search finds a good part of what may be there.
+                assert found.pages > min(windows["marked"], 10_000) // 5
         realm.destroy()
         with dumped(server, folder) as dump:
             assert census.take(dump, own) == census.Census(0, 0, 0)
