@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -53,9 +54,12 @@ class RealmGuest:
         return reply
 
     def encrypt(self, percents: list[int]) -> None:
-        """Set the percentage of each zone."""
+        """Set the percentage of each zone, and wait until it holds."""
         for zone, percent in enumerate(percents):
-            self._control.ask("encrypt", zone=zone, percent=percent)
+            change = self._control.ask("encrypt", zone=zone, percent=percent)
+            while not change["done"]:
+                time.sleep(0.1)
+                change = self._control.ask("change")
 
     def misses(self) -> int:
         """Pages decrypted so far, in all zones."""
