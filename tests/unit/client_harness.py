@@ -95,6 +95,9 @@ class Monitor:
         self.percents = [zone.percent for zone in config.zones]
         self.sampling: list[bool] = []
         self.counter = -1
+        self.changes: dict[int, dict[str, Any]] = {}
+        self.change_lies: dict[str, object] = {}
+        self.pace, self.fails = 400, ""
         self.lies: dict[str, object] = {}  # instead of the statistics' own values
 
     def token(self, challenge: bytes) -> bytes:
@@ -107,7 +110,7 @@ class Monitor:
 
     attest = token
 
-    def encrypt(self, message: str) -> dict[str, object]:
+    def encrypt(self, message: str) -> object:
         try:
             order = verify_percent(
                 base64.b64decode(message),
@@ -118,8 +121,22 @@ class Monitor:
         except VambraceError as error:
             raise AgentError(str(error)) from None
         self.counter = order.counter
-        self.percents[order.zone] = order.percent
-        return {"zone": order.zone, "percent": order.percent}
+        change = {"zone": order.zone, "percent": order.percent, "counter": order.counter, "state": "running"}
+        self.changes[order.zone] = change | {"working": 0, "left": 400, "total": 400, "error": "", "hint": ""}
+        return self.change(order.zone)
+
+    def change(self, zone: int) -> object:
+        """Each look finds it ``pace`` pages further, and ``fails`` ends it."""
+        change = self.changes.get(zone)
+        if change is None or change["state"] != "running":
+            return change
+        change["left"] = max(0, change["left"] - self.pace)
+        if self.fails:
+            change |= {"state": "failed", "error": self.fails, "hint": "release pages"}
+        elif not change["left"]:
+            change["state"] = "done"
+            self.percents[zone] = change["percent"]
+        return {**change, **self.change_lies}
 
     def sample(self, on: bool, seconds: int) -> None:
         assert not on or seconds >= 1

@@ -198,6 +198,10 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
     assert [realm["uuid"] for realm in json_of(capsys)] == [uuid]
     assert main(["encrypt", "patients", "--app", "analysis", "95", "--json"]) == 0
     assert json_of(capsys)["percent"] == 95
+    world.record.monitor.pace = 200
+    assert main(["encrypt", "patients", "--app", "report", "80", "--progress"]) == 0
+    told = capsys.readouterr()
+    assert "encrypting system 50 %" in told.err and told.out == "patients: report is at 80 %\n"
     assert main(["stats", uuid[:8], "--json"]) == 0
     assert [zone["percent"] for zone in json_of(capsys)["zones"]] == [80, 95, 80]
     assert main(["advise", "patients", "--seconds", "1", "--picture", "cost.svg"]) == 0

@@ -82,7 +82,7 @@ def test_destroy_replies_then_exits(daemon: Daemon) -> None:
     assert daemon.process.wait(30) == 0
 
 
-@pytest.mark.parametrize("op", ["start", "stats", "encrypt", "sample", "reuse", "agent"])
+@pytest.mark.parametrize("op", ["start", "stats", "encrypt", "change", "sample", "reuse", "agent"])
 def test_refuses_what_comes_before_load(daemon: Daemon, op: str) -> None:
     answer = daemon.request(op, zone=0, percent=5, data="", on=True)
     assert answer["ok"] is False

@@ -371,9 +371,13 @@ class Guarded:
         assert len(challenge) == 64
         return b"token"
 
-    async def encrypt(self, message: bytes) -> tuple[int, int]:
+    async def encrypt(self, message: bytes) -> dict[str, Any]:
         assert isinstance(message, bytes)
         raise MessageRefused("no")
+
+    def change(self, zone: int) -> dict[str, Any] | None:
+        assert type(zone) is int and zone >= 0
+        return None
 
     async def stats(self) -> list[Any]:
         return []
@@ -392,6 +396,7 @@ REQUESTS = [
     {"id": 1, "op": "identity"},
     {"id": 2, "op": "attest", "challenge": "00" * 64},
     {"id": 3, "op": "encrypt", "message": base64.b64encode(b"message").decode()},
+    {"id": 8, "op": "change", "zone": 1},
     {"id": 4, "op": "stats"},
     {"id": 6, "op": "sample", "on": True, "seconds": 5},
     {"id": 7, "op": "reuse"},
@@ -511,6 +516,7 @@ def test_control_protocol(tmp_path: Path) -> None:
         | {name: str(tmp_path / name) for name in ("config", "kernel", "initrd")},
         {"id": 2, "op": "start"},
         {"id": 3, "op": "encrypt", "zone": 0, "percent": 5},
+        {"id": 9, "op": "change"},
         {"id": 4, "op": "stats"},
         {"id": 7, "op": "sample", "on": True},
         {"id": 8, "op": "reuse"},

@@ -17,8 +17,9 @@ from typing import Any
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import VerifiedRealm
-from vambrace.client import names, results, zones
+from vambrace.client import changes, names, results, zones
 from vambrace.client.advice import Advice, advice
+from vambrace.client.changes import Change
 from vambrace.client.channel import OTHER_VERSION, Channel
 from vambrace.client.context import Context, RealmState
 from vambrace.client.host import Host, RealmInfo, plain
@@ -45,6 +46,7 @@ LOAD_SECONDS = 900.0
 START_SECONDS = 300.0
 END_SECONDS = 120.0
 POLL_SECONDS = 1.0
+CHANGE_SECONDS = 0.5
 ADVICE_SECONDS = 10.0
 LOADING = ("created", "loading")
 OnLog = Callable[[str, bytes], None]
@@ -298,21 +300,53 @@ class Realm:
         reply, _ = self._ask("status")
         return {"state": reply.get("state"), "applications": _objects(reply, "applications")}
 
-    def encrypt(self, application: str, percent: int) -> None:
+    def encrypt(self, application: str, percent: int, progress: Progress = silent) -> None:
         """Set the encrypted percentage of an application's zone (or of ``system``), 0 to 100.
 
-        Returns when the invariant holds at the new value.
+        Returns when the invariant holds at the new value. The change goes on if nobody waits for it any more:
+        ``change`` looks at it, ``follow_change`` waits for it, and so does the same order once more. Raises
+        ``RealmError``: refused, or not possible.
         """
         zone = self.config.zone_of(application)
         self._connect()
         try:
-            reply = self._order(zone, percent)
+            change = self._order(zone, percent)
         except ChannelClosed:
             # Perhaps it had closed long ago. A new order, with a new counter: the old one may have arrived.
             self.close()
-            reply = self._order(zone, percent)
-        if reply.get("zone") != zone or reply.get("percent") != percent:
+            change = self._order(zone, percent)
+        if change.percent != percent:
             raise RealmError("the Realm confirmed another percentage", hint="see 'vambrace stats'")
+        self._await(change, progress)
+
+    def change(self, application: str) -> Change | None:
+        """The last order for an application's zone and how far it is; None if there was none."""
+        zone = self.config.zone_of(application)
+        return changes.check(self.config, zone, self._ask("change", zone=zone)[0].get("change"))
+
+    def follow_change(self, application: str, progress: Progress = silent) -> Change | None:
+        """Wait for the last order for an application's zone, as ``encrypt`` does; None if there was none."""
+        change = self.change(application)
+        return change and self._await(change, progress)
+
+    def _await(self, change: Change, progress: Progress) -> Change:
+        """Return when ``change`` is done. Raises ``RealmError``: it failed, or a newer one took its place."""
+        while not change.ended:
+            if change.state == "waiting":
+                progress("waiting for another change to end")
+            else:
+                progress(f"encrypting {change.working}", change.total - change.left, change.total)
+            time.sleep(CHANGE_SECONDS)
+            now = self.change(change.application)
+            # The same percentage, ordered once more, is the same change.
+            if now is None or (now.counter != change.counter and now.percent != change.percent):
+                raise RealmError(
+                    f"another order for {change.application} has come after this one", hint="see 'vambrace stats'"
+                )
+            change = now
+        if change.state == "failed":
+            raise RealmError(change.error or "the percentage could not be changed", hint=change.hint or None)
+        return change
 
     def stats(self) -> list[ZoneStats]:
         """The statistics of each zone, in the configuration's order.
@@ -477,11 +511,15 @@ class Realm:
                 raise
         return self._connect().request(operation, **arguments)
 
-    def _order(self, zone: int, percent: int) -> dict[str, Any]:
+    def _order(self, zone: int, percent: int) -> Change:
         instance = bytes.fromhex(self.state.instance)
         counter = self._context.next_counter(self.uuid)
         message = self.owner.sign_percent(instance, zone, percent, counter)
-        return self._connect().request("encrypt", message=base64.b64encode(message).decode())[0]
+        reply, _ = self._connect().request("encrypt", message=base64.b64encode(message).decode())
+        change = changes.check(self.config, zone, reply.get("change"))
+        if change is None or change.counter != counter:
+            raise RealmError("the Realm confirmed another order", hint="see 'vambrace stats'")
+        return change
 
     def _fetch(self, application: str, path: str, offset: int) -> tuple[int, bytes]:
         reply, data = self._ask("result", application=application, path=path, offset=offset)

@@ -90,7 +90,8 @@ class Monitor(Protocol):
 
     def identity(self) -> bytes: ...
     async def attest(self, challenge: bytes) -> bytes: ...
-    async def encrypt(self, message: bytes) -> tuple[int, int]: ...
+    async def encrypt(self, message: bytes) -> dict[str, Any]: ...
+    def change(self, zone: int) -> dict[str, Any] | None: ...
     async def stats(self) -> list[Any]: ...
     async def sample(self, on: bool, seconds: int) -> None: ...
     async def reuse(self) -> dict[str, Any]: ...
@@ -159,8 +160,12 @@ class AgentPort:
                 return {"token": base64.b64encode(token).decode()}
             case "encrypt":
                 await self._bucket.take(4)
-                zone, percent = await self._monitor.encrypt(_base64(request.get("message")))
-                return {"zone": zone, "percent": percent}
+                return {"change": await self._monitor.encrypt(_base64(request.get("message")))}
+            case "change":
+                zone = request.get("zone")
+                if type(zone) is not int or zone < 0:
+                    raise UsageError("zone must be an integer from 0 up")
+                return {"change": self._monitor.change(zone)}
             case "stats":
                 return {"zones": await self._monitor.stats()}
             case "sample":
@@ -178,7 +183,7 @@ class AgentPort:
                     raise UsageError(f"state must be one of {', '.join(REPORTS)}, detail a string")
                 self._monitor.report(state, detail[:DETAIL_LIMIT])
                 return {}
-        raise UsageError("unknown op", hint="known: identity, attest, encrypt, stats, sample, reuse, report")
+        raise UsageError("unknown op", hint="known: identity, attest, encrypt, change, stats, sample, reuse, report")
 
 
 def _parse(line: bytes | None) -> dict[str, Any]:

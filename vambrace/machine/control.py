@@ -90,7 +90,9 @@ class Control:
             case "start":
                 machine.start()
             case "encrypt":
-                machine.encrypt(_integer(message, "zone"), _integer(message, "percent"))
+                return machine.encrypt(_integer(message, "zone"), _integer(message, "percent")).as_dict()
+            case "change":
+                return machine.change().as_dict()
             case "stats":
                 return {"zones": [stats.as_dict() for stats in machine.stats()]}
             case "sample":

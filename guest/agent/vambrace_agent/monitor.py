@@ -64,9 +64,16 @@ class Monitor:
         reply = self._call("attest", challenge=challenge.hex())
         return base64.b64decode(str(reply.get("token")), validate=True)
 
-    def encrypt(self, message: str) -> dict[str, object]:
-        """Carry the owner's signed ``message`` (base64) to the monitor, which verifies it."""
-        return self._call("encrypt", message=message)
+    def encrypt(self, message: str) -> object:
+        """Carry the owner's signed ``message`` (base64) to the monitor, which verifies it and begins the change.
+
+        Returns how far it is, as the monitor gives it.
+        """
+        return self._call("encrypt", message=message).get("change")
+
+    def change(self, zone: int) -> object:
+        """How far the last change of a zone's percentage is, as the monitor gives it; None if there was none."""
+        return self._call("change", zone=zone).get("change")
 
     def stats(self) -> list[object]:
         """The statistics of every zone, as the monitor gives them."""

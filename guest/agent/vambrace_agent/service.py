@@ -129,8 +129,10 @@ class Service:
         message = request.get("message")
         if not isinstance(message, str) or len(message) > MAX_MESSAGE or not message.isascii():
             raise AgentError("message: a base64 string is expected")
-        reply = self._monitor.encrypt(message)
-        return {"zone": reply.get("zone"), "percent": reply.get("percent")}, b""
+        return {"change": self._monitor.encrypt(message)}, b""
+
+    def change(self, request: Reply) -> tuple[Reply, bytes]:
+        return {"change": self._monitor.change(_integer(request, "zone"))}, b""
 
     def stats(self, _request: Reply) -> tuple[Reply, bytes]:
         return {"zones": self._monitor.stats()}, b""
@@ -184,6 +186,7 @@ HANDLERS: dict[str, Handler] = {
     "result": Service.result,
     "collected": Service.collect,
     "encrypt": Service.encrypt,
+    "change": Service.change,
     "stats": Service.stats,
     "sample": Service.sample,
     "reuse": Service.reuse,
