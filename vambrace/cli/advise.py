@@ -12,11 +12,9 @@ from vambrace.cli.parser import Commands, host_option, policy_options
 from vambrace.errors import UsageError
 
 if TYPE_CHECKING:
-    from vambrace.client.advice import Advice
+    from vambrace.advice import Advice
 
 SHOWN = (25, 50, 75, 80, 90, 95, 100)
-#: With fewer touches of sampled pages the curve is noise.
-ENOUGH = 200
 
 
 def add(commands: Commands) -> None:
@@ -83,7 +81,7 @@ def _as_json(one: Advice, slowdown: float) -> dict[str, object]:
         "percent": one.percent,
         "touches": one.touches,
         "fault_seconds": one.fault,
-        "advised": one.highest(slowdown) if one.touches >= ENOUGH else None,
+        "advised": one.highest(slowdown) if one.tells else None,
         "curve": [
             {"percent": percent, "faults_per_second": one.misses[percent], "share": one.share(percent)}
             for percent in range(101)
@@ -94,7 +92,7 @@ def _as_json(one: Advice, slowdown: float) -> dict[str, object]:
 def _lines(found: list[Advice], slowdown: float) -> list[str]:
     rows = [["ZONE", "NOW", *(f"{percent} %" for percent in SHOWN), f"UP TO {slowdown:.0%}"]]
     for one in found:
-        if one.touches < ENOUGH:
+        if not one.tells:
             rows.append([one.zone, f"{one.percent} %", *("" for _ in SHOWN), "idle"])
             continue
         shares = [f"{one.share(percent):.1%}" for percent in SHOWN]
@@ -103,6 +101,6 @@ def _lines(found: list[Advice], slowdown: float) -> list[str]:
     if found:
         lines.append(f"Share of a processor's time that page faults would take, at {found[0].fault * 1e6:.0f} µs each;")
         lines.append("less where pages are touched in order, because then one fault brings several.")
-    if any(one.touches < ENOUGH for one in found):
+    if any(not one.tells for one in found):
         lines.append("A zone that was idle while it was sampled tells nothing: ask again under load, or for longer.")
     return lines

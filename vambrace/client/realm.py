@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vambrace.advice import Advice, advise
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import VerifiedRealm
 from vambrace.client import changes, names, results, zones
-from vambrace.client.advice import Advice, advice
 from vambrace.client.changes import Change
 from vambrace.client.channel import OTHER_VERSION, Channel
 from vambrace.client.context import Context, RealmState
@@ -377,7 +377,8 @@ class Realm:
         stats = self.stats()
         if len(sampled) != len(stats):
             raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
-        return [advice(known, found, reply.get("fault_ns")) for known, found in zip(stats, sampled, strict=True)]
+        fault = reply.get("fault_ns")
+        return [advise(known["name"], known, found, fault) for known, found in zip(stats, sampled, strict=True)]
 
     def logs(self, application: str, offset: int = 0) -> tuple[int, bytes, bool]:
         """Output from ``offset`` on: where to go on, the bytes, and whether that is all there will be.
