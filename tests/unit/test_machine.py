@@ -231,6 +231,18 @@ def test_progress_of_a_real_change(monkeypatch: pytest.MonkeyPatch) -> None:
         machine.close()
 
 
+def test_sampling_some_zones(held: Held) -> None:
+    machine = loaded(held)
+    machine.sample(True, [1])
+    assert [zone.on for zone in machine.reuse()[0]] == [False, True]
+    machine.sample(True)
+    machine.sample(False, [0])
+    assert [zone.on for zone in machine.reuse()[0]] == [False, True]
+    with pytest.raises(PagerError):
+        machine.sample(True, [2])
+    machine.close()
+
+
 def test_a_change_that_is_impossible(held: Held) -> None:
     """Refused for pages that are pinned, with their number: at once, or as soon as somebody looks."""
     held.pin(0, 100 * 4096)

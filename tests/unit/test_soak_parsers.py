@@ -523,7 +523,7 @@ def test_control_protocol(tmp_path: Path) -> None:
         {"id": 3, "op": "encrypt", "zone": 0, "percent": 5},
         {"id": 9, "op": "change"},
         {"id": 4, "op": "stats"},
-        {"id": 7, "op": "sample", "on": True},
+        {"id": 7, "op": "sample", "on": True, "zones": [0]},
         {"id": 8, "op": "reuse"},
         {"id": 5, "op": "agent", "data": base64.b64encode(b"x").decode()},
         {"id": 6, "op": "destroy"},

@@ -10,7 +10,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from enum import Enum, auto
 from functools import partial
@@ -229,14 +229,14 @@ class Machine:
         return [self._window.stats(zone) for zone in range(self._zones)]
 
     @require(State.LOADED, State.RUNNING)
-    def sample(self, on: bool) -> None:
-        """Begin to sample how soon pages are touched again, in all zones, or end it.
+    def sample(self, on: bool, zones: Sequence[int] | None = None) -> None:
+        """Begin to sample how soon pages are touched again, in these zones or all, or end it.
 
         Raises ``PagerError``, ``UsageError`` (while a percentage is being changed).
         """
         assert self._window is not None
         self._check_unchanging()
-        for zone in range(self._zones):
+        for zone in range(self._zones) if zones is None else zones:
             self._window.sample(zone, on)
 
     @require(State.LOADED, State.RUNNING)
