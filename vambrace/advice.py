@@ -1,5 +1,7 @@
 """What each percentage would cost an application: the miss-ratio curve of its memory, times the price of a fault.
 
+The owner's adviser shows it, and the daemon sets percentages by it where the owner has ordered that.
+
 Sampling (core/sample.h) tells after how many other pages a page is touched again. With a window of fewer pages than
 that, the touch would have been a miss under LRU, to which the window's own policy comes near (docs/performance.md).
 """

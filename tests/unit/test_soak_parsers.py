@@ -384,6 +384,13 @@ class Guarded:
         assert type(zone) is int and zone >= 0
         return None
 
+    async def auto(self, message: bytes) -> None:
+        assert isinstance(message, bytes)
+        raise MessageRefused("no")
+
+    def autos(self) -> list[dict[str, Any] | None]:
+        return [None]
+
     async def stats(self) -> list[Any]:
         return []
 
@@ -402,6 +409,7 @@ REQUESTS = [
     {"id": 2, "op": "attest", "challenge": "00" * 64},
     {"id": 3, "op": "encrypt", "message": base64.b64encode(b"message").decode()},
     {"id": 8, "op": "change", "zone": 1},
+    {"id": 9, "op": "auto", "message": base64.b64encode(b"message").decode()},
     {"id": 4, "op": "stats"},
     {"id": 6, "op": "sample", "on": True, "seconds": 5},
     {"id": 7, "op": "reuse"},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vambrace.cli import session
 from vambrace.cli.output import Output, table
-from vambrace.cli.parser import Commands, host_option, policy_options
+from vambrace.cli.parser import Commands, host_option, percent, policy_options
 from vambrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ def add(commands: Commands) -> None:
         "--slowdown", type=_share, default=0.05, metavar="PERCENT", help="share of time you would give (default: 5)"
     )
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the curves into this file")
+    auto = parser.add_argument_group("let the host choose", "instead of a table: --app NAME --auto, or --no-auto")
+    auto.add_argument(
+        "--auto",
+        action=argparse.BooleanOptionalAction,
+        help="let the host hold this application's percentage as high as --slowdown allows, or not any more",
+    )
+    auto.add_argument(
+        "--from", dest="lowest", type=percent, metavar="PERCENT", help="never below: this is what you can rely on"
+    )
+    auto.add_argument("--to", dest="highest", type=percent, metavar="PERCENT", help="never above (default: 100)")
     host_option(parser)
     policy_options(parser)
 
@@ -59,6 +70,8 @@ def _share(text: str) -> float:
 
 
 def _advise(options: argparse.Namespace, output: Output) -> int:
+    if options.auto is not None or (options.lowest, options.highest) != (None, None):
+        return _auto(options, output)
     with session.open_realm(options) as realm:
         zones = [zone.name for zone in realm.config.zones]
         if options.app and options.app not in zones:
@@ -72,6 +85,30 @@ def _advise(options: argparse.Namespace, output: Output) -> int:
     zones_json = [_as_json(one, options.slowdown) for one in found]
     value = {"realm": realm.uuid, "seconds": options.seconds, "zones": zones_json}
     output.result(value, _lines(found, options.slowdown))
+    return 0
+
+
+def _auto(options: argparse.Namespace, output: Output) -> int:
+    """Sign and send bounds, or that there are none any more."""
+    from vambrace.attest.owner import Bounds
+
+    if options.auto is None:
+        raise UsageError("--from and --to are bounds for --auto", hint="give --auto, too")
+    if options.app is None or options.picture is not None:
+        raise UsageError("--auto and --no-auto are for one application, without a picture", hint="give --app NAME")
+    if options.auto and options.lowest is None:
+        raise UsageError("--auto needs a lower bound", hint="give --from PERCENT, the least that must be encrypted")
+    if not options.auto and (options.lowest, options.highest) != (None, None):
+        raise UsageError("--no-auto has no bounds", hint="leave --from and --to out")
+    highest = 100 if options.highest is None else options.highest
+    bounds = Bounds(options.lowest, highest, round(options.slowdown * 1000)) if options.auto else None
+    with session.open_realm(options) as realm:
+        output.progress("connecting")
+        realm.auto(options.app, bounds)
+        name = realm.state.name
+    value = {"realm": realm.uuid, "application": options.app, "auto": bounds and dataclasses.asdict(bounds)}
+    held = f"is held from {options.lowest} to {highest} %, for up to {options.slowdown:.1%} of the time in page faults"
+    output.result(value, [f"{name}: {options.app} {held if bounds else 'is not on auto any more'}"])
     return 0
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.host import plain
+from vambrace.client.progress import Progress
 from vambrace.client.zones import PAGE
 from vambrace.errors import RealmError
 from vambrace.realm import RealmConfig
 
 COUNTER_LIMIT = 1 << 63
+LOOK_SECONDS = 0.5
 STATES = ("waiting", "running", "done", "failed")
 
 
@@ -63,6 +67,29 @@ def check(config: RealmConfig, zone: int, value: object) -> Change | None:
         error=plain(value.get("error", "")),
         hint=plain(value.get("hint", "")),
     )
+
+
+def follow(change: Change, look: Callable[[str], Change | None], progress: Progress) -> Change:
+    """Return when ``change`` is done; ``look`` gives an application's last one.
+
+    Raises ``RealmError``: it failed, or another one came after it.
+    """
+    while not change.ended:
+        if change.state == "waiting":
+            progress("waiting for another change to end")
+        else:
+            progress(f"encrypting {change.working}", change.total - change.left, change.total)
+        time.sleep(LOOK_SECONDS)
+        now = look(change.application)
+        # The same percentage, ordered once more, is the same change.
+        if now is None or (now.counter != change.counter and now.percent != change.percent):
+            raise RealmError(
+                f"another order for {change.application} has come after this one", hint="see 'vambrace stats'"
+            )
+        change = now
+    if change.state == "failed":
+        raise RealmError(change.error or "the percentage could not be changed", hint=change.hint or None)
+    return change
 
 
 def _number(value: dict[str, Any], key: str, at_most: int) -> int:

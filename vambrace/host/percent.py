@@ -19,7 +19,7 @@ from vambrace.realm import Zone
 
 #: Seconds between two looks at a change in the VMM.
 POLL_SECONDS = 0.2
-#: Seconds that an order's reply waits for it to be done: most are.
+#: Seconds that a reply waits for a change to be done: most are.
 AT_ONCE_SECONDS = 1.0
 #: Orders that may wait for their turn.
 WAITING = 16
@@ -99,6 +99,14 @@ class Percentages:
         """Whether a change is under way."""
         return self._turn.locked()
 
+    async def free(self) -> bool:
+        """Whether none is under way, or in a moment none any more: true until whoever asked waits for something."""
+        try:
+            async with asyncio.timeout(AT_ONCE_SECONDS), self._turn:
+                return True
+        except TimeoutError:
+            return False
+
     def check(self, zone: int) -> None:
         """Raises ``MessageRefused`` (not a zone that an owner may set), ``RealmError`` (too many orders wait)."""
         if zone >= len(self.current):
@@ -126,16 +134,20 @@ class Percentages:
                 await change.ended.wait()
         return change
 
-    async def set(self, zone: int, percent: int) -> None:
-        """Change a zone's percentage, and the system's with it; return when the invariant holds.
+    async def set(self, zone: int, choose: Callable[[], int | None]) -> None:
+        """Change a zone's percentage to what is chosen when its turn comes, and the system's with it.
 
-        Goes on if whoever waits is cancelled: half a change is none. Raises ``RealmError``.
+        Returns when the invariant holds, or at once for None. Raises ``RealmError``.
         """
-        change = Change(zone, percent, 0)
-        await asyncio.shield(self._start(self._in_turn(lambda: self._change(change))))
+
+        async def work() -> None:
+            if (percent := choose()) is not None:
+                await self._change(Change(zone, percent, 0))
+
+        await self.undisturbed(work)
 
     async def undisturbed(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do ``work`` while no change is under way. As ``set``, it goes on."""
+        """Do ``work`` while no change is under way. It goes on if whoever waits is cancelled: half a change is none."""
         await asyncio.shield(self._start(self._in_turn(work)))
 
     def change(self, zone: int) -> Change | None:
