@@ -2,8 +2,10 @@
 
 The "kernel" it is told to load is a JSON object: ``hub`` is the path of a SOCK_SEQPACKET listener of the
 test; ``load``, ``start`` and so on say what the fake does then: ``ok``, ``error``, ``die``, ``garbage``,
-``silent``; ``eof``: ``ignore`` makes it live on without its daemon. The test gets a copy of every request
-through the hub; what it sends there goes to the daemon as it is, but ``{"exit": n}`` ends the fake.
+``silent``; ``eof``: ``ignore`` makes it live on without its daemon. ``encrypt``: ``slow`` is a change that is done
+when it was looked at four times, ``stuck`` one that never is, ``lies`` one of which it says nonsense. The test gets
+a copy of every request through the hub; what it sends there goes to the daemon as it is, but ``{"exit": n}`` ends
+the fake.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class FakeVmm:
         self.control = control
         self.hub: socket.socket | None = None
         self.script: dict[str, str] = {}
+        self.left = 0  # of 400 pages of a slow change
 
     def run(self) -> int:
         while True:
@@ -53,12 +56,14 @@ class FakeVmm:
             answer["config"] = hashlib.sha256(Path(request["config"]).read_bytes()).hexdigest()
         if op == "stats":
             answer["zones"] = [{"pages": 1, "percent": 50}]
+        if op in ("encrypt", "change"):
+            answer |= self.change(op)
         if op == "reuse":
             answer |= {"zones": [{"touches": 0}], "fault_ns": 5}
         if self.hub:
             self.hub.send(json.dumps(request).encode())
         match self.script.get(op, "ok"):
-            case "ok":
+            case "ok" | "slow" | "stuck" | "lies":
                 self.control.send(json.dumps({"id": request["id"], "ok": True, **answer}).encode())
             case "error":
                 refusal = {"id": request["id"], "ok": False, "error": f"{op} fails", "hint": "a test"}
@@ -69,6 +74,14 @@ class FakeVmm:
                 print("fake VMM dies as told", file=sys.stderr)
                 return 1
         return 0 if op == "destroy" else None
+
+    def change(self, op: str) -> dict[str, Any]:
+        pace = {"slow": 100, "stuck": 0}.get(self.script.get("encrypt", "ok"), 400)
+        self.left = 400 if op == "encrypt" else self.left
+        if self.script.get("encrypt") == "lies":
+            return {"done": 1, "left": -1, "total": True}
+        self.left = max(0, self.left - pace) if op == "change" or pace == 400 else self.left
+        return {"done": not self.left, "left": self.left, "total": 400}
 
     def load(self, request: dict[str, Any]) -> str:
         kernel = Path(request["kernel"]).read_bytes()

@@ -22,8 +22,8 @@ from vambrace.emulator.server import Server
 from vambrace.image.base import RuntimeBase, runtime_base
 
 ORDER = (
-    *("test_verdicts", "test_freed", "test_census", "test_inside", "test_owner", "test_relay"),  # DOOR
-    *("test_operator", "test_death"),
+    *("test_verdicts", "test_freed", "test_auto", "test_census", "test_inside", "test_owner"),  # DOOR
+    *("test_relay", "test_operator", "test_death"),
     "test_secure_flash",  # OPEN, then PRODUCT
     *("test_resume", "test_main_job"),  # PRODUCT
     "test_insecure",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import os
 import signal
@@ -27,7 +28,7 @@ from realm_factory import MIB, make_application, make_disk, make_kernel
 
 from vambrace.attest.challenge import launch_challenge
 from vambrace.attest.endorsement import VendorAuthority
-from vambrace.attest.owner import OwnerIdentity, verify_percent, verify_verdict
+from vambrace.attest.owner import Bounds, OwnerIdentity, verify_bounds, verify_percent, verify_verdict
 from vambrace.attest.references import publish
 from vambrace.client.context import Context, HostEntry
 from vambrace.emulator.provision import Credentials
@@ -86,6 +87,11 @@ def make_stats(zone: Zone, **changes: Any) -> dict[str, Any]:
     }
 
 
+def make_auto(bounds: Bounds, **changes: Any) -> dict[str, Any]:
+    """What a monitor could say of a zone that is held within ``bounds``."""
+    return {**dataclasses.asdict(bounds), "idle": False, "expected": 31, "error": "", **changes}
+
+
 class Monitor:
     """Stands for the monitor: tokens by the platform's keys, percentages by the owner's signed word."""
 
@@ -95,6 +101,10 @@ class Monitor:
         self.percents = [zone.percent for zone in config.zones]
         self.sampling: list[bool] = []
         self.counter = -1
+        self.autos: list[object] = [None for _ in config.zones]
+        self.changes: dict[int, dict[str, Any]] = {}
+        self.change_lies: dict[str, object] = {}
+        self.pace, self.fails = 400, ""
         self.lies: dict[str, object] = {}  # instead of the statistics' own values
 
     def token(self, challenge: bytes) -> bytes:
@@ -107,7 +117,7 @@ class Monitor:
 
     attest = token
 
-    def encrypt(self, message: str) -> dict[str, object]:
+    def encrypt(self, message: str) -> object:
         try:
             order = verify_percent(
                 base64.b64decode(message),
@@ -118,8 +128,22 @@ class Monitor:
         except VambraceError as error:
             raise AgentError(str(error)) from None
         self.counter = order.counter
-        self.percents[order.zone] = order.percent
-        return {"zone": order.zone, "percent": order.percent}
+        change = {"zone": order.zone, "percent": order.percent, "counter": order.counter, "state": "running"}
+        self.changes[order.zone] = change | {"working": 0, "left": 400, "total": 400, "error": "", "hint": ""}
+        return self.change(order.zone)
+
+    def change(self, zone: int) -> object:
+        """Each look finds it ``pace`` pages further, and ``fails`` ends it."""
+        change = self.changes.get(zone)
+        if change is None or change["state"] != "running":
+            return change
+        change["left"] = max(0, change["left"] - self.pace)
+        if self.fails:
+            change |= {"state": "failed", "error": self.fails, "hint": "release pages"}
+        elif not change["left"]:
+            change["state"] = "done"
+            self.percents[zone] = change["percent"]
+        return {**change, **self.change_lies}
 
     def sample(self, on: bool, seconds: int) -> None:
         assert not on or seconds >= 1
@@ -133,11 +157,23 @@ class Monitor:
         zones = [{"on": False, "shift": 4, "ns": 2 * 10**9, "touches": sum(one), "reuse": one} for one in counts]
         return {"zones": zones, "fault_ns": 10_000}
 
-    def stats(self) -> list[object]:
-        return [
+    def auto(self, message: str) -> object:
+        try:
+            order = verify_bounds(
+                base64.b64decode(message), owner=self.config.owner, instance=self.instance, last_counter=self.counter
+            )
+        except VambraceError as error:
+            raise AgentError(str(error)) from None
+        self.counter = order.counter
+        self.autos[order.zone] = order.bounds and make_auto(order.bounds)
+        return self.autos
+
+    def stats(self) -> dict[str, object]:
+        zones = [
             {**make_stats(zone, percent=percent), **self.lies}
             for zone, percent in zip(self.config.zones, self.percents, strict=True)
         ]
+        return {"zones": zones, "auto": self.autos}
 
 
 class Agent:

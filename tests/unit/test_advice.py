@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import xml.etree.ElementTree as xml
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from vambrace.client.advice import Advice, advice
+from vambrace.advice import Advice, advise
 from vambrace.client.curves import picture
-from vambrace.client.zones import ZoneStats
 from vambrace.errors import RealmError
 from vambrace.pager import Window
 from vambrace.pager.cost import fault_ns
 
-STATS = cast("ZoneStats", {"name": "analysis", "pages": 16000, "percent": 80})
+STATS = {"pages": 16000, "percent": 80}
 
 
 def sampled(**changes: Any) -> dict[str, Any]:
@@ -26,7 +25,7 @@ def sampled(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_window_larger_than_the_loop_costs_nothing_and_a_smaller_one_every_touch() -> None:
-    found = advice(STATS, sampled(), 10_000)
+    found = advise("analysis", STATS, sampled(), 10_000)
     assert found.misses[74] == 0 and found.misses[75] == found.misses[100] == 8000
     assert found.share(74) == 0 and found.share(75) == pytest.approx(0.08 / 1.08)
     assert found.highest(0.05) == 74 and found.highest(0.08) == 100
@@ -34,7 +33,7 @@ def test_a_window_larger_than_the_loop_costs_nothing_and_a_smaller_one_every_tou
 
 
 def test_0_percent_is_free_however_far_pages_are_apart() -> None:
-    far = advice(STATS, sampled(reuse=[0] * 100 + [1000]), 10_000)
+    far = advise("analysis", STATS, sampled(reuse=[0] * 100 + [1000]), 10_000)
     assert far.misses[0] == 0 and far.misses[1] == far.misses[100] == 8000
 
 
@@ -53,17 +52,17 @@ def test_0_percent_is_free_however_far_pages_are_apart() -> None:
 )
 def test_samples_that_are_none_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(RealmError):
-        advice(STATS, sampled(**changes), 10_000)
+        advise("analysis", STATS, sampled(**changes), 10_000)
 
 
 @pytest.mark.parametrize("fault", [None, -1, 0.5, True])
 def test_a_cost_that_is_none_is_refused(fault: object) -> None:
     with pytest.raises(RealmError):
-        advice(STATS, sampled(), fault)
+        advise("analysis", STATS, sampled(), fault)
 
 
 def test_the_picture_has_a_curve_for_each_zone_and_no_markup_of_theirs() -> None:
-    found = [advice({**STATS, "name": name}, sampled(), 10_000) for name in ("<script>", "b&c")]
+    found = [advise(name, STATS, sampled(), 10_000) for name in ("<script>", "b&c")]
     root = xml.fromstring(picture(found))
     curves = root.findall("{http://www.w3.org/2000/svg}polyline")
     assert [len(curve.attrib["points"].split()) for curve in curves] == [101, 101]
@@ -83,8 +82,7 @@ def test_real_samples_of_a_loop() -> None:
             for page in range(pages // 2):
                 assert memory[page * 4096] == 1
         window.sample(0, False)
-        stats = cast("ZoneStats", {**window.stats(0).as_dict(), "name": "loop"})
-        found: Advice = advice(stats, _as_sent(window.reuse(0).as_dict()), 10_000)
+        found: Advice = advise("loop", window.stats(0).as_dict(), _as_sent(window.reuse(0).as_dict()), 10_000)
     assert found.misses[40] < 0.1 * found.misses[60]
     assert 35 <= found.highest(0.0001) <= 55
 

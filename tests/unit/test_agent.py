@@ -50,8 +50,10 @@ class FakeMonitor:
             answers: dict[str, dict[str, Any]] = {
                 "identity": {"instance": INSTANCE.hex()},
                 "attest": {"token": base64.b64encode(b"token:" + request.get("challenge", "").encode()).decode()},
-                "encrypt": {"zone": 1, "percent": 95},
-                "stats": {"zones": [{"pages": 1}]},
+                "encrypt": {"change": {"zone": 1, "percent": 95, "left": 5}},
+                "change": {"change": {"zone": request.get("zone"), "left": 3}},
+                "auto": {"auto": [None, {"lowest": 30}]},
+                "stats": {"zones": [{"pages": 1}], "auto": [None]},
                 "sample": {},
                 "reuse": {"zones": [{"touches": 2}], "fault_ns": 5},
                 "report": {},
@@ -203,8 +205,11 @@ def test_the_main_path(make: Make, tmp_path: Path) -> None:
     assert results["results"] == [{"application": "analysis", "path": "/results/analysis/out.txt", "size": 3}]
     reply, data = client.ask("result", application="analysis", path="/results/analysis/out.txt", offset=0)
     assert (reply["size"], data) == (3, b"42\n")
-    assert client.ask("encrypt", message="AAAA")[0] == {"ok": True, "zone": 1, "percent": 95}
-    assert client.ask("stats")[0]["zones"] == [{"pages": 1}]
+    reply = client.ask("encrypt", message="AAAA")[0]
+    assert reply == {"ok": True, "change": {"zone": 1, "percent": 95, "left": 5}}
+    assert client.ask("change", zone=1)[0] == {"ok": True, "change": {"zone": 1, "left": 3}}
+    assert client.ask("auto", message="AAAA")[0] == {"ok": True, "auto": [None, {"lowest": 30}]}
+    assert client.ask("stats")[0] == {"ok": True, "zones": [{"pages": 1}], "auto": [None]}
     assert client.ask("sample", on=True, seconds=5)[0]["ok"]
     assert not client.ask("sample", on=1)[0]["ok"]
     assert client.ask("reuse")[0] == {"ok": True, "zones": [{"touches": 2}], "fault_ns": 5}
@@ -306,6 +311,10 @@ def test_tls_1_2_is_refused(make: Make) -> None:
         (b'{"op": "result", "application": "a", "path": "/results/a/none"}', "not there"),
         (b'{"op": "encrypt", "message": 1}', "message"),
         (b'{"op": "encrypt", "message": "forged"}', "not signed by the owner"),
+        (b'{"op": "change", "zone": -1}', "zone"),
+        (b'{"op": "auto", "message": ["AAAA"]}', "message"),
+        (b'{"op": "auto", "message": "forged"}', "not signed by the owner"),
+        (b'{"op": "change", "zone": "1"}', "zone"),
     ],
 )
 def test_wrong_requests(make: Make, request_: bytes, error: str) -> None:

@@ -13,7 +13,15 @@ import pytest
 
 from vambrace.attest import cbor
 from vambrace.attest.cose import sign1
-from vambrace.attest.owner import OwnerIdentity, PercentOrder, verify_percent, verify_verdict
+from vambrace.attest.owner import (
+    Bounds,
+    BoundsOrder,
+    OwnerIdentity,
+    PercentOrder,
+    verify_bounds,
+    verify_percent,
+    verify_verdict,
+)
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
 from vambrace.errors import ConfigError, MessageRefused, UsageError
 
@@ -38,6 +46,10 @@ def verdict(message: bytes, identity: OwnerIdentity, /, **changes: Any) -> bool:
 
 def percent(message: bytes, owner: OwnerIdentity, last_counter: int = 6) -> PercentOrder:
     return verify_percent(message, owner=owner.certificate_pem, instance=INSTANCE, last_counter=last_counter)
+
+
+def auto(message: bytes, owner: OwnerIdentity, last_counter: int = 6) -> BoundsOrder:
+    return verify_bounds(message, owner=owner.certificate_pem, instance=INSTANCE, last_counter=last_counter)
 
 
 def test_identity_is_kept_privately(owner: OwnerIdentity) -> None:
@@ -161,6 +173,106 @@ BODY: dict[str, Any] = {"type": "percent", "instance": INSTANCE, "zone": 1, "per
 def test_signed_nonsense_is_refused(owner: OwnerIdentity, body: Any, message: str) -> None:
     with pytest.raises(MessageRefused, match=message):
         percent(sign1(owner.key, cbor.encode(body)), owner)
+
+
+# --- bounds, within which the host chooses --------------------------------------------------------------------
+
+BOUNDS = Bounds(30, 90, 50)
+
+
+def test_auto(owner: OwnerIdentity) -> None:
+    for bounds in (BOUNDS, Bounds(1, 100, 1), Bounds(50, 50, 999), None):
+        assert auto(owner.sign_bounds(INSTANCE, 1, bounds, 7), owner) == BoundsOrder(1, bounds, 7)
+
+
+def test_auto_refusals(owner: OwnerIdentity, stranger: OwnerIdentity) -> None:
+    for bounds in (BOUNDS, None):
+        good = owner.sign_bounds(INSTANCE, 1, bounds, 7)
+        for last in (7, 8):
+            with pytest.raises(MessageRefused, match="old"):
+                auto(good, owner, last_counter=last)
+        with pytest.raises(MessageRefused, match="not signed by the owner"):
+            auto(stranger.sign_bounds(INSTANCE, 1, bounds, 7), owner)
+        with pytest.raises(MessageRefused, match="another instance"):
+            auto(owner.sign_bounds(bytes(16), 1, bounds, 7), owner)
+        # Neither message serves as the other.
+        with pytest.raises(MessageRefused, match="not a percent"):
+            percent(good, owner)
+    with pytest.raises(MessageRefused, match="not a bounds"):
+        auto(owner.sign_percent(INSTANCE, 1, 80, 7), owner)
+
+
+LIMITS: dict[str, Any] = {"lowest": 30, "highest": 90, "slowdown": 50}
+AUTO: dict[str, Any] = {"type": "bounds", "instance": INSTANCE, "zone": 1, "counter": 7, "on": True, **LIMITS}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({**AUTO, "lowest": 91}, "between 91 and 90"),
+        ({**AUTO, "lowest": 0}, "between 0 and 90"),
+        ({**AUTO, "lowest": -1}, "between -1 and 90"),
+        ({**AUTO, "highest": 101}, "between 30 and 101"),
+        ({**AUTO, "lowest": True}, "whole numbers"),
+        ({**AUTO, "highest": "90"}, "whole numbers"),
+        ({**AUTO, "slowdown": None}, "whole numbers"),
+        ({**AUTO, "slowdown": [50]}, "whole numbers"),
+        ({**AUTO, "slowdown": 0}, "0 thousandths"),
+        ({**AUTO, "slowdown": 1000}, "1000 thousandths"),
+        ({**AUTO, "slowdown": -5}, "-5 thousandths"),
+        ({**AUTO, "on": 1}, "neither on nor off"),
+        ({**AUTO, "on": None}, "neither on nor off"),
+        ({**AUTO, "on": False}, "fields"),
+        ({**AUTO, "zone": -1}, "whole number"),
+        ({**AUTO, "zone": True}, "whole number"),
+        ({**AUTO, "counter": "7"}, "whole number"),
+        ({**AUTO, "counter": 1 << 63}, "out of range"),
+        ({**AUTO, "more": 1}, "fields"),
+        *(({key: value for key, value in AUTO.items() if key != left_out}, "fields") for left_out in ("on", *LIMITS)),
+        ({**AUTO, "instance": INSTANCE.hex()}, "another instance"),
+        ({**AUTO, "type": "percent"}, "not a bounds"),
+        ("bounds", "not a bounds"),
+    ],
+)
+def test_signed_nonsense_about_bounds_is_refused(owner: OwnerIdentity, body: Any, message: str) -> None:
+    with pytest.raises(MessageRefused, match=message):
+        auto(sign1(owner.key, cbor.encode(body)), owner)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda body: body[:-1],
+        lambda body: body + b"\0",
+        lambda body: body.replace(b"\x18\x5a", b"\x19\x00\x5a"),  # 90, longer than it needs to be
+        lambda body: body.replace(b"\x18\x5a", b"\xf9\x55\xa0"),  # 90.0
+        lambda body: bytes([0xBF]) + body[1:] + b"\xff",  # a map of indefinite length
+    ],
+)
+def test_signed_bounds_that_are_not_deterministic_cbor(owner: OwnerIdentity, damage: Callable[[bytes], bytes]) -> None:
+    body = cbor.encode(AUTO)
+    assert damage(body) != body
+    with pytest.raises(MessageRefused, match="cannot be read"):
+        auto(sign1(owner.key, damage(body)), owner)
+
+
+def test_no_bounds_that_are_none(owner: OwnerIdentity) -> None:
+    wrong: tuple[Any, ...] = ((0, 9, 5), (9, 8, 5), (1, 101, 5), (1, 9, 0), (1, 9, 1000), (1.0, 9, 5), (True, 9, 5))
+    for numbers in wrong:
+        with pytest.raises(UsageError):
+            Bounds(*numbers)
+    for zone, counter in ((-1, 1), (1, -1), (1, 1 << 63)):
+        with pytest.raises(UsageError):
+            owner.sign_bounds(INSTANCE, zone, BOUNDS, counter)
+
+
+def test_every_bit_of_bounds_counts(owner: OwnerIdentity) -> None:
+    good = owner.sign_bounds(INSTANCE, 1, BOUNDS, 7)
+    for position in range(len(good) * 8):
+        changed = bytearray(good)
+        changed[position // 8] ^= 1 << position % 8
+        with pytest.raises(MessageRefused):
+            auto(bytes(changed), owner)
 
 
 def test_every_bit_of_a_message_counts(owner: OwnerIdentity) -> None:

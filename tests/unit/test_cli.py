@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_harness import Monitor, World, make_stats, make_world, register
+from client_harness import Monitor, World, make_auto, make_stats, make_world, register
 
 from vambrace import Realm
+from vambrace.attest.owner import Bounds
 from vambrace.cli import stats
 from vambrace.cli.main import main, make_parser
 from vambrace.cli.output import Output, printable
@@ -198,6 +199,10 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
     assert [realm["uuid"] for realm in json_of(capsys)] == [uuid]
     assert main(["encrypt", "patients", "--app", "analysis", "95", "--json"]) == 0
     assert json_of(capsys)["percent"] == 95
+    world.record.monitor.pace = 200
+    assert main(["encrypt", "patients", "--app", "report", "80", "--progress"]) == 0
+    told = capsys.readouterr()
+    assert "encrypting system 50 %" in told.err and told.out == "patients: report is at 80 %\n"
     assert main(["stats", uuid[:8], "--json"]) == 0
     assert [zone["percent"] for zone in json_of(capsys)["zones"]] == [80, 95, 80]
     assert main(["advise", "patients", "--seconds", "1", "--picture", "cost.svg"]) == 0
@@ -281,10 +286,13 @@ def test_stats_for_people(world: World, capsys: Capture, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         Monitor,
         "stats",
-        lambda self: [
-            make_stats(zone, histogram=histogram, **changes)
-            for zone, histogram, changes in zip(world.config.zones, buckets, differ, strict=True)
-        ],
+        lambda self: {
+            "zones": [
+                make_stats(zone, histogram=histogram, **changes)
+                for zone, histogram, changes in zip(world.config.zones, buckets, differ, strict=True)
+            ],
+            "auto": [None] * 3,
+        },
     )
     assert main(["run", str(world.bundle), "--detach"]) == 0
     capsys.readouterr()
@@ -296,7 +304,65 @@ def test_stats_for_people(world: World, capsys: Capture, monkeypatch: pytest.Mon
         assert main(["stats", "patients", *words]) == 0
         value = json_of(capsys)
         assert [zone["histogram"] for zone in value["zones"]] == list(buckets)
-        assert value["zones"][2] == make_stats(world.config.zones[2], histogram=buckets[2], **differ[2], name="report")
+        shown = make_stats(world.config.zones[2], histogram=buckets[2], **differ[2], name="report")
+        assert value["zones"][2] == shown | {"auto": None}
+
+
+def test_auto(world: World, capsys: Capture) -> None:
+    """Bounds are signed and sent, shown by ``stats``, and taken back; a plain percentage is not theirs to replace."""
+    assert main(["run", str(world.bundle), "--detach"]) == 0
+    capsys.readouterr()
+    monitor = world.record.monitor
+    command = ["advise", "patients", "--app", "analysis"]
+    assert main([*command, "--auto", "--from", "30", "--to", "90", "--slowdown", "2.5", "--json"]) == 0
+    bounds = {"lowest": 30, "highest": 90, "slowdown": 25}
+    assert json_of(capsys)["auto"] == bounds
+    assert monitor.autos == [None, make_auto(Bounds(**bounds)), None] and not monitor.sampling
+    assert main(["stats", "patients", "--json"]) == 0
+    auto = [zone["auto"] for zone in json_of(capsys)["zones"]]
+    assert auto == [None, bounds | {"idle": False, "expected": 31, "error": ""}, None]
+    assert main([*command, "--auto", "--from", "40"]) == 0
+    assert capsys.readouterr().out == (
+        "patients: analysis is held from 40 to 100 %, for up to 5.0% of the time in page faults\n"
+    )
+    states: tuple[dict[str, Any], ...] = ({"expected": None, "idle": True}, {"error": "it \x1b[2J"}, {})
+    monitor.autos = [make_auto(Bounds(40, 100, 50), **state) for state in states]
+    assert main(["stats", "patients"]) == 0
+    assert capsys.readouterr().out.endswith(AUTO)
+    assert main([*command, "--no-auto", "--json"]) == 0
+    assert json_of(capsys)["auto"] is None and monitor.autos[1] is None
+
+
+AUTO = """\
+ZONE      PERCENT  AUTO       UP TO  EXPECTED  STATE
+system    80       40 to 100  5.0 %  -         idle
+analysis  80       40 to 100  5.0 %  3.1 %     it ?[2J
+report    80       40 to 100  5.0 %  3.1 %     held
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--auto", "--from", "30"], "one application"),
+        (["--no-auto"], "one application"),
+        (["--app", "a", "--auto"], "lower bound"),
+        (["--app", "a", "--auto", "--to", "90"], "lower bound"),
+        (["--app", "a", "--from", "30"], "bounds for --auto"),
+        (["--app", "a", "--to", "30"], "bounds for --auto"),
+        (["--app", "a", "--no-auto", "--from", "3"], "no bounds"),
+        (["--app", "a", "--auto", "--from", "91", "--to", "90"], "between 91 and 90"),
+        (["--app", "a", "--auto", "--from", "0"], "between 0 and 100"),
+        (["--app", "a", "--auto", "--from", "101"], "whole number from 0 to 100"),
+        (["--app", "a", "--auto", "--from", "30", "--slowdown", "0.01"], "0 thousandths"),
+        (["--app", "a", "--auto", "--from", "30", "--slowdown", "99.99"], "1000 thousandths"),
+        (["--app", "a", "--auto", "--from", "30", "--picture", "x.svg"], "without a picture"),
+    ],
+)
+def test_bounds_that_are_none(words: list[str], says: str, capsys: Capture) -> None:
+    assert main(["advise", "patients", *words]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and says in lines[0] and lines[1].startswith("hint: ")
 
 
 def test_stats_of_a_realm_that_lies(world: World, capsys: Capture) -> None:

@@ -16,9 +16,9 @@ PACKAGE = ROOT / "vambrace"
 
 #: What each part of the package may import of the others, itself aside.
 LAYERS: dict[str, set[str]] = {
-    "cli": {"client", "emulator", "image", "debian", "attest", "certificate", "errors"},
-    "client": {"image", "attest", "realm", "files", "errors"},
-    "host": {"image", "attest", "trustzone", "realm", "files", "errors"},
+    "cli": {"client", "advice", "emulator", "image", "debian", "attest", "certificate", "errors"},
+    "client": {"advice", "image", "attest", "realm", "files", "errors"},
+    "host": {"advice", "image", "attest", "trustzone", "realm", "files", "errors"},
     "emulator": {"debian", "attest", "files", "errors"},
     "image": {"debian", "measure", "machine", "realm", "certificate", "errors"},
     "debian": {"errors"},
@@ -31,6 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "kvm": {"errors"},
     "realm": {"certificate", "record", "errors"},
     "certificate": {"errors"},
+    "advice": {"errors"},
     "files": set(),
     "record": set(),
     "errors": set(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 from realm_factory import make_realm
 from virtio_driver import guest_memory
 
-from vambrace.errors import ConfigError
+from vambrace.errors import ConfigError, PagerError, UsageError
 from vambrace.machine import layout, vmm
+from vambrace.machine.change import Progress
 from vambrace.machine.vmm import LoadRequest, Machine, State
+from vambrace.pager import Window
 from vambrace.realm import RealmConfig
 from vambrace.virtio.balloon import Balloon
 from vambrace.virtio.block import Block
@@ -152,3 +156,134 @@ def test_a_thread_that_does_not_stop_keeps_what_it_uses(monkeypatch: pytest.Monk
     machine._io.join()
     transport.close()
     os.close(machine._io_wake)
+
+
+class Held(Window):
+    """A window whose next change waits until it is let ``go``, as one does that has much to encrypt."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.go = threading.Event()
+
+    def set_percent(self, zone: int, percent: int) -> None:
+        self.go.wait()
+        super().set_percent(zone, percent)
+
+
+PAGES = 1000
+
+
+@pytest.fixture
+def held(kernel: None) -> Iterator[Held]:
+    """Two zones of 1000 plaintext pages."""
+    window = Held([(PAGES, 0, 100), (PAGES, 0)], bytes(32), bytes(16))
+    memory = window.memory()
+    for page in range(2 * PAGES):
+        memory[page * 4096] = 1
+    yield window
+    window.go.set()
+    window.close()
+
+
+def loaded(window: Window) -> Machine:
+    """A machine that has a window, and nothing else yet."""
+    machine = new_machine()
+    machine._window, machine._zones, machine.state = window, 2, State.LOADED
+    return machine
+
+
+def test_a_change_is_begun_and_looked_at(held: Held) -> None:
+    """Meanwhile all is answered but what would have to wait for it."""
+    machine = loaded(held)
+    with pytest.raises(UsageError, match="no percentage was changed"):
+        machine.change()
+    begun = machine.encrypt(1, 50)
+    assert begun == Progress(1, 50, False, PAGES // 2, PAGES // 2) == machine.change()
+    assert [stats.percent for stats in machine.stats()] == [0, 0]
+    for again in (lambda: machine.encrypt(1, 60), lambda: machine.encrypt(0, 60), lambda: machine.sample(True)):
+        with pytest.raises(UsageError, match="being changed"):
+            again()
+    held.go.set()
+    while not machine.change().done:
+        time.sleep(0.001)
+    assert machine.change() == Progress(1, 50, True, 0, PAGES // 2)
+    assert held.stats(1).percent == 50 and held.stats(1).plaintext <= PAGES // 2
+    machine.sample(True)
+    assert machine.encrypt(1, 0).done, "to lower it is done at once"
+    machine.close()
+
+
+@pytest.mark.usefixtures("kernel")
+def test_progress_of_a_real_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 64 MiB, which take some ten milliseconds: what is left only falls."""
+    monkeypatch.setattr(vmm, "_AT_ONCE_SECONDS", 0.0)
+    pages = 16384
+    with Window([(pages, 0), (64, 0)], bytes(32), bytes(16)) as window:
+        for page in range(pages):
+            window.memory()[page * 4096] = 1
+        machine = loaded(window)
+        seen = [machine.encrypt(0, 100)]
+        while not seen[-1].done:
+            seen.append(machine.change())
+        assert [progress.left for progress in seen] == sorted((progress.left for progress in seen), reverse=True)
+        assert {progress.total for progress in seen} == {pages - 64} and seen[-1].left == 0
+        assert window.stats(0).plaintext == 64
+        machine.close()
+
+
+def test_sampling_some_zones(held: Held) -> None:
+    machine = loaded(held)
+    machine.sample(True, [1])
+    assert [zone.on for zone in machine.reuse()[0]] == [False, True]
+    machine.sample(True)
+    machine.sample(False, [0])
+    assert [zone.on for zone in machine.reuse()[0]] == [False, True]
+    with pytest.raises(PagerError):
+        machine.sample(True, [2])
+    machine.close()
+
+
+def test_a_change_that_is_impossible(held: Held) -> None:
+    """Refused for pages that are pinned, with their number: at once, or as soon as somebody looks."""
+    held.pin(0, 100 * 4096)
+    machine = loaded(held)
+    assert not machine.encrypt(0, 95).done
+    held.go.set()
+    machine._change.wait(10)  # type: ignore[union-attr]
+    for look in (machine.change, machine.change, lambda: machine.encrypt(0, 95)):
+        with pytest.raises(PagerError, match="95 % cannot be encrypted: 100 pages are pinned"):
+            look()
+    assert machine.encrypt(0, 50).done, "another one is possible"
+    for zone, percent in ((2, 50), (-1, 50), (0, 101), (0, -1), (0, 1 << 40)):
+        with pytest.raises(PagerError):
+            machine.encrypt(zone, percent)
+    assert [stats.percent for stats in machine.stats()] == [50, 0]
+    machine.close()
+
+
+def test_close_ends_a_change(held: Held) -> None:
+    """The thread is gone, and so are keys and memory; whether the change was begun or still waits."""
+    machine = loaded(held)
+    machine.encrypt(0, 100)
+    threading.Timer(0.1, held.go.set).start()
+    machine.close()
+    change = machine._change
+    assert change is not None and not change.under_way
+    with pytest.raises(PagerError, match="closed"):
+        change.progress()
+    with pytest.raises(UsageError, match="closed"):
+        machine.change()
+
+
+@pytest.mark.usefixtures("kernel")
+def test_close_in_the_middle_of_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vmm, "_AT_ONCE_SECONDS", 0.0)
+    for pages in (2000, 8000, 16000):
+        window = Window([(pages, 0), (64, 0)], bytes(32), bytes(16))
+        for page in range(pages):
+            window.memory()[page * 4096] = 1
+        machine = loaded(window)
+        machine.encrypt(0, 100)
+        machine.close()
+        change = machine._change
+        assert change is not None and not change.under_way

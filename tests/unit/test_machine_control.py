@@ -82,7 +82,7 @@ def test_destroy_replies_then_exits(daemon: Daemon) -> None:
     assert daemon.process.wait(30) == 0
 
 
-@pytest.mark.parametrize("op", ["start", "stats", "encrypt", "sample", "reuse", "agent"])
+@pytest.mark.parametrize("op", ["start", "stats", "encrypt", "change", "sample", "reuse", "agent"])
 def test_refuses_what_comes_before_load(daemon: Daemon, op: str) -> None:
     answer = daemon.request(op, zone=0, percent=5, data="", on=True)
     assert answer["ok"] is False
@@ -100,6 +100,9 @@ def test_refuses_what_comes_before_load(daemon: Daemon, op: str) -> None:
         (b'{"op":"agent","data":"%"}', "not base64"),
         (b'{"op":"agent","data":"\xc3\xa9"}', "not base64"),
         (b'{"op":"encrypt","zone":"0","percent":5}', "zone: an integer"),
+        (b'{"op":"sample","on":true,"zones":0}', "zones: a list"),
+        (b'{"op":"sample","on":true,"zones":[true]}', "zones: a list"),
+        (b'{"op":"sample","on":1}', "on: true or false"),
         (b'{"op":"encrypt","zone":true,"percent":5}', "zone: an integer"),
     ],
 )

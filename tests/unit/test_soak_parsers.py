@@ -22,7 +22,7 @@ from realm_factory import make_kernel, make_realm, owner
 
 from vambrace.attest import cbor, cose, references
 from vambrace.attest.chain import UNREADABLE
-from vambrace.attest.owner import OwnerIdentity, verify_percent, verify_verdict
+from vambrace.attest.owner import Bounds, OwnerIdentity, verify_bounds, verify_percent, verify_verdict
 from vambrace.attest.token import describe
 from vambrace.attest.verify import verify_launch
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
@@ -306,20 +306,25 @@ def test_owner_s_messages(tmp_path: Path) -> None:
     pem = identity.certificate_pem
     verdict = identity.sign_verdict(instance, digest, yes=True)
     percent = identity.sign_percent(instance, 1, 50, 7)
+    bounds = identity.sign_bounds(instance, 1, Bounds(30, 90, 50), 7)
 
     @st.composite
     def signed(draw: st.DrawFn) -> bytes:
         """By the owner's own key, over anything."""
-        payloads = [cose.decode_sign1(message, "it").payload for message in (verdict, percent)]
+        payloads = [cose.decode_sign1(message, "it").payload for message in (verdict, percent, bounds)]
         return cose.sign1(identity.key, draw(mutated(payloads, most=2)))
 
-    @until_budget(mutated([verdict, percent]) | signed())
+    @until_budget(mutated([verdict, percent, bounds]) | signed())
     def check(message: bytes) -> None:
         with contextlib.suppress(MessageRefused, VerificationError):
             verify_verdict(message, owner=pem, instance=instance, token_digest=digest)
         with contextlib.suppress(MessageRefused, VerificationError):
             order = verify_percent(message, owner=pem, instance=instance, last_counter=6)
             assert order.counter > 6 and 0 <= order.percent <= 100 and order.zone >= 0
+        with contextlib.suppress(MessageRefused, VerificationError):
+            wide = verify_bounds(message, owner=pem, instance=instance, last_counter=6)
+            assert wide.counter > 6 and wide.zone >= 0
+            assert wide.bounds is None or 1 <= wide.bounds.lowest <= wide.bounds.highest <= 100
 
     assert check
 
@@ -371,9 +376,20 @@ class Guarded:
         assert len(challenge) == 64
         return b"token"
 
-    async def encrypt(self, message: bytes) -> tuple[int, int]:
+    async def encrypt(self, message: bytes) -> dict[str, Any]:
         assert isinstance(message, bytes)
         raise MessageRefused("no")
+
+    def change(self, zone: int) -> dict[str, Any] | None:
+        assert type(zone) is int and zone >= 0
+        return None
+
+    async def auto(self, message: bytes) -> None:
+        assert isinstance(message, bytes)
+        raise MessageRefused("no")
+
+    def autos(self) -> list[dict[str, Any] | None]:
+        return [None]
 
     async def stats(self) -> list[Any]:
         return []
@@ -392,6 +408,8 @@ REQUESTS = [
     {"id": 1, "op": "identity"},
     {"id": 2, "op": "attest", "challenge": "00" * 64},
     {"id": 3, "op": "encrypt", "message": base64.b64encode(b"message").decode()},
+    {"id": 8, "op": "change", "zone": 1},
+    {"id": 9, "op": "auto", "message": base64.b64encode(b"message").decode()},
     {"id": 4, "op": "stats"},
     {"id": 6, "op": "sample", "on": True, "seconds": 5},
     {"id": 7, "op": "reuse"},
@@ -511,8 +529,9 @@ def test_control_protocol(tmp_path: Path) -> None:
         | {name: str(tmp_path / name) for name in ("config", "kernel", "initrd")},
         {"id": 2, "op": "start"},
         {"id": 3, "op": "encrypt", "zone": 0, "percent": 5},
+        {"id": 9, "op": "change"},
         {"id": 4, "op": "stats"},
-        {"id": 7, "op": "sample", "on": True},
+        {"id": 7, "op": "sample", "on": True, "zones": [0]},
         {"id": 8, "op": "reuse"},
         {"id": 5, "op": "agent", "data": base64.b64encode(b"x").decode()},
         {"id": 6, "op": "destroy"},

@@ -6,6 +6,7 @@ when a message is verified, because no clock of the owner's is there to compare 
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,10 +125,55 @@ class OwnerIdentity:
             raise UsageError("a zone or a counter is out of range")
         return self._sign("percent", instance, {"zone": zone, "percent": percent, "counter": counter})
 
+    def sign_bounds(self, instance: bytes, zone: int, bounds: Bounds | None, counter: int) -> bytes:
+        """An order that the host chooses a zone's percentage within ``bounds``; None: not any more.
+
+        ``counter`` rises together with that of percentages.
+        """
+        if zone < 0 or not 0 <= counter <= MAX_COUNTER:
+            raise UsageError("a zone or a counter is out of range")
+        limits = {"lowest": bounds.lowest, "highest": bounds.highest, "slowdown": bounds.slowdown} if bounds else {}
+        return self._sign("bounds", instance, {"zone": zone, "counter": counter, "on": bounds is not None, **limits})
+
     def _sign(self, kind: str, instance: bytes, rest: dict[str, Any]) -> bytes:
         if len(instance) != INSTANCE_BYTES:
             raise UsageError(f"an instance has {INSTANCE_BYTES} bytes")
         return sign1(self.key, encode({"type": kind, "instance": instance, **rest}))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Within which the host may choose a zone's percentage: the highest from ``lowest`` to ``highest`` (1 to 100) where
+    page faults take no more than ``slowdown`` thousandths of a processor's time. Raises ``UsageError``.
+
+    Not 0: such a zone is the kernel's, and to see what it touches would cost more than the rest.
+    """
+
+    lowest: int
+    highest: int
+    slowdown: int
+
+    def __post_init__(self) -> None:
+        if not all(type(number) is int for number in (self.lowest, self.highest, self.slowdown)):
+            raise UsageError("the bounds of a percentage are whole numbers")
+        if not 1 <= self.lowest <= self.highest <= 100:
+            raise UsageError(
+                f"a percentage cannot be held between {self.lowest} and {self.highest}",
+                hint="two whole numbers from 1 to 100, the lower one first",
+            )
+        if not 1 <= self.slowdown <= 999:
+            raise UsageError(
+                f"a slowdown of {self.slowdown} thousandths is not possible", hint="1 to 999, which is 0.1 to 99.9 %"
+            )
+
+
+@dataclass(frozen=True)
+class BoundsOrder:
+    """A verified order of the owner: to hold a zone's percentage within ``bounds``, or to end that (None)."""
+
+    zone: int
+    bounds: Bounds | None
+    counter: int
 
 
 @dataclass(frozen=True)
@@ -159,20 +205,48 @@ def verify_percent(message: bytes, *, owner: str, instance: bytes, last_counter:
     Whether the zone exists is the caller's to check.
     """
     body = _verify(message, "percent", owner, instance, {"zone", "percent", "counter"})
-    zone, percent, counter = body["zone"], body["percent"], body["counter"]
-    if not all(type(number) is int and number >= 0 for number in (zone, percent, counter)):
-        raise MessageRefused("the percentage message has a value that is not a whole number")
+    zone, counter = _numbered(body, last_counter)
+    percent = body["percent"]
+    if type(percent) is not int or percent < 0:
+        raise MessageRefused("the message has a value that is not a whole number")
     if percent > 100:
         raise MessageRefused(f"{percent} is not a percentage")
-    if counter > MAX_COUNTER:
-        raise MessageRefused("the counter is out of range")
-    if counter <= last_counter:
-        raise MessageRefused("the percentage message is old: its counter was used already")
     return PercentOrder(zone, percent, counter)
 
 
-def _verify(message: bytes, kind: str, owner: str, instance: bytes, keys: set[str]) -> dict[str, Any]:
-    """The body of a message of ``kind``, with exactly ``keys`` beside type and instance."""
+def verify_bounds(message: bytes, *, owner: str, instance: bytes, last_counter: int) -> BoundsOrder:
+    """As ``verify_percent``, for an order that the host chooses the percentage. Raises ``MessageRefused``."""
+    limits = {"lowest", "highest", "slowdown"}
+    body = _verify(message, "bounds", owner, instance, {"zone", "counter", "on"}, optional=limits)
+    zone, counter = _numbered(body, last_counter)
+    if type(body["on"]) is not bool:
+        raise MessageRefused("the message says neither on nor off")
+    if body.keys() & limits != (limits if body["on"] else set()):
+        raise MessageRefused("the message has other fields than expected")
+    if not body["on"]:
+        return BoundsOrder(zone, None, counter)
+    try:
+        return BoundsOrder(zone, Bounds(body["lowest"], body["highest"], body["slowdown"]), counter)
+    except UsageError as error:
+        raise MessageRefused(error.message, hint=error.hint) from None
+
+
+def _numbered(body: dict[str, Any], last_counter: int) -> tuple[int, int]:
+    """Zone and counter of an order. Raises ``MessageRefused``: no numbers, or the counter was used."""
+    zone, counter = body["zone"], body["counter"]
+    if not all(type(number) is int and number >= 0 for number in (zone, counter)):
+        raise MessageRefused("the message has a value that is not a whole number")
+    if counter > MAX_COUNTER:
+        raise MessageRefused("the counter is out of range")
+    if counter <= last_counter:
+        raise MessageRefused("the message is old: its counter was used already")
+    return zone, counter
+
+
+def _verify(
+    message: bytes, kind: str, owner: str, instance: bytes, keys: set[str], optional: Set[str] = frozenset()
+) -> dict[str, Any]:
+    """The body of a message of ``kind``, with ``keys`` beside type and instance, and perhaps some ``optional`` ones."""
     if len(message) > MAX_MESSAGE:
         raise MessageRefused("the message is too long")
     try:
@@ -184,7 +258,7 @@ def _verify(message: bytes, kind: str, owner: str, instance: bytes, keys: set[st
         raise MessageRefused(f"the message cannot be read: {error.message}") from None
     if not isinstance(body, dict) or body.get("type") != kind:
         raise MessageRefused(f"the message is not a {kind} message")
-    if set(body) != keys | {"type", "instance"}:
+    if set(body) - optional != keys | {"type", "instance"}:
         raise MessageRefused("the message has other fields than expected")
     if body["instance"] != instance:
         raise MessageRefused("the message is for another instance")

@@ -57,8 +57,8 @@ def _ps(options: argparse.Namespace, output: Output) -> int:
 
 def _encrypt(options: argparse.Namespace, output: Output) -> int:
     with session.open_realm(options) as realm:
-        output.progress("encrypting")
-        realm.encrypt(options.app, options.percent)
+        output.progress("connecting")
+        realm.encrypt(options.app, options.percent, output.progress)
         name = realm.state.name
     value = {"realm": realm.uuid, "application": options.app, "percent": options.percent}
     output.result(value, [f"{name}: {options.app} is at {options.percent} %"])

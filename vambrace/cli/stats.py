@@ -16,8 +16,10 @@ _UNITS = ((1_000_000, "s"), (1000, "ms"), (1, "µs"))
 
 
 def lines(zones: Sequence[ZoneStats], *, histogram: bool) -> list[str]:
-    """Two tables, memory and work; with ``histogram`` the answer times of each zone under them."""
+    """Tables of memory, of work, and of the zones on auto; with ``histogram`` the answer times of each zone, too."""
     shown = [*table(list(_memory(zones))), "", *table(list(_work(zones)))]
+    if len(auto := list(_auto(zones))) > 1:
+        shown += ["", *table(auto)]
     for zone in zones if histogram else ():
         shown += ["", *_histogram(zone)]
     return shown
@@ -40,6 +42,16 @@ def _work(zones: Sequence[ZoneStats]) -> Iterator[list[str]]:
         numbers = (faults, zone["standby_hits"], zone["evictions"])
         yield [zone["name"], *map(str, numbers), _mebibytes(zone["bytes_encrypted"]),
                _mebibytes(zone["bytes_decrypted"]), mean]  # fmt: skip
+
+
+def _auto(zones: Sequence[ZoneStats]) -> Iterator[list[str]]:
+    yield ["ZONE", "PERCENT", "AUTO", "UP TO", "EXPECTED", "STATE"]
+    for zone in zones:
+        if auto := zone["auto"]:
+            expected = "-" if auto["expected"] is None else f"{auto['expected'] / 10:.1f} %"
+            state = auto["error"] or ("idle" if auto["idle"] else "held")
+            bounds, slowdown = f"{auto['lowest']} to {auto['highest']}", f"{auto['slowdown'] / 10:.1f} %"
+            yield [zone["name"], f"{zone['percent']}", bounds, slowdown, expected, state]
 
 
 def _histogram(zone: ZoneStats) -> Iterator[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from vambrace.client.advice import Advice
+from vambrace.advice import Advice
 from vambrace.files import write_whole
 
 WIDTH, HEIGHT = 760, 440

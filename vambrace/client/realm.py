@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from vambrace.attest.owner import OwnerIdentity
+from vambrace.advice import Advice, advise
+from vambrace.attest.owner import Bounds, OwnerIdentity
 from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import VerifiedRealm
-from vambrace.client import names, results, zones
-from vambrace.client.advice import Advice, advice
+from vambrace.client import changes, names, results, zones
+from vambrace.client.changes import Change
 from vambrace.client.channel import OTHER_VERSION, Channel
 from vambrace.client.context import Context, RealmState
 from vambrace.client.host import Host, RealmInfo, plain
@@ -298,31 +299,58 @@ class Realm:
         reply, _ = self._ask("status")
         return {"state": reply.get("state"), "applications": _objects(reply, "applications")}
 
-    def encrypt(self, application: str, percent: int) -> None:
+    def encrypt(self, application: str, percent: int, progress: Progress = silent) -> None:
         """Set the encrypted percentage of an application's zone (or of ``system``), 0 to 100.
 
-        Returns when the invariant holds at the new value.
+        Returns when the invariant holds at the new value. The change goes on if nobody waits for it any more:
+        ``change`` looks at it, ``follow_change`` waits for it, and so does the same order once more. Raises
+        ``RealmError``: refused, or not possible.
         """
         zone = self.config.zone_of(application)
-        self._connect()
-        try:
-            reply = self._order(zone, percent)
-        except ChannelClosed:
-            # Perhaps it had closed long ago. A new order, with a new counter: the old one may have arrived.
-            self.close()
-            reply = self._order(zone, percent)
-        if reply.get("zone") != zone or reply.get("percent") != percent:
-            raise RealmError("the Realm confirmed another percentage", hint="see 'vambrace stats'")
+
+        def sign(instance: bytes, counter: int) -> bytes:
+            return self.owner.sign_percent(instance, zone, percent, counter)
+
+        reply, counter = self._order("encrypt", sign)
+        change = changes.check(self.config, zone, reply.get("change"))
+        if change is None or change.counter != counter or change.percent != percent:
+            raise RealmError("the Realm confirmed another order", hint="see 'vambrace stats'")
+        changes.follow(change, self.change, progress)
+
+    def change(self, application: str) -> Change | None:
+        """The last order for an application's zone and how far it is; None if there was none."""
+        zone = self.config.zone_of(application)
+        return changes.check(self.config, zone, self._ask("change", zone=zone)[0].get("change"))
+
+    def follow_change(self, application: str, progress: Progress = silent) -> Change | None:
+        """Wait for the last order for an application's zone, as ``encrypt`` does; None if there was none."""
+        change = self.change(application)
+        return change and changes.follow(change, self.change, progress)
+
+    def auto(self, application: str, bounds: Bounds | None) -> None:
+        """Let the host choose the percentage of an application's zone, within ``bounds``; None: not any more.
+
+        The zone's percentage stays what it is then; ``encrypt`` ends it, too. ``stats`` shows how it is held. Raises
+        ``RealmError``.
+        """
+        zone = self.config.zone_of(application)
+
+        def sign(instance: bytes, counter: int) -> bytes:
+            return self.owner.sign_bounds(instance, zone, bounds, counter)
+
+        reply, _ = self._order("auto", sign)
+        found = zones.check_auto(self.config.zones[zone], self._of_zones(reply.get("auto"))[zone])
+        if (found and Bounds(found["lowest"], found["highest"], found["slowdown"])) != bounds:
+            raise RealmError("the Realm confirmed other bounds", hint="see 'vambrace stats'")
 
     def stats(self) -> list[ZoneStats]:
         """The statistics of each zone, in the configuration's order.
 
         Raises ``RealmError`` for what no window of this configuration can have counted.
         """
-        found = _objects(self._ask("stats")[0], "zones")
-        if len(found) != len(self.config.zones):
-            raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
-        return [zones.check(zone, value) for zone, value in zip(self.config.zones, found, strict=True)]
+        reply, _ = self._ask("stats")
+        found, autos = self._of_zones(_objects(reply, "zones")), self._of_zones(reply.get("auto"))
+        return [zones.check(*each) for each in zip(self.config.zones, found, autos, strict=True)]
 
     def advise(self, seconds: float = ADVICE_SECONDS, progress: Progress = silent) -> list[Advice]:
         """What each percentage would cost each zone, from ``seconds`` of sampling, which slows the Realm down a little.
@@ -339,11 +367,10 @@ class Realm:
             # Also after Ctrl-C: a Realm must not stay slow because nobody waits any more.
             self._ask("sample", on=False)
         reply, _ = self._ask("reuse")
-        sampled = _objects(reply, "zones")
+        sampled = self._of_zones(_objects(reply, "zones"))
         stats = self.stats()
-        if len(sampled) != len(stats):
-            raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
-        return [advice(known, found, reply.get("fault_ns")) for known, found in zip(stats, sampled, strict=True)]
+        fault = reply.get("fault_ns")
+        return [advise(known["name"], known, found, fault) for known, found in zip(stats, sampled, strict=True)]
 
     def logs(self, application: str, offset: int = 0) -> tuple[int, bytes, bool]:
         """Output from ``offset`` on: where to go on, the bytes, and whether that is all there will be.
@@ -477,11 +504,30 @@ class Realm:
                 raise
         return self._connect().request(operation, **arguments)
 
-    def _order(self, zone: int, percent: int) -> dict[str, Any]:
-        instance = bytes.fromhex(self.state.instance)
+    def _order(self, operation: str, sign: Callable[[bytes, int], bytes]) -> tuple[dict[str, Any], int]:
+        """Send what ``sign`` makes for this instance and a new counter; returns the reply and the counter.
+
+        Where the channel is cut, once more with another counter: the first order may have arrived.
+        """
+        self._connect()
+        try:
+            return self._send_order(operation, sign)
+        except ChannelClosed:
+            # Perhaps it had closed long ago.
+            self.close()
+            return self._send_order(operation, sign)
+
+    def _send_order(self, operation: str, sign: Callable[[bytes, int], bytes]) -> tuple[dict[str, Any], int]:
         counter = self._context.next_counter(self.uuid)
-        message = self.owner.sign_percent(instance, zone, percent, counter)
-        return self._connect().request("encrypt", message=base64.b64encode(message).decode())[0]
+        message = sign(bytes.fromhex(self.state.instance), counter)
+        reply, _ = self._connect().request(operation, message=base64.b64encode(message).decode())
+        return reply, counter
+
+    def _of_zones(self, items: Any) -> list[Any]:
+        """What the agent says of each zone."""
+        if not isinstance(items, list) or len(items) != len(self.config.zones):
+            raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
+        return items
 
     def _fetch(self, application: str, path: str, offset: int) -> tuple[int, bytes]:
         reply, data = self._ask("result", application=application, path=path, offset=offset)

@@ -5,12 +5,24 @@ from __future__ import annotations
 from typing import Any, TypedDict, cast
 
 from vambrace.client.channel import OTHER_VERSION
+from vambrace.client.host import plain
 from vambrace.errors import RealmError
 from vambrace.realm import Zone
 
 PAGE = 4096
 COUNT_LIMIT = 1 << 64
 BUCKETS_LIMIT = 64
+
+
+class AutoState(TypedDict):
+    """Bounds of a percentage that the host chooses (``vambrace.attest.owner.Bounds``), and how it does."""
+
+    lowest: int
+    highest: int
+    slowdown: int  # thousandths of a processor's time that page faults may take
+    idle: bool  # the zone was not used lately: nothing is changed
+    expected: int | None  # thousandths that they should take at the present percentage, if that is known
+    error: str  # why the last round came to nothing; empty if it did not
 
 
 class ZoneStats(TypedDict):
@@ -38,16 +50,18 @@ class ZoneStats(TypedDict):
     rekeys: int
     handler_ns: int  # nanoseconds
     histogram: list[int]  # element i: faults answered in less than 2^i / 4 µs, the last one: all others
+    auto: AutoState | None  # where the owner lets the host choose the percentage
 
 
 #: No zone has more of these than pages.
 _OF_ITS_PAGES = ("window", "plaintext", "plaintext_max", "standby", "pinned")
-_OTHERS = ("name", "pages", "percent", "open", "histogram")
+_OTHERS = ("name", "pages", "percent", "open", "histogram", "auto")
 _COUNTS = tuple(key for key in ZoneStats.__annotations__ if key not in (*_OF_ITS_PAGES, *_OTHERS))
 
 
-def check(zone: Zone, value: dict[str, Any]) -> ZoneStats:
-    """``value`` as the statistics of ``zone``; what else is in it is left out. Raises ``RealmError``."""
+def check(zone: Zone, value: dict[str, Any], auto: object = None) -> ZoneStats:
+    """``value`` as the statistics of ``zone``; what else is in it is left out. ``auto`` is what the agent says of its
+    bounds. Raises ``RealmError``."""
     pages = zone.memory // PAGE
     _number(zone, value, "pages", pages, at_least=pages)
     _number(zone, value, "percent", 100)
@@ -62,8 +76,23 @@ def check(zone: Zone, value: dict[str, Any]) -> ZoneStats:
         raise _wrong(zone, "histogram")
     if not all(type(count) is int and 0 <= count < COUNT_LIMIT for count in buckets):
         raise _wrong(zone, "histogram")
-    known = {key: value[key] for key in ZoneStats.__annotations__ if key != "name"}
-    return cast("ZoneStats", {"name": zone.name, **known})
+    known = {key: value[key] for key in ZoneStats.__annotations__ if key not in ("name", "auto")}
+    return cast("ZoneStats", {"name": zone.name, **known, "auto": check_auto(zone, auto)})
+
+
+def check_auto(zone: Zone, value: object) -> AutoState | None:
+    """``value`` as what is said of a zone on auto, None for one that is not. Raises ``RealmError``."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or type(value.get("idle")) is not bool:
+        raise _wrong(zone, "bounds")
+    _number(zone, value, "lowest", 100, at_least=1)
+    _number(zone, value, "highest", 100, at_least=value["lowest"])
+    _number(zone, value, "slowdown", 999, at_least=1)
+    if value.get("expected") is not None:
+        _number(zone, value, "expected", 1000)
+    known = {key: value.get(key) for key in AutoState.__annotations__}
+    return cast("AutoState", {**known, "error": plain(value.get("error", ""))})
 
 
 def _number(zone: Zone, value: dict[str, Any], key: str, at_most: int, at_least: int = 0) -> None:

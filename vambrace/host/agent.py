@@ -24,6 +24,7 @@ CHALLENGE = 64
 DETAIL_LIMIT = 200
 #: Seconds: sampling slows a Realm down, and ends by itself.
 SAMPLE_LIMIT = 3600
+OPERATIONS = "identity, attest, encrypt, change, auto, stats, sample, reuse, report"
 REPORTS = ("ready", "running", "succeeded", "failed")
 
 
@@ -90,7 +91,10 @@ class Monitor(Protocol):
 
     def identity(self) -> bytes: ...
     async def attest(self, challenge: bytes) -> bytes: ...
-    async def encrypt(self, message: bytes) -> tuple[int, int]: ...
+    async def encrypt(self, message: bytes) -> dict[str, Any]: ...
+    def change(self, zone: int) -> dict[str, Any] | None: ...
+    async def auto(self, message: bytes) -> None: ...
+    def autos(self) -> list[dict[str, Any] | None]: ...
     async def stats(self) -> list[Any]: ...
     async def sample(self, on: bool, seconds: int) -> None: ...
     async def reuse(self) -> dict[str, Any]: ...
@@ -159,10 +163,18 @@ class AgentPort:
                 return {"token": base64.b64encode(token).decode()}
             case "encrypt":
                 await self._bucket.take(4)
-                zone, percent = await self._monitor.encrypt(_base64(request.get("message")))
-                return {"zone": zone, "percent": percent}
+                return {"change": await self._monitor.encrypt(_base64(request.get("message")))}
+            case "change":
+                zone = request.get("zone")
+                if type(zone) is not int or zone < 0:
+                    raise UsageError("zone must be an integer from 0 up")
+                return {"change": self._monitor.change(zone)}
+            case "auto":
+                await self._bucket.take(4)
+                await self._monitor.auto(_base64(request.get("message")))
+                return {"auto": self._monitor.autos()}
             case "stats":
-                return {"zones": await self._monitor.stats()}
+                return {"zones": await self._monitor.stats(), "auto": self._monitor.autos()}
             case "sample":
                 await self._bucket.take(4)
                 on, seconds = request.get("on"), request.get("seconds", 0)
@@ -178,7 +190,7 @@ class AgentPort:
                     raise UsageError(f"state must be one of {', '.join(REPORTS)}, detail a string")
                 self._monitor.report(state, detail[:DETAIL_LIMIT])
                 return {}
-        raise UsageError("unknown op", hint="known: identity, attest, encrypt, stats, sample, reuse, report")
+        raise UsageError("unknown op", hint=f"known: {OPERATIONS}")
 
 
 def _parse(line: bytes | None) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from typing import Any
 
 from vambrace.attest import owner
 from vambrace.attest.challenge import launch_challenge
-from vambrace.errors import AgentFlood, CapacityError, Conflict, MessageRefused, RealmError, UsageError, VambraceError
+from vambrace.errors import AgentFlood, CapacityError, Conflict, RealmError, UsageError, VambraceError
 from vambrace.host.agent import AgentPort
+from vambrace.host.auto import Auto
 from vambrace.host.lifecycle import Lifecycle, State, require
+from vambrace.host.percent import Percentages
 from vambrace.host.platform import Platform
 from vambrace.host.settings import Settings
 from vambrace.host.standby import Standby
@@ -29,6 +31,8 @@ REM = bytes(32)
 CONSOLE_LIMIT = 256 << 10
 #: Seconds that sampling goes on when nobody ends it in time.
 SAMPLE_GRACE = 30
+#: Seconds in which its owner fetches what was sampled.
+READ_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +74,14 @@ class Realm:
         self.deadline: float | None = None
         self.closers: set[Callable[[], None]] = set()
         self._sampling: asyncio.Task[None] | None = None
+        self._advised = False  # the owner samples
         self._image = image
         self._settings = settings
         self._store = store
         self._platform = platform
         self._standby = standby
-        self._percents = [zone.percent for zone in config.zones]
+        self._percentages = Percentages(config.zones, self._request)
+        self._auto = Auto(config.zones, self._percentages, self._request, lambda: self._advised)
         self._spawning: asyncio.Task[Vmm] | None = None
         self._vmm: Vmm | None = None
         self._saving = asyncio.Lock()
@@ -125,32 +131,40 @@ class Realm:
     async def attest(self, challenge: bytes) -> bytes:
         return await self._platform.token(self._claims(challenge))
 
-    async def encrypt(self, message: bytes) -> tuple[int, int]:
-        """Apply an owner's percentage. The counter is on disk before anything changes: no replay, ever.
+    async def encrypt(self, message: bytes) -> dict[str, Any]:
+        """Begin an owner's change of a percentage, and say how far it is (``Change.as_dict``).
 
-        Raises ``MessageRefused``, ``RealmError``, ``CapacityError`` (then nothing is applied, no counter used).
+        The counter is on disk before anything changes: no replay, ever. Raises ``MessageRefused``, ``RealmError``,
+        ``CapacityError`` (then nothing is applied, no counter used).
         """
         order = owner.verify_percent(
             message, owner=self.config.owner, instance=self._instance, last_counter=self.record.counter
         )
-        if order.zone >= len(self._percents):
-            raise MessageRefused(f"there is no zone {order.zone}")
-        follows = self.config.zones[0].follow
-        if follows and order.zone == 0:
-            raise MessageRefused("the system's zone follows the applications'", hint="name an application's zone")
+        self._percentages.check(order.zone)
         await self._save(counter=order.counter)
-        wanted = list(self._percents)
-        wanted[order.zone] = order.percent
-        if follows:
-            wanted[0] = max(wanted[1:])
-        # The system's share is never below an application's: up before it, down after it.
-        system_first = wanted[0] > self._percents[0]
-        zones = dict.fromkeys((0, order.zone) if system_first else (order.zone, 0))
-        for zone in zones:
-            if zone == order.zone or wanted[zone] != self._percents[zone]:
-                await self._request("encrypt", zone=zone, percent=wanted[zone])
-                self._percents[zone] = wanted[zone]
-        return order.zone, order.percent
+        await self._auto.release(order.zone)
+        return (await self._percentages.begin(order.zone, order.percent, order.counter)).as_dict()
+
+    def change(self, zone: int) -> dict[str, Any] | None:
+        """How far the last order for a zone is, if there was one."""
+        change = self._percentages.change(zone)
+        return change.as_dict() if change else None
+
+    async def auto(self, message: bytes) -> None:
+        """Hold a percentage within the owner's bounds from now on, or not any more. Raises as ``encrypt``."""
+        order = owner.verify_bounds(
+            message, owner=self.config.owner, instance=self._instance, last_counter=self.record.counter
+        )
+        self._percentages.check(order.zone)
+        await self._save(counter=order.counter)
+        if order.bounds is None:
+            await self._auto.release(order.zone)
+        else:
+            self._auto.hold(order.zone, order.bounds)
+
+    def autos(self) -> list[dict[str, Any] | None]:
+        """Of each zone: its bounds and how it is held there, or None."""
+        return self._auto.states()
 
     async def stats(self) -> list[Any]:
         zones = (await self._request("stats")).get("zones")
@@ -161,19 +175,37 @@ class Realm:
     async def sample(self, on: bool, seconds: int) -> None:
         """Begin or end sampling for the owner's adviser: it slows the Realm down, and tells its owner only.
 
-        What began ends by itself a little after ``seconds``, in case nobody is there any more to end it.
+        What began ends by itself a little after ``seconds``, in case nobody is there any more to end it. Raises
+        ``RealmError``, also where sampling would have to wait for a change of percentage.
         """
+        if on and not await self._percentages.free():
+            raise RealmError("a percentage is being changed", hint="ask for advice when that has ended")
         if self._sampling:
             self._sampling.cancel()
             self._sampling = None
-        await self._request("sample", on=on)
         if on:
+            self._advised = True
             self._sampling = asyncio.create_task(self._end_sampling(seconds + SAMPLE_GRACE))
+            await self._request("sample", on=True)
+        elif self._percentages.busy:
+            self._sampling = asyncio.create_task(self._end_sampling(0))
+        else:
+            self._sampling = asyncio.create_task(self._leave_samples())
+            await self._request("sample", on=False)
 
     async def _end_sampling(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         with contextlib.suppress(VambraceError):  # the Realm has ended meanwhile
-            await self._request("sample", on=False)
+            await self._percentages.undisturbed(self._stop_sampling)
+        await self._leave_samples()
+
+    async def _leave_samples(self) -> None:
+        """Nobody samples anew before the owner has read what was sampled."""
+        await asyncio.sleep(READ_SECONDS)
+        self._advised = False
+
+    async def _stop_sampling(self) -> None:
+        await self._request("sample", on=False)
 
     async def reuse(self) -> dict[str, Any]:
         answer = await self._request("reuse")
@@ -208,6 +240,8 @@ class Realm:
         if self._sampling:
             self._sampling.cancel()
         await asyncio.gather(stages, return_exceptions=True)
+        await self._auto.close()
+        await self._percentages.close()
         outcome = await self._outcome
         self.record.reason = outcome.reason
         log.info("realm %s: ends: %s", self.record.uuid, outcome.logged)

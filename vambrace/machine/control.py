@@ -90,11 +90,13 @@ class Control:
             case "start":
                 machine.start()
             case "encrypt":
-                machine.encrypt(_integer(message, "zone"), _integer(message, "percent"))
+                return machine.encrypt(_integer(message, "zone"), _integer(message, "percent")).as_dict()
+            case "change":
+                return machine.change().as_dict()
             case "stats":
                 return {"zones": [stats.as_dict() for stats in machine.stats()]}
             case "sample":
-                machine.sample(_boolean(message, "on"))
+                machine.sample(_boolean(message, "on"), _zones(message))
             case "reuse":
                 zones, fault_ns = machine.reuse()
                 return {"zones": [zone.as_dict() for zone in zones], "fault_ns": fault_ns}
@@ -166,6 +168,13 @@ def _integer(message: dict[str, Any], key: str) -> int:
     value = message.get(key)
     if type(value) is not int:
         raise UsageError(f"{key}: an integer is expected")
+    return value
+
+
+def _zones(message: dict[str, Any]) -> list[int] | None:
+    value = message.get("zones")
+    if value is not None and (not isinstance(value, list) or not all(type(zone) is int for zone in value)):
+        raise UsageError("zones: a list of integers is expected")
     return value
 
 

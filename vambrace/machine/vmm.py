@@ -10,7 +10,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from enum import Enum, auto
 from functools import partial
@@ -19,6 +19,7 @@ from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 from vambrace.errors import ConfigError, UsageError
 from vambrace.kvm import Crashed, Interrupted, MmioRead, MmioWrite, SystemEvent, Vcpu, Vm, abi
 from vambrace.machine import layout
+from vambrace.machine.change import Change, Progress
 from vambrace.machine.plan import BootPlan, plan_boot
 from vambrace.measure import LaunchMeasurement
 from vambrace.pager import Reuse, Window, ZoneStats
@@ -38,6 +39,8 @@ _KICK = signal.SIGUSR1  # makes a vCPU thread leave the kernel
 #: Bytes whose hashing takes longer than to start a thread.
 _WORTH_A_THREAD = 1 << 20
 _JOIN_SECONDS = 2.0
+#: How long whoever asks for a change of percentage waits for it to be done: most are.
+_AT_ONCE_SECONDS = 0.05
 
 StrPath = str | os.PathLike[str]  # no pathlib: it makes the process start later
 P = ParamSpec("P")
@@ -112,6 +115,7 @@ class Machine:
         self._stopping = False
         self._stack = ExitStack()
         self._window: Window | None = None
+        self._change: Change | None = None  # the last one
         self._zones = 0
         self._cpus: tuple[int, ...] = ()
         self._fault_ns = 0  # not measured yet
@@ -195,10 +199,28 @@ class Machine:
         self.state = State.RUNNING
 
     @require(State.LOADED, State.RUNNING)
-    def encrypt(self, zone: int, percent: int) -> None:
-        """Returns when the invariant holds at ``percent``. Raises ``PagerError``."""
+    def encrypt(self, zone: int, percent: int) -> Progress:
+        """Begin to change a zone's percentage, and say how far that is: perhaps it is done.
+
+        Raises ``PagerError``, ``UsageError`` (one change at a time).
+        """
         assert self._window is not None
-        self._window.set_percent(zone, percent)
+        self._check_unchanging()
+        self._change = Change(self._window, zone, percent)
+        self._change.wait(_AT_ONCE_SECONDS)
+        return self._change.progress()
+
+    @require(State.LOADED, State.RUNNING)
+    def change(self) -> Progress:
+        """How far the last change is. Raises ``PagerError`` (it failed), ``UsageError`` (there was none)."""
+        if self._change is None:
+            raise UsageError("no percentage was changed yet")
+        return self._change.progress()
+
+    def _check_unchanging(self) -> None:
+        """The window does one thing after the other, and whoever came second would wait for the first."""
+        if self._change is not None and self._change.under_way:
+            raise UsageError("a percentage is being changed", hint="try again when that has ended")
 
     @require(State.LOADED, State.RUNNING)
     def stats(self) -> list[ZoneStats]:
@@ -207,10 +229,14 @@ class Machine:
         return [self._window.stats(zone) for zone in range(self._zones)]
 
     @require(State.LOADED, State.RUNNING)
-    def sample(self, on: bool) -> None:
-        """Begin to sample how soon pages are touched again, in all zones, or end it. Raises ``PagerError``."""
+    def sample(self, on: bool, zones: Sequence[int] | None = None) -> None:
+        """Begin to sample how soon pages are touched again, in these zones or all, or end it.
+
+        Raises ``PagerError``, ``UsageError`` (while a percentage is being changed).
+        """
         assert self._window is not None
-        for zone in range(self._zones):
+        self._check_unchanging()
+        for zone in range(self._zones) if zones is None else zones:
             self._window.sample(zone, on)
 
     @require(State.LOADED, State.RUNNING)
@@ -326,9 +352,11 @@ class Machine:
             if window.failure() is None:
                 for transport in self._transports:
                     transport.reset()
-            # Threads that wait for a page of a failed window are let go by this.
+            # Threads that wait for a page of a failed window are let go by this, and a change of percentage ends.
             window.close()
             self._stop_threads()
+            if self._change is not None:
+                self._change.wait(_JOIN_SECONDS)
         # What a thread that would not stop may still use is left to the end of the process: the number of a
         # descriptor that is closed soon belongs to something else.
         if any(thread.is_alive() for thread in self._threads()):

@@ -64,14 +64,25 @@ class Monitor:
         reply = self._call("attest", challenge=challenge.hex())
         return base64.b64decode(str(reply.get("token")), validate=True)
 
-    def encrypt(self, message: str) -> dict[str, object]:
-        """Carry the owner's signed ``message`` (base64) to the monitor, which verifies it."""
-        return self._call("encrypt", message=message)
+    def encrypt(self, message: str) -> object:
+        """Carry the owner's signed ``message`` (base64) to the monitor, which verifies it and begins the change.
 
-    def stats(self) -> list[object]:
-        """The statistics of every zone, as the monitor gives them."""
-        zones = self._call("stats").get("zones")
-        return zones if isinstance(zones, list) else []
+        Returns how far it is, as the monitor gives it.
+        """
+        return self._call("encrypt", message=message).get("change")
+
+    def change(self, zone: int) -> object:
+        """How far the last change of a zone's percentage is, as the monitor gives it; None if there was none."""
+        return self._call("change", zone=zone).get("change")
+
+    def auto(self, message: str) -> object:
+        """Carry the owner's signed bounds (base64) to the monitor; returns what is on auto, as it gives it."""
+        return self._call("auto", message=message).get("auto")
+
+    def stats(self) -> dict[str, object]:
+        """The statistics of every zone and what is on auto, as the monitor gives them."""
+        reply = self._call("stats")
+        return {"zones": reply.get("zones"), "auto": reply.get("auto")}
 
     def sample(self, on: bool, seconds: int) -> None:
         """Have the monitor begin sampling how soon pages are touched again, for so long at most, or end it."""

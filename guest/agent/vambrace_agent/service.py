@@ -126,14 +126,16 @@ class Service:
         return {}, b""
 
     def encrypt(self, request: Reply) -> tuple[Reply, bytes]:
-        message = request.get("message")
-        if not isinstance(message, str) or len(message) > MAX_MESSAGE or not message.isascii():
-            raise AgentError("message: a base64 string is expected")
-        reply = self._monitor.encrypt(message)
-        return {"zone": reply.get("zone"), "percent": reply.get("percent")}, b""
+        return {"change": self._monitor.encrypt(_message(request))}, b""
+
+    def auto(self, request: Reply) -> tuple[Reply, bytes]:
+        return {"auto": self._monitor.auto(_message(request))}, b""
+
+    def change(self, request: Reply) -> tuple[Reply, bytes]:
+        return {"change": self._monitor.change(_integer(request, "zone"))}, b""
 
     def stats(self, _request: Reply) -> tuple[Reply, bytes]:
-        return {"zones": self._monitor.stats()}, b""
+        return self._monitor.stats(), b""
 
     def sample(self, request: Reply) -> tuple[Reply, bytes]:
         on = request.get("on")
@@ -184,6 +186,8 @@ HANDLERS: dict[str, Handler] = {
     "result": Service.result,
     "collected": Service.collect,
     "encrypt": Service.encrypt,
+    "change": Service.change,
+    "auto": Service.auto,
     "stats": Service.stats,
     "sample": Service.sample,
     "reuse": Service.reuse,
@@ -192,6 +196,13 @@ HANDLERS: dict[str, Handler] = {
 
 def _refusal(error: str) -> Reply:
     return {"ok": False, "error": error}
+
+
+def _message(request: Reply) -> str:
+    message = request.get("message")
+    if not isinstance(message, str) or len(message) > MAX_MESSAGE or not message.isascii():
+        raise AgentError("message: a base64 string is expected")
+    return message
 
 
 def _integer(request: Reply, key: str) -> int:

@@ -52,11 +52,14 @@ class Vmm:
         self.environment: list[str] = hello["environment"]
         self._number = 0
         self._lines = b""
+        self.seen: list[dict[str, Any]] = []
 
     async def request(self, op: str) -> dict[str, Any]:
-        """The daemon's next request, which must be ``op``."""
-        packet = await soon(asyncio.get_running_loop().sock_recv(self.stream, 1 << 17))
-        request: dict[str, Any] = json.loads(packet)
+        """The daemon's next request, which must be ``op``; looks at a change, at its own pace, are left out."""
+        request: dict[str, Any] = {"op": "change"}
+        while request["op"] == "change" != op:
+            packet = await soon(asyncio.get_running_loop().sock_recv(self.stream, 1 << 17))
+            request = json.loads(packet)
         assert request["op"] == op, request
         return request
 
@@ -76,6 +79,19 @@ class Vmm:
         line, self._lines = self._lines.split(b"\n", 1)
         reply: dict[str, Any] = json.loads(line)
         return reply
+
+    async def hear_of(self, op: str) -> dict[str, Any]:
+        """The monitor's next reply to the agent; ``seen`` has the daemon's requests ``op`` that came before."""
+        while not self._lines:
+            packet = await soon(asyncio.get_running_loop().sock_recv(self.stream, 1 << 17))
+            request = json.loads(packet)
+            if request["op"] == "agent":
+                self._lines += base64.b64decode(request["data"])
+            elif request["op"] == op:
+                self.seen.append(request)
+            else:
+                assert request["op"] == "change", request
+        return await self.hear()
 
     async def tell(self, op: str, **arguments: Any) -> int:
         self._number += 1

@@ -11,12 +11,13 @@ from typing import Any
 
 import cbor2
 import pytest
-from harness import Daemon, Vmm, run
+from harness import Daemon, Vmm, alive, run
 from harness_certificates import Certificates
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vambrace.errors import AgentFlood
+from vambrace.host import percent
 from vambrace.host.agent import LINE_LIMIT, Bucket, LineBuffer
 
 
@@ -70,7 +71,8 @@ def test_percentage_and_following_system(tmp_path: Path, certificates: Certifica
         # Up: the system first. Down: the system last, and only as far as the highest application.
         asked, reply = await changes_of(vmm, owner.percent(1, 95, 1), 2)
         assert asked == [(0, 95), (1, 95)]
-        assert (reply["zone"], reply["percent"]) == (1, 95)
+        change = {"zone": 1, "percent": 95, "counter": 1, "state": "done", "working": 1, "left": 0, "total": 0}
+        assert reply["change"] == change | {"error": "", "hint": ""}
         assert (await changes_of(vmm, owner.percent(2, 50, 2), 1))[0] == [(2, 50)]
         assert (await changes_of(vmm, owner.percent(1, 20, 3), 2))[0] == [(1, 20), (0, 50)]
         record = json.loads((daemon.settings.state / "realms" / f"{handle}.json").read_bytes())
@@ -124,8 +126,171 @@ def test_window_that_fails(tmp_path: Path, certificates: Certificates) -> None:
         _, vmm, owner = await begin(daemon, script={"encrypt": "error"})
         asked, reply = await changes_of(vmm, owner.percent(2, 40, 1), 1)
         assert asked == [(2, 40)]
-        assert not reply["ok"]
+        assert reply["change"]["state"] == "failed"
+        assert (reply["change"]["error"], reply["change"]["hint"]) == ("encrypt fails", "a test")
         assert (await vmm.ask("encrypt", message=owner.percent(2, 40, 1)))["ok"] is False, "replayed"
+
+    run(tmp_path, certificates, test)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No reply waits for a change, and the daemon looks at one often."""
+    monkeypatch.setattr(percent, "AT_ONCE_SECONDS", 0.0)
+    monkeypatch.setattr(percent, "POLL_SECONDS", 0.01)
+
+
+async def until(vmm: Vmm, zone: int, state: str) -> dict[str, Any]:
+    """What the agent is told of the zone's change, once it is in this state."""
+    async with asyncio.timeout(10):
+        while True:
+            change: dict[str, Any] = (await vmm.ask("change", zone=zone))["change"]
+            if change["state"] == state:
+                return change
+            assert change["state"] in ("waiting", "running"), change
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_change_that_takes_long(tmp_path: Path, certificates: Certificates) -> None:
+    """It goes on by itself, the system's zone first; meanwhile the agent is answered, and says how far it is."""
+
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, owner = await begin(daemon, script={"encrypt": "slow"})
+        assert (await vmm.ask("change", zone=1))["change"] is None
+        await vmm.tell("encrypt", message=owner.percent(1, 95, 1))
+        reply = await vmm.hear_of("encrypt")
+        assert reply["change"]["state"] in ("waiting", "running")
+        record = json.loads((daemon.settings.state / "realms" / f"{handle}.json").read_bytes())
+        assert record["counter"] == 1, "before anything changed"
+        assert [(one["zone"], one["percent"]) for one in vmm.seen] == [(0, 95)], "the application's is not begun"
+        assert (await vmm.ask("identity"))["ok"]
+        await vmm.tell("stats")
+        await vmm.request("stats")
+        assert (await vmm.hear())["zones"]
+        second = await vmm.request("encrypt")
+        assert (second["zone"], second["percent"]) == (1, 95)
+        change = await until(vmm, 1, "done")
+        assert (change["working"], change["left"], change["total"]) == (1, 0, 400)
+
+    run(tmp_path, certificates, test)
+
+
+@pytest.mark.usefixtures("quick")
+def test_orders_wait_for_their_turn(tmp_path: Path, certificates: Certificates) -> None:
+    """One zone after the other; the last order for a zone counts, and the same one again joins the one under way."""
+
+    async def test(daemon: Daemon) -> None:
+        _, vmm, owner = await begin(daemon, script={"encrypt": "slow"}, follow=False)
+        await vmm.tell("encrypt", message=owner.percent(1, 95, 1))
+        await vmm.hear_of("encrypt")
+        for counter, (zone, wanted) in enumerate(((2, 60), (2, 70), (1, 95)), 2):
+            change = (await vmm.ask("encrypt", message=owner.percent(zone, wanted, counter)))["change"]
+            assert change["counter"] == counter and change["state"] == ("waiting" if zone == 2 else "running")
+        asked = await vmm.request("encrypt")
+        assert (asked["zone"], asked["percent"]) == (2, 70), "60 was overtaken"
+        assert (await until(vmm, 2, "done"))["percent"] == 70
+        assert (await until(vmm, 1, "done"))["counter"] == 4
+
+    run(tmp_path, certificates, test)
+
+
+@pytest.mark.usefixtures("quick")
+def test_orders_do_not_pile_up(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        _, vmm, owner = await begin(daemon, script={"encrypt": "stuck"}, follow=False)
+        await vmm.tell("encrypt", message=owner.percent(1, 95, 1))
+        await vmm.hear_of("encrypt")
+        for counter in range(2, percent.WAITING + 1):
+            assert (await vmm.ask("encrypt", message=owner.percent(2, counter, counter)))["ok"]
+        more = owner.percent(2, 99, 99)
+        for _ in range(2):
+            reply = await vmm.ask("encrypt", message=more)
+            assert "too many changes" in reply["error"], "and its counter is not used"
+
+    run(tmp_path, certificates, test)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_change_that_fails_half_way(tmp_path: Path, certificates: Certificates) -> None:
+    """The VMM takes it on, and says later why it is impossible; the counter is used, the zones are as they were."""
+
+    async def test(daemon: Daemon) -> None:
+        _, vmm, owner = await begin(daemon, script={"encrypt": "slow", "change": "error"})
+        await vmm.tell("encrypt", message=owner.percent(2, 40, 1))
+        await vmm.hear_of("encrypt")
+        change = await until(vmm, 2, "failed")
+        assert (change["error"], change["hint"], change["left"]) == ("change fails", "a test", 0)
+        assert not (await vmm.ask("encrypt", message=owner.percent(2, 40, 1)))["ok"], "replayed"
+        # Another one, with the system's before it, which fails: the application's is not begun.
+        await vmm.tell("encrypt", message=owner.percent(1, 95, 2))
+        await vmm.hear_of("encrypt")
+        await until(vmm, 1, "failed")
+        assert [(one["zone"], one["percent"]) for one in vmm.seen] == [(2, 40), (0, 95)]
+
+    run(tmp_path, certificates, test)
+
+
+@pytest.mark.parametrize("end", ["the VMM dies", "destroyed", "the guest ends"])
+@pytest.mark.usefixtures("quick")
+def test_a_realm_that_ends_while_it_is_changed(tmp_path: Path, certificates: Certificates, end: str) -> None:
+    async def test(daemon: Daemon) -> None:
+        script = {"encrypt": "stuck", **({"stats": "die"} if end == "the VMM dies" else {})}
+        handle, vmm, owner = await begin(daemon, script=script)
+        await vmm.tell("encrypt", message=owner.percent(1, 95, 1))
+        assert (await vmm.hear_of("encrypt"))["ok"]
+        await vmm.ask("encrypt", message=owner.percent(2, 50, 2))  # waits
+        if end == "the VMM dies":
+            await vmm.tell("stats")
+        elif end == "destroyed":
+            await daemon.call("DELETE", f"/v1/realms/{handle}")
+            await vmm.request("destroy")
+        else:
+            await vmm.emit(event="ended", reason="poweroff", detail="", ran=1.0)
+        await daemon.state(handle, "destroyed" if end == "destroyed" else "failed")
+        assert not alive(vmm.pid)
+        assert (await daemon.get("/v1/host")).json["realms"] == 0
+
+    run(tmp_path, certificates, test)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_vmm_that_does_not_say_how_far_it_is(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, owner = await begin(daemon, script={"encrypt": "lies"})
+        await vmm.tell("encrypt", message=owner.percent(2, 40, 1))
+        await vmm.hear_of("encrypt")
+        assert "does not say how far" in (await until(vmm, 2, "failed"))["error"]
+        await daemon.state(handle, "running")
+
+    run(tmp_path, certificates, test)
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_sampling_while_a_percentage_changes(tmp_path: Path, certificates: Certificates) -> None:
+    """It would wait for the change, and the VMM with it. To end it is noted, and done afterwards."""
+
+    async def test(daemon: Daemon) -> None:
+        _, vmm, owner = await begin(daemon, script={"encrypt": "slow"}, follow=False)
+        await vmm.tell("sample", on=True, seconds=10)
+        await vmm.request("sample")
+        assert (await vmm.hear())["ok"]
+        await vmm.tell("encrypt", message=owner.percent(1, 95, 1))
+        await vmm.hear_of("encrypt")
+        assert "being changed" in (await vmm.ask("sample", on=True, seconds=5))["error"]
+        assert (await vmm.ask("sample", on=False))["ok"]
+        assert (await vmm.request("sample"))["on"] is False
+        assert (await until(vmm, 1, "done"))["percent"] == 95
+
+    run(tmp_path, certificates, test)
+
+
+def test_no_such_change(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        _, vmm, _ = await begin(daemon)
+        assert (await vmm.ask("change", zone=99))["change"] is None
+        for zone in (-1, "1", None, True, 1.0, [1]):
+            assert not (await vmm.ask("change", zone=zone))["ok"]
 
     run(tmp_path, certificates, test)
 

@@ -1,21 +1,25 @@
 """What each percentage would cost an application: the miss-ratio curve of its memory, times the price of a fault.
 
+The owner's adviser shows it, and the daemon sets percentages by it where the owner has ordered that.
+
 Sampling (core/sample.h) tells after how many other pages a page is touched again. With a window of fewer pages than
 that, the touch would have been a miss under LRU, to which the window's own policy comes near (docs/performance.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vambrace.client.channel import OTHER_VERSION
-from vambrace.client.zones import ZoneStats
 from vambrace.errors import RealmError
 
 #: Counts of reuse, by the distance in percent of the zone.
 DISTANCES = 101
 MAXIMUM = 1 << 62
+#: With fewer touches of sampled pages the curve is noise.
+ENOUGH = 200
+OTHER_VERSION = "image and host are perhaps of different versions of vambrace"
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,11 @@ class Advice:
     fault: float
     misses: tuple[float, ...]
 
+    @property
+    def tells(self) -> bool:
+        """Whether enough was sampled: a zone that was idle tells nothing."""
+        return self.touches >= ENOUGH
+
     def share(self, percent: int) -> float:
         """The share of a vCPU's time, 0 up to below 1, that would go into faults at ``percent``.
 
@@ -43,18 +52,21 @@ class Advice:
         return max(percent for percent in range(101) if self.share(percent) <= slowdown)
 
 
-def advice(stats: ZoneStats, sampled: dict[str, Any], fault_ns: object) -> Advice:
-    """From a zone's statistics, and samples and cost as the agent sent them. Raises RealmError: they are none."""
-    counts = sampled.get("reuse")
-    if not isinstance(counts, list) or len(counts) != DISTANCES:
-        raise RealmError("the Realm's samples are not understood", hint=OTHER_VERSION)
+def advise(zone: str, stats: Mapping[str, Any], sampled: object, fault_ns: object) -> Advice:
+    """From a zone's statistics that were checked, and samples and cost as they came: from a Realm, or from a VMM.
+
+    Raises RealmError: they are none.
+    """
+    counts = sampled.get("reuse") if isinstance(sampled, dict) else None
+    if not isinstance(sampled, dict) or not isinstance(counts, list) or len(counts) != DISTANCES:
+        raise RealmError("the samples are not understood", hint=OTHER_VERSION)
     numbers = [fault_ns, *(sampled.get(key) for key in ("shift", "ns", "touches")), *counts]
     if any(type(number) is not int or not 0 <= number < MAXIMUM for number in numbers):
-        raise RealmError("the Realm's samples are not numbers", hint=OTHER_VERSION)
+        raise RealmError("the samples are not numbers", hint=OTHER_VERSION)
     fault, shift, elapsed, touches = (number for number in numbers[:4] if isinstance(number, int))
     if shift > 31 or not elapsed:
-        raise RealmError("the Realm's samples are out of range", hint=OTHER_VERSION)
+        raise RealmError("the samples are out of range", hint=OTHER_VERSION)
     seconds = elapsed / 1e9
     # At p percent the window has 100 − p of the zone: what comes back from farther is a miss.
     misses = tuple(sum(counts[100 - p :]) * 2**shift / seconds if p else 0.0 for p in range(101))
-    return Advice(stats["name"], stats["percent"], stats["pages"], touches, fault / 1e9, misses)
+    return Advice(zone, stats["percent"], stats["pages"], touches, fault / 1e9, misses)

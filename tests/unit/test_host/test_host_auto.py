@@ -1,0 +1,611 @@
+"""Percentages that the host holds within an owner's bounds: what it decides, and the loop around a fake VMM."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Daemon, Vmm, run
+from harness_certificates import Certificates
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vambrace.advice import Advice
+from vambrace.attest.owner import Bounds, OwnerIdentity
+from vambrace.errors import RealmError
+from vambrace.host import auto, realm
+from vambrace.host.auto import DOWN, UP, Auto, Regulator
+from vambrace.host.percent import Percentages
+from vambrace.machine.control import Control
+from vambrace.machine.vmm import State
+from vambrace.pager import Window
+from vambrace.realm import Zone
+
+MIB = 1 << 20
+BOUNDS = Bounds(30, 90, 50)
+
+
+def curve(knee: int, percent: int, *, above: float = 1e6, below: float = 0.0) -> Advice:
+    """Faults per second: ``below`` up to ``knee`` percent, ``above`` beyond it; each costs 10 µs."""
+    misses = tuple(0.0 if p == 0 else above if p > knee else below for p in range(101))
+    return Advice("analysis", percent, 4096, 1000, 1e-5, misses)
+
+
+# --- the decision ---------------------------------------------------------------------------------------------
+
+
+def test_it_goes_up_in_steps_where_two_rounds_agree_and_stays() -> None:
+    regulator, now = Regulator(BOUNDS), 40
+    seen = []
+    for _ in range(8):
+        now = regulator.next(curve(73, now))
+        seen.append(now)
+    assert seen == [40, 50, 60, 70, 73, 73, 73, 73]
+
+
+def test_it_goes_down_in_larger_steps_at_once() -> None:
+    regulator, now = Regulator(BOUNDS), 90
+    seen = []
+    for _ in range(5):
+        now = regulator.next(curve(35, now))
+        seen.append(now)
+    assert seen == [70, 50, 35, 35, 35]
+
+
+def test_one_round_that_saw_little_changes_nothing() -> None:
+    regulator = Regulator(BOUNDS)
+    for knee in (50, 88, 50, 88, 50):
+        assert regulator.next(curve(knee, 50)) == 50
+    regulator.next(curve(88, 50))
+    regulator.rest()
+    assert regulator.next(curve(88, 50)) == 50, "nor do two with an idle one between"
+    assert regulator.next(curve(88, 50)) == 60
+
+
+def test_there_is_a_band_in_which_nothing_changes() -> None:
+    """Between three quarters of the slowdown and all of it: neither up nor down."""
+    for share in (0.039, 0.045, 0.049):
+        misses = share / (1 - share) / 1e-5
+        regulator = Regulator(BOUNDS)
+        for _ in range(4):
+            assert regulator.next(curve(100, 60, below=misses)) == 60
+    regulator = Regulator(BOUNDS)
+    assert regulator.next(curve(100, 60, below=0.051 / 0.949 / 1e-5)) == 60 - DOWN
+
+
+def test_bounds_count_more_than_any_sample() -> None:
+    assert Regulator(BOUNDS).next(curve(0, 35)) == 30
+    assert Regulator(BOUNDS).next(curve(0, 30)) == 30
+    assert Regulator(BOUNDS).next(curve(100, 90)) == 90
+    assert Regulator(Bounds(60, 60, 50)).next(curve(0, 60)) == 60
+
+
+#: Faults per second at each percentage, rising: from what is added at a few of them.
+STEPS = st.dictionaries(st.integers(1, 100), st.floats(0, 1e7), max_size=5)
+BOTH = st.tuples(st.integers(1, 100), st.integers(1, 100)).map(sorted)
+
+
+def rising(steps: dict[int, float]) -> tuple[float, ...]:
+    return tuple(sum(more for percent, more in steps.items() if percent <= p) for p in range(101))
+
+
+@given(st.lists(STEPS, min_size=1, max_size=6), BOTH, st.integers(1, 999), st.integers(0, 100))
+def test_whatever_the_samples_say(rounds: list[dict[int, float]], limits: list[int], slowdown: int, first: int) -> None:
+    """Within the bounds, in limited steps, never up where it is too slow and never down where it is not."""
+    bounds = Bounds(limits[0], limits[1], slowdown)
+    regulator = Regulator(bounds)
+    now = regulator.within(first)
+    for steps in rounds:
+        found = Advice("x", now, 4096, 1000, 1e-5, rising(steps))
+        then = regulator.next(found)
+        assert bounds.lowest <= then <= bounds.highest
+        assert -DOWN <= then - now <= UP
+        too_slow = found.share(now) > slowdown / 1000
+        assert then <= now if too_slow else then >= now
+        assert then == bounds.lowest or found.share(then) <= slowdown / 1000 or too_slow
+        now = then
+
+
+@given(STEPS, BOTH, st.integers(1, 999), st.integers(1, 100))
+def test_it_comes_to_rest(steps: dict[int, float], limits: list[int], slowdown: int, first: int) -> None:
+    """The same samples again and again: after some rounds nothing changes, and no higher percentage is possible."""
+    bounds = Bounds(limits[0], limits[1], slowdown)
+    regulator, misses = Regulator(bounds), rising(steps)
+    now, seen = regulator.within(first), []
+    for _ in range(40):
+        now = regulator.next(Advice("x", now, 4096, 1000, 1e-5, misses))
+        seen.append(now)
+    assert len(set(seen[-20:])) == 1
+    found = Advice("x", now, 4096, 1000, 1e-5, misses)
+    assert now == bounds.lowest or found.share(now) <= slowdown / 1000
+    assert now == bounds.highest or found.share(now + 1) > 0.75 * slowdown / 1000
+
+
+# --- the loop -------------------------------------------------------------------------------------------------
+
+
+class Zones:
+    """A VMM of two zones, as the daemon sees it: an application that uses its pages in a circle.
+
+    ``knee``: up to which percentage these fit into the window; ``idle``: it does not use them now.
+    """
+
+    def __init__(self, knee: int) -> None:
+        self.knee, self.idle = knee, False
+        self.percents = [80, 40]
+        self.faults = 1000
+        self.asked: list[tuple[str, Any]] = []
+        self.fails: dict[str, str] = {}
+        self.lies: dict[str, Any] = {}
+        self.sampling = False
+
+    async def request(self, op: str, **arguments: Any) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        self.asked.append((op, arguments))
+        if op in self.fails:
+            raise RealmError(self.fails[op], hint="a hint")
+        if op == "encrypt":
+            self.percents[arguments["zone"]] = arguments["percent"]
+            return {"done": True}
+        if op == "sample":
+            self.sampling = arguments["on"]
+            self.faults += 0 if self.idle else 7
+            return {}
+        if op == "stats":
+            self.faults += 0 if self.idle else 5
+            return {"zones": [{"faults": 3}, {"faults": self.faults}]} | self.lies
+        assert op == "reuse"
+        touches, counts = 0 if self.idle else 100_000, [0] * 101
+        if self.knee < 100:
+            counts[99 - self.knee] = touches
+        one = {"on": False, "shift": 4, "ns": 2 * 10**9, "touches": touches, "reuse": counts}
+        return {"zones": [one, one], "fault_ns": 10_000} | self.lies
+
+    def count(self, op: str) -> int:
+        return sum(asked == op for asked, _ in self.asked)
+
+
+class World:
+    """The loop of one Realm, at a pace for tests."""
+
+    def __init__(self, knee: int, *, follow: bool = True) -> None:
+        self.vmm = Zones(knee)
+        zones = (Zone("system", 96 * MIB, 80, follow), Zone("analysis", 16 * MIB, 40))
+        self.percentages = Percentages(zones, self.vmm.request)
+        self.percentages.current = list(self.vmm.percents)
+        self.advised = False
+        self.auto = Auto(zones, self.percentages, self.vmm.request, lambda: self.advised)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        state = self.auto.states()[1]
+        assert state is not None
+        return state
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.002)
+
+    async def rounds(self, count: int) -> None:
+        """So many pauses of the loop's."""
+        await asyncio.sleep(count * (auto.PAUSE_SECONDS + auto.SAMPLE_SECONDS))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "SAMPLE_SECONDS", 0.005)
+    monkeypatch.setattr(auto, "PAUSE_SECONDS", 0.01)
+
+
+def play(test: Callable[[World], Awaitable[None]], knee: int = 73, **options: Any) -> None:
+    async def body() -> None:
+        world = World(knee, **options)
+        try:
+            await test(world)
+        finally:
+            await world.auto.close()
+            await world.percentages.close()
+        assert not world.auto._tasks and not world.percentages._tasks
+
+    asyncio.run(body())
+
+
+def test_it_converges_and_follows_what_changes() -> None:
+    """Up to where the pages fit; down when more are used; the system's zone with it, never below."""
+
+    async def test(world: World) -> None:
+        world.auto.hold(1, BOUNDS)
+        await world.until(lambda: world.vmm.percents[1] == 73)
+        assert world.vmm.percents == [73, 73]
+        await world.rounds(5)
+        assert world.vmm.percents == [73, 73] and world.state["expected"] == 0
+        world.vmm.knee = 45
+        await world.until(lambda: world.vmm.percents[1] == 45)
+        assert world.state == {**world.state, "idle": False, "error": "", "lowest": 30, "highest": 90, "slowdown": 50}
+        values = [asked["percent"] for op, asked in world.vmm.asked if op == "encrypt" and asked["zone"] == 1]
+        assert values == [50, 60, 70, 73, 53, 45]
+        current = [80, 40]
+        for op, asked in world.vmm.asked:
+            if op == "encrypt":
+                current[asked["zone"]] = asked["percent"]
+                assert current[0] >= current[1]
+        samples = [asked for op, asked in world.vmm.asked if op == "sample"]
+        assert all(asked["zones"] == [1] for asked in samples), "nobody else's zone is slowed"
+        assert [asked["on"] for asked in samples[:4]] == [True, False, True, False]
+
+    play(test)
+
+
+@pytest.mark.parametrize(("knee", "end"), [(0, 30), (100, 90)])
+def test_bounds_are_kept(knee: int, end: int) -> None:
+    async def test(world: World) -> None:
+        world.auto.hold(1, BOUNDS)
+        await world.until(lambda: world.vmm.percents[1] == end)
+        await world.rounds(5)
+        assert world.vmm.percents[1] == end
+
+    play(test, knee)
+
+
+def test_what_is_outside_is_brought_in_first() -> None:
+    async def test(world: World) -> None:
+        world.auto.hold(1, Bounds(60, 70, 50))
+        await world.until(lambda: world.vmm.count("sample") > 0)
+        assert world.vmm.percents[1] == 60, "before anything is sampled"
+        world.auto.hold(1, Bounds(41, 50, 50))
+        await world.until(lambda: world.vmm.percents[1] == 50)
+        assert world.state["highest"] == 50
+
+    play(test)
+
+
+def test_an_idle_zone_is_left_alone() -> None:
+    """One look at it, then nothing at all is sampled, until it has faults again."""
+
+    async def test(world: World) -> None:
+        world.vmm.idle = True
+        world.auto.hold(1, BOUNDS)
+        await world.until(lambda: world.state["idle"])
+        sampled = world.vmm.count("sample")
+        await world.rounds(10)
+        assert world.vmm.count("sample") == sampled == 2 and world.vmm.percents[1] == 40
+        assert world.state["expected"] is None
+        world.vmm.idle = False
+        await world.until(lambda: world.vmm.percents[1] == 73)
+        assert not world.state["idle"]
+
+    play(test)
+
+
+def test_errors_leave_the_percentage_and_are_seen() -> None:
+    async def test(world: World) -> None:
+        world.auto.hold(1, BOUNDS)
+        await world.until(lambda: world.vmm.percents[1] == 73)
+        world.vmm.knee = 50
+        for op in ("sample", "reuse", "encrypt"):
+            world.vmm.fails = {op: f"{op} fails"}
+            await world.until(lambda op=op: world.state["error"] == f"{op} fails")  # type: ignore[misc]
+            assert world.vmm.percents[1] == 73
+            world.vmm.fails = {}
+            if op != "encrypt":
+                world.vmm.knee = 73
+                await world.until(lambda: not world.state["error"])
+                world.vmm.knee = 50
+        await world.until(lambda: world.vmm.percents[1] <= 53)
+
+    play(test)
+
+
+@pytest.mark.parametrize(
+    "lies",
+    [
+        {"zones": None},
+        {"zones": [{}]},
+        {"zones": [{}, []]},
+        {"zones": [{}, {"faults": -1}]},
+        {"zones": [{}, {"reuse": [0] * 5, "faults": True}]},
+        {"zones": [{}, {"shift": 4, "ns": 0, "touches": 500, "reuse": [9] * 101, "faults": "7"}]},
+        {"fault_ns": -1},
+        {"fault_ns": 1 << 70},
+    ],
+)
+def test_samples_that_are_none_are_an_error(lies: dict[str, Any]) -> None:
+    """The VMM faces a hostile guest: what it says is checked."""
+
+    async def test(world: World) -> None:
+        world.vmm.lies = lies
+        world.auto.hold(1, BOUNDS)
+        await world.until(lambda: world.state["error"] != "")
+        assert world.vmm.percents[1] == 40
+
+    play(test)
+
+
+def test_released_it_stays_as_it_is() -> None:
+    """Also in the middle of a round: sampling ends, and nothing is changed any more."""
+
+    async def test(world: World) -> None:
+        world.auto.hold(1, BOUNDS)
+        await world.until(lambda: world.vmm.sampling)
+        await world.auto.release(1)
+        assert not world.vmm.sampling and world.auto.states() == [None, None]
+        asked = len(world.vmm.asked)
+        await world.rounds(5)
+        assert len(world.vmm.asked) == asked and world.vmm.percents[1] == 40
+        await world.auto.release(1)  # once more does no harm
+
+    play(test)
+
+
+def test_its_change_that_waits_is_given_up() -> None:
+    """What was decided before the owner ordered otherwise does not come after it."""
+
+    async def test(world: World) -> None:
+        world.auto.hold(1, BOUNDS)
+        async with world.percentages._turn:
+            pass
+        blocked = asyncio.Event()
+
+        async def block() -> None:
+            await blocked.wait()
+
+        await world.until(lambda: world.vmm.percents[1] == 50)
+        blocking = asyncio.create_task(world.percentages.undisturbed(block))
+        await world.rounds(3)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await world.auto.release(1)
+        at = world.vmm.percents[1]
+        blocked.set()
+        await blocking
+        await world.rounds(3)
+        assert world.vmm.percents[1] == at and not world.vmm.sampling
+
+    play(test)
+
+
+def test_the_owner_s_adviser_goes_first() -> None:
+    """While the owner samples, nobody else begins or ends it."""
+
+    async def test(world: World) -> None:
+        world.advised = True
+        world.auto.hold(1, BOUNDS)
+        await world.rounds(5)
+        assert world.vmm.count("sample") == world.vmm.count("reuse") == 0
+        world.advised = False
+        await world.until(lambda: world.vmm.sampling)
+        world.advised = True
+        before = world.vmm.count("sample")
+        await world.rounds(5)
+        assert world.vmm.count("sample") == before and world.vmm.sampling
+
+    play(test)
+
+
+# --- with a real window ---------------------------------------------------------------------------------------
+
+
+class Program(threading.Thread):
+    """Touches ``used`` pages in a circle, again and again."""
+
+    def __init__(self, memory: memoryview, used: int) -> None:
+        super().__init__(daemon=True)
+        self.memory, self.used, self.ends = memory, used, False
+
+    def run(self) -> None:
+        while not self.ends:
+            for page in range(self.used):
+                self.memory[page * 4096] = 1
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_program_whose_working_set_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the VMM's own machine and window, real samples and the measured cost of a fault."""
+    monkeypatch.setattr(auto, "SAMPLE_SECONDS", 0.2)
+    pages = 4096
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control = Control(theirs)
+    machine = control._machine
+    window = machine._window = Window([(64, 40), (pages, 40)], bytes(32), bytes(range(16)))
+    machine._zones, machine.state = 2, State.LOADED
+    zones = (Zone("system", 96 * MIB, 40, True), Zone("analysis", pages << 12, 40))
+    program, again = (Program(window.memory()[64 << 12 :], used) for used in (pages // 4, pages // 8))
+
+    async def request(op: str, **arguments: Any) -> dict[str, Any]:
+        message = {"op": op, **arguments}
+        return json.loads(json.dumps(await asyncio.to_thread(control._serve, message)))  # type: ignore[no-any-return]
+
+    async def body() -> None:
+        percentages = Percentages(zones, request)
+        holding = Auto(zones, percentages, request, lambda: False)
+        holding.hold(1, Bounds(30, 90, 50))
+        try:
+            async with asyncio.timeout(60):
+                while not 68 <= percentages.current[1] <= 76:  # a quarter is used
+                    await asyncio.sleep(0.05)
+                program.used = pages * 6 // 10
+                while percentages.current[1] > 41 or percentages.current[0] != percentages.current[1]:
+                    await asyncio.sleep(0.05)
+                program.ends = True
+                while not (state := holding.states()[1]) or not state["idle"]:
+                    await asyncio.sleep(0.05)
+                # Used again, it has faults, although all that is used is in the window: this is how it is noticed.
+                again.start()
+                while (state := holding.states()[1]) is None or state["idle"]:
+                    await asyncio.sleep(0.05)
+        finally:
+            program.ends = again.ends = True
+            await holding.close()
+            await percentages.close()
+
+    with ours, theirs:
+        program.start()
+        try:
+            asyncio.run(body())
+            assert window.stats(1).percent == window.stats(0).percent >= 30
+        finally:
+            for thread in (program, again):
+                thread.ends = True
+                if thread.ident is not None:
+                    thread.join(10)
+                thread.memory.release()
+            machine.close()
+
+
+# --- through the daemon ---------------------------------------------------------------------------------------
+
+
+def text(message: bytes) -> str:
+    return base64.b64encode(message).decode()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No round comes while the agent talks."""
+    monkeypatch.setattr(auto, "PAUSE_SECONDS", 1000.0)
+    yield
+
+
+async def begin(daemon: Daemon, **changes: Any) -> tuple[str, Vmm, bytes]:
+    handle, vmm = await daemon.running(**changes)
+    return handle, vmm, bytes.fromhex((await daemon.get(f"/v1/realms/{handle}")).json["instance"])
+
+
+async def first_round(vmm: Vmm) -> None:
+    """The fake VMM's samples are none: the round ends with an error."""
+    for on in (True, False):
+        assert (await vmm.request("sample"))["on"] is on
+    await vmm.request("reuse")
+
+
+@pytest.mark.usefixtures("slow")
+def test_bounds_through_the_agent(tmp_path: Path, certificates: Certificates) -> None:
+    """The owner's message is verified, its counter kept, the percentage brought within; stats show it, the API not."""
+
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, instance = await begin(daemon)  # system 80, analysis 80, report 30
+        sign = certificates.owner.sign_bounds
+        before = (await daemon.get(f"/v1/realms/{handle}")).body
+        await vmm.tell("auto", message=text(sign(instance, 2, Bounds(40, 90, 50), 5)))
+        reply = await vmm.hear()
+        held = {"lowest": 40, "highest": 90, "slowdown": 50, "idle": False, "expected": None, "error": ""}
+        assert reply["auto"] == [None, None, held]
+        asked = await vmm.request("encrypt")
+        assert (asked["zone"], asked["percent"]) == (2, 40)
+        await first_round(vmm)
+        await vmm.tell("stats")
+        await vmm.request("stats")
+        shown = await vmm.hear()
+        assert shown["zones"] and shown["auto"][2]["error"] == "the VMM speaks of other zones than there are"
+        assert (await daemon.get(f"/v1/realms/{handle}")).body == before
+        record = json.loads((daemon.settings.state / "realms" / f"{handle}.json").read_bytes())
+        assert record["counter"] == 5
+        assert (await vmm.ask("auto", message=text(sign(instance, 2, None, 6))))["auto"] == [None, None, None]
+
+    run(tmp_path, certificates, test)
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_plain_percentage_ends_it(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        _, vmm, instance = await begin(daemon)
+        owner = certificates.owner
+        await vmm.tell("auto", message=text(owner.sign_bounds(instance, 1, Bounds(40, 90, 50), 1)))
+        assert (await vmm.hear())["auto"][1]
+        await first_round(vmm)
+        await vmm.tell("encrypt", message=text(owner.sign_percent(instance, 1, 20, 2)))
+        assert [(await vmm.request("encrypt"))["percent"] for _ in range(2)] == [20, 30], "outside of the bounds"
+        assert (await vmm.hear())["change"]["state"] == "done"
+        await vmm.tell("stats")
+        await vmm.request("stats")
+        assert (await vmm.hear())["auto"] == [None, None, None]
+
+    run(tmp_path, certificates, test)
+
+
+def wrong_bounds(owner: OwnerIdentity, stranger: OwnerIdentity, instance: bytes) -> dict[str, str]:
+    good = Bounds(40, 90, 50)
+    return {
+        "replayed": text(owner.sign_bounds(instance, 1, good, 5)),
+        "older": text(owner.sign_bounds(instance, 1, None, 4)),
+        "a percentage's counter": text(owner.sign_bounds(instance, 1, good, 5)),
+        "stranger": text(stranger.sign_bounds(instance, 1, good, 9)),
+        "other instance": text(owner.sign_bounds(bytes(16), 1, good, 9)),
+        "no such zone": text(owner.sign_bounds(instance, 3, good, 9)),
+        "the system follows": text(owner.sign_bounds(instance, 0, good, 9)),
+        "a percentage": text(owner.sign_percent(instance, 1, 50, 9)),
+        "noise": text(bytes(range(250))),
+        "not base64": "%%%",
+    }
+
+
+@pytest.mark.usefixtures("slow")
+def test_wrong_bounds(tmp_path: Path, certificates: Certificates) -> None:
+    """Each refused by the monitor; none reaches the window (``ask`` fails on any request to the VMM)."""
+
+    async def test(daemon: Daemon) -> None:
+        _, vmm, instance = await begin(daemon)
+        owner = certificates.owner
+        await vmm.tell("encrypt", message=text(owner.sign_percent(instance, 1, 90, 5)))
+        for _ in range(2):
+            await vmm.request("encrypt")
+        assert (await vmm.hear())["ok"]
+        for what, message in wrong_bounds(owner, certificates.stranger, instance).items():
+            reply = await vmm.ask("auto", message=message)
+            assert not reply["ok"] and reply["error"], what
+        for value in (None, 7, [], {}):
+            assert not (await vmm.ask("auto", message=value))["ok"]
+        # Refused messages used up no counter, and those of percentages are no bounds.
+        assert not (await vmm.ask("encrypt", message=text(owner.sign_bounds(instance, 1, None, 6))))["ok"]
+        assert (await vmm.ask("auto", message=text(owner.sign_bounds(instance, 1, None, 6))))["ok"]
+
+    run(tmp_path, certificates, test)
+
+
+@pytest.mark.parametrize("end", ["the VMM dies", "destroyed"])
+def test_it_ends_with_its_realm(tmp_path: Path, certificates: Certificates, end: str) -> None:
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, instance = await begin(daemon, script={"reuse": "die"} if end == "the VMM dies" else {})
+        await vmm.tell("auto", message=text(certificates.owner.sign_bounds(instance, 1, Bounds(40, 90, 50), 1)))
+        if end == "destroyed":
+            await daemon.call("DELETE", f"/v1/realms/{handle}")
+        await daemon.state(handle, "failed" if end == "the VMM dies" else "destroyed")
+        assert (await daemon.get("/v1/host")).json["realms"] == 0
+        assert not [task for task in asyncio.all_tasks() if "_loop" in repr(task.get_coro())]
+
+    run(tmp_path, certificates, test)
+
+
+def test_what_the_owner_has_sampled_is_left_to_be_read(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No round begins while the owner samples, nor before the owner's client has fetched what that found."""
+    monkeypatch.setattr(realm, "READ_SECONDS", 0.5)
+
+    async def test(daemon: Daemon) -> None:
+        _, vmm, instance = await begin(daemon)
+        await vmm.tell("sample", on=True, seconds=10)
+        assert "zones" not in await vmm.request("sample")
+        assert (await vmm.hear())["ok"]
+        assert (await vmm.ask("auto", message=text(certificates.owner.sign_bounds(instance, 1, BOUNDS, 1))))["ok"]
+        await asyncio.sleep(0.1)
+        await vmm.tell("sample", on=False)
+        assert (await vmm.request("sample"))["on"] is False
+        assert (await vmm.hear())["ok"]
+        await asyncio.sleep(0.1)
+        await vmm.tell("reuse")
+        await vmm.request("reuse")
+        assert (await vmm.hear())["fault_ns"] == 5
+        first = await vmm.request("sample")
+        assert (first["on"], first["zones"]) == (True, [1])
+
+    run(tmp_path, certificates, test)

@@ -1,0 +1,214 @@
+"""Holds zones' percentages where their owner wants them: as high as a slowdown allows, within bounds that were signed.
+
+Each zone that is held is sampled for a moment now and then, as the owner's adviser does it, and its percentage moved by
+what that says. Within the bounds it is this host that chooses: what an owner can rely on is the lower one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vambrace.advice import Advice, advise
+from vambrace.attest.owner import Bounds
+from vambrace.errors import RealmError, VambraceError
+from vambrace.host.percent import Percentages, Request
+from vambrace.realm import Zone
+
+#: Seconds of sampling, which slows a Realm down, and seconds without between.
+SAMPLE_SECONDS = 2.0
+PAUSE_SECONDS = 30.0
+RELEASE_SECONDS = 1.0
+#: Most points of percentage in one step. What is too slow is put right sooner than what could be safer.
+UP, DOWN = 10, 20
+#: Of the slowdown that is allowed: a percentage is raised up to there, and lowered only from beyond all of it.
+EASE = 0.75
+PAGE = 4096
+COUNT_LIMIT = 1 << 64
+
+log = logging.getLogger(__name__)
+
+
+class Regulator:
+    """From rounds of samples to a percentage within ``bounds``. It does not swing: small steps, a band in which nothing
+    changes, and up only as far as two rounds in a row agree."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._room: int | None = None  # how high the round before would have gone
+
+    def within(self, percent: int) -> int:
+        """The percentage within the bounds that is nearest."""
+        return min(max(percent, self._bounds.lowest), self._bounds.highest)
+
+    def rest(self) -> None:
+        """There was a round that tells nothing."""
+        self._room = None
+
+    def next(self, found: Advice) -> int:
+        """The percentage to go to."""
+        allowed = self._bounds.slowdown / 1000
+        now = self.within(found.percent)
+        before, self._room = self._room, None
+        if found.share(now) > allowed:
+            return max(self.within(found.highest(allowed)), now - DOWN)
+        self._room = self.within(found.highest(allowed * EASE))
+        agreed = now if before is None else min(before, self._room)
+        return max(now, min(agreed, now + UP))
+
+
+@dataclass
+class Held:
+    """A zone on auto. ``quiet`` is its count of faults when it was found idle, while it is not known to be otherwise;
+    ``expected`` how many thousandths of the time its faults should take now."""
+
+    bounds: Bounds
+    task: asyncio.Task[None] | None = None
+    quiet: int | None = None
+    expected: int | None = None
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the agent."""
+        return {
+            "lowest": self.bounds.lowest,
+            "highest": self.bounds.highest,
+            "slowdown": self.bounds.slowdown,
+            "idle": self.quiet is not None,
+            "expected": self.expected,
+            "error": self.error,
+        }
+
+
+class Auto:
+    """The loops of one Realm. ``request`` reaches its VMM; while ``advised`` its owner samples it, and nobody else."""
+
+    def __init__(
+        self, zones: Sequence[Zone], percentages: Percentages, request: Request, advised: Callable[[], bool]
+    ) -> None:
+        self._zones = zones
+        self._percentages = percentages
+        self._request = request
+        self._advised = advised
+        self._held: dict[int, Held] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def hold(self, zone: int, bounds: Bounds) -> None:
+        """Hold a zone's percentage within ``bounds`` from now on, instead of others that it had."""
+        before = self._drop(zone)
+        held = self._held[zone] = Held(bounds)
+        held.task = asyncio.create_task(self._loop(zone, held, before))
+        self._tasks.add(held.task)
+        held.task.add_done_callback(self._tasks.discard)
+
+    async def release(self, zone: int) -> None:
+        """Leave the zone's percentage as it is. Waits a moment for sampling to end."""
+        if (task := self._drop(zone)) is not None:
+            await asyncio.wait((task,), timeout=RELEASE_SECONDS)
+
+    def _drop(self, zone: int) -> asyncio.Task[None] | None:
+        """Returns what has still to end."""
+        held = self._held.pop(zone, None)
+        if held is None or held.task is None:
+            return None
+        held.task.cancel()
+        return held.task
+
+    def states(self) -> list[dict[str, Any] | None]:
+        """Of each zone, for the agent: None where the percentage is the owner's."""
+        held = (self._held.get(zone) for zone in range(len(self._zones)))
+        return [one.as_dict() if one else None for one in held]
+
+    async def close(self) -> None:
+        """The Realm ends."""
+        self._closed = True
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _loop(self, zone: int, held: Held, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait((before,))
+        regulator = Regulator(held.bounds)
+        while True:
+            try:
+                await self._go_to(zone, held, regulator.within(self._percentages.current[zone]))
+                await self._round(zone, held, regulator)
+                held.error = ""
+            except VambraceError as error:
+                # The percentage stays as it is, and the owner sees why; the next round may do better.
+                held.error = error.message
+            except Exception:
+                log.exception("a percentage on auto: internal error")
+                held.error = "internal error of the host"
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _round(self, zone: int, held: Held, regulator: Regulator) -> None:
+        # An idle zone is left alone until it has faults. It will have some as soon as it is used again: sampling has
+        # set pages aside, a few of everywhere.
+        if held.quiet is not None and held.quiet == await self._faults(zone):
+            return
+        found = await self._sampled(zone)
+        if found is None:
+            return
+        if not found.tells:
+            held.quiet, held.expected = await self._faults(zone), None
+            regulator.rest()
+            return
+        held.quiet = None
+        wanted = regulator.next(found)
+        held.expected = round(found.share(found.percent) * 1000)
+        await self._go_to(zone, held, wanted)
+        held.expected = round(found.share(wanted) * 1000)
+
+    async def _go_to(self, zone: int, held: Held, percent: int) -> None:
+        if percent != self._percentages.current[zone]:
+            # By its turn the owner may have ordered otherwise.
+            await self._percentages.set(zone, lambda: percent if self._held.get(zone) is held else None)
+
+    async def _sampled(self, zone: int) -> Advice | None:
+        """What a moment of sampling says of the zone; None where its owner samples it meanwhile."""
+        began = False
+
+        async def begin() -> None:
+            nonlocal began
+            if not self._advised():
+                began = True
+                await self._request("sample", on=True, zones=[zone])
+
+        async def end() -> None:
+            if began and not self._advised():
+                await self._request("sample", on=False, zones=[zone])
+
+        try:
+            await self._percentages.undisturbed(begin)
+            if began:
+                await asyncio.sleep(SAMPLE_SECONDS)
+        finally:
+            # Also where this loop ends: after what was begun, even if that still waits for its turn.
+            if not self._closed:
+                with contextlib.suppress(VambraceError):
+                    await self._percentages.undisturbed(end)
+        if not began or self._advised():
+            return None
+        answer = await self._request("reuse")
+        stats = {"percent": self._percentages.current[zone], "pages": self._zones[zone].memory // PAGE}
+        return advise(self._zones[zone].name, stats, self._of(answer, zone), answer.get("fault_ns"))
+
+    async def _faults(self, zone: int) -> int:
+        faults = self._of(await self._request("stats"), zone).get("faults")
+        if type(faults) is not int or not 0 <= faults < COUNT_LIMIT:
+            raise RealmError("the VMM's statistics are not understood")
+        return faults
+
+    def _of(self, answer: dict[str, Any], zone: int) -> dict[str, Any]:
+        zones = answer.get("zones")
+        if not isinstance(zones, list) or len(zones) != len(self._zones) or not isinstance(zones[zone], dict):
+            raise RealmError("the VMM speaks of other zones than there are")
+        found: dict[str, Any] = zones[zone]
+        return found
