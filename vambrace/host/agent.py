@@ -52,11 +52,12 @@ class LineBuffer:
                 lines.append(bytes(self._partial) + piece)
             self._partial.clear()
         if self._skipping:
-            self._skipped = len(data) + (0 if complete else self._skipped)
+            self._skipped += len(data)
             if self._skipped > BACKLOG_BYTES:
                 raise AgentFlood("the agent sent a line without an end")
             return lines
         if len(self._partial) + len(rest) > LINE_LIMIT:
+            self._skipped = len(self._partial) + len(rest)
             self._partial.clear()
             self._skipping = True
             lines.append(None)

@@ -425,3 +425,11 @@ def test_bucket_slows_down() -> None:
         return asyncio.get_running_loop().time() - start
 
     assert asyncio.run(body()) == pytest.approx(0.1, abs=0.08)
+
+
+def test_each_overlong_line_is_counted_by_itself() -> None:
+    buffer = LineBuffer()
+    for _ in range(8):  # together more than a flood
+        assert buffer.feed(b"x" * (LINE_LIMIT + 1)) == [None]
+        assert buffer.feed(b"y" * LINE_LIMIT + b"\n") == []
+    assert buffer.feed(b"{}\n") == [b"{}"]
