@@ -101,6 +101,8 @@ class Monitor:
         self.percents = [zone.percent for zone in config.zones]
         self.sampling: list[bool] = []
         self.counter = -1
+        self.error = ""  # of a zone on auto
+        self.stubborn = False  # whether bounds do not come into force
         self.autos: list[object] = [None for _ in config.zones]
         self.changes: dict[int, dict[str, Any]] = {}
         self.change_lies: dict[str, object] = {}
@@ -165,7 +167,10 @@ class Monitor:
         except VambraceError as error:
             raise AgentError(str(error)) from None
         self.counter = order.counter
-        self.autos[order.zone] = order.bounds and make_auto(order.bounds)
+        self.autos[order.zone] = order.bounds and make_auto(order.bounds, error=self.error)
+        # What they have been found at by the time of the next look.
+        if order.bounds is not None and not self.stubborn:
+            self.percents[order.zone] = max(order.bounds.lowest, self.percents[order.zone])
         return self.autos
 
     def stats(self) -> dict[str, object]:

@@ -353,6 +353,27 @@ def test_bounds_of_a_percentage(world: World) -> None:
             realm.auto("nobody", None)
 
 
+def test_bounds_are_confirmed_when_they_are_in_force(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Realm.run(world.bundle) as realm:
+        monitor = world.record.monitor
+        monitor.stubborn = True
+        monitor.percents[1] = 10
+        looks: list[str] = []
+
+        def looked(step: str, done: int = 0, total: int = 0) -> None:
+            looks.append(step)
+            if len(looks) == 3:
+                monitor.percents[1] = 30
+
+        monkeypatch.setattr(changes, "LOOK_SECONDS", 0)
+        realm.auto("analysis", Bounds(30, 90, 50), looked)
+        assert looks == ["bringing analysis within its bounds"] * 3
+        monitor.percents[1] = 10
+        monitor.error = "7 pages are pinned"
+        with pytest.raises(RealmError, match="still at 10 %: 7 pages are pinned"):
+            realm.auto("analysis", Bounds(30, 90, 50))
+
+
 def test_bounds_that_an_agent_makes_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others than were ordered, for another zone, or none: the owner must not think that they hold."""
     wrong: list[Any] = [

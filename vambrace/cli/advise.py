@@ -104,7 +104,7 @@ def _auto(options: argparse.Namespace, output: Output) -> int:
     bounds = Bounds(options.lowest, highest, round(options.slowdown * 1000)) if options.auto else None
     with session.open_realm(options) as realm:
         output.progress("connecting")
-        realm.auto(options.app, bounds)
+        realm.auto(options.app, bounds, output.progress)
         name = realm.state.name
     value = {"realm": realm.uuid, "application": options.app, "auto": bounds and dataclasses.asdict(bounds)}
     held = f"is held from {options.lowest} to {highest} %, for up to {options.slowdown:.1%} of the time in page faults"

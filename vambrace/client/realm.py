@@ -327,11 +327,11 @@ class Realm:
         change = self.change(application)
         return change and changes.follow(change, self.change, progress)
 
-    def auto(self, application: str, bounds: Bounds | None) -> None:
+    def auto(self, application: str, bounds: Bounds | None, progress: Progress = silent) -> None:
         """Let the host choose the percentage of an application's zone, within ``bounds``; None: not any more.
 
-        The zone's percentage stays what it is then; ``encrypt`` ends it, too. ``stats`` shows how it is held. Raises
-        ``RealmError``.
+        Returns when the percentage is within them. It stays what it is when they end; ``encrypt`` ends them, too.
+        ``stats`` shows how it is held. Raises ``RealmError``.
         """
         zone = self.config.zone_of(application)
 
@@ -339,9 +339,19 @@ class Realm:
             return self.owner.sign_bounds(instance, zone, bounds, counter)
 
         reply, _ = self._order("auto", sign)
-        found = zones.check_auto(self.config.zones[zone], self._of_zones(reply.get("auto"))[zone])
-        if (found and Bounds(found["lowest"], found["highest"], found["slowdown"])) != bounds:
+        held = zones.check_auto(self.config.zones[zone], self._of_zones(reply.get("auto"))[zone])
+        if zones.bounds_of(held) != bounds:
             raise RealmError("the Realm confirmed other bounds", hint="see 'vambrace stats'")
+        while bounds is not None:
+            now = self.stats()[zone]
+            if (state := now["auto"]) is None or zones.bounds_of(state) != bounds:
+                raise RealmError(f"another order for {application} came after this one", hint="see 'vambrace stats'")
+            if bounds.lowest <= now["percent"] <= bounds.highest:
+                return
+            if error := state["error"]:
+                raise RealmError(f"{application} is still at {now['percent']} %: {error}", hint="the host tries again")
+            progress(f"bringing {application} within its bounds")
+            time.sleep(changes.LOOK_SECONDS)
 
     def stats(self) -> list[ZoneStats]:
         """The statistics of each zone, in the configuration's order.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict, cast
 
+from vambrace.attest.owner import Bounds
 from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.host import plain
 from vambrace.errors import RealmError
@@ -93,6 +94,11 @@ def check_auto(zone: Zone, value: object) -> AutoState | None:
         _number(zone, value, "expected", 1000)
     known = {key: value.get(key) for key in AutoState.__annotations__}
     return cast("AutoState", {**known, "error": plain(value.get("error", ""))})
+
+
+def bounds_of(state: AutoState | None) -> Bounds | None:
+    """The bounds within which a zone is held, None for one that is not."""
+    return state and Bounds(state["lowest"], state["highest"], state["slowdown"])
 
 
 def _number(zone: Zone, value: dict[str, Any], key: str, at_most: int, at_least: int = 0) -> None:

@@ -137,16 +137,26 @@ class Auto:
         regulator = Regulator(held.bounds)
         while True:
             try:
-                await self._go_to(zone, held, regulator.within(self._percentages.current[zone]))
+                await self._enter(zone, held, regulator)
                 await self._round(zone, held, regulator)
                 held.error = ""
             except VambraceError as error:
                 # The percentage stays as it is, and the owner sees why; the next round may do better.
-                held.error = error.message
+                held.error, held.expected = error.message, None
             except Exception:
                 log.exception("a percentage on auto: internal error")
-                held.error = "internal error of the host"
+                held.error, held.expected = "internal error of the host", None
             await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _enter(self, zone: int, held: Held, regulator: Regulator) -> None:
+        """Into the bounds, from where the zone is when its turn comes: what runs before may leave them."""
+
+        def choose() -> int | None:
+            now = self._percentages.current[zone]
+            wanted = regulator.within(now)
+            return wanted if wanted != now and self._held.get(zone) is held else None
+
+        await self._percentages.set(zone, choose)
 
     async def _round(self, zone: int, held: Held, regulator: Regulator) -> None:
         # An idle zone is left alone until it has faults. It will have some as soon as it is used again: sampling has
@@ -154,8 +164,6 @@ class Auto:
         if held.quiet is not None and held.quiet == await self._faults(zone):
             return
         found = await self._sampled(zone)
-        if found is None:
-            return
         if not found.tells:
             held.quiet, held.expected = await self._faults(zone), None
             regulator.rest()
@@ -171,8 +179,8 @@ class Auto:
             # By its turn the owner may have ordered otherwise.
             await self._percentages.set(zone, lambda: percent if self._held.get(zone) is held else None)
 
-    async def _sampled(self, zone: int) -> Advice | None:
-        """What a moment of sampling says of the zone; None where its owner samples it meanwhile."""
+    async def _sampled(self, zone: int) -> Advice:
+        """What a moment of sampling says of the zone. Raises RealmError, also where its owner samples it meanwhile."""
         began = False
 
         async def begin() -> None:
@@ -195,7 +203,8 @@ class Auto:
                 with contextlib.suppress(VambraceError):
                     await self._percentages.undisturbed(end)
         if not began or self._advised():
-            return None
+            # The agent need not be the owner's: who is held up for long should see why.
+            raise RealmError("it is being sampled for its owner's adviser")
         answer = await self._request("reuse")
         stats = {"percent": self._percentages.current[zone], "pages": self._zones[zone].memory // PAGE}
         return advise(self._zones[zone].name, stats, self._of(answer, zone), answer.get("fault_ns"))

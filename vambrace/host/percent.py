@@ -21,8 +21,6 @@ from vambrace.realm import Zone
 POLL_SECONDS = 0.2
 #: Seconds that a reply waits for a change to be done: most are.
 AT_ONCE_SECONDS = 1.0
-#: Orders that may wait for their turn.
-WAITING = 16
 COUNT_LIMIT = 1 << 40
 
 log = logging.getLogger(__name__)
@@ -56,6 +54,7 @@ class Change:
     error: str = ""
     hint: str = ""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For the agent."""
@@ -108,13 +107,11 @@ class Percentages:
             return False
 
     def check(self, zone: int) -> None:
-        """Raises ``MessageRefused`` (not a zone that an owner may set), ``RealmError`` (too many orders wait)."""
+        """Raises ``MessageRefused``: not a zone that an owner may set."""
         if zone >= len(self.current):
             raise MessageRefused(f"there is no zone {zone}")
         if self._follows and zone == 0:
             raise MessageRefused("the system's zone follows the applications'", hint="name an application's zone")
-        if len(self._tasks) >= WAITING:
-            raise RealmError("too many changes of percentages wait", hint="wait until those have ended")
 
     async def begin(self, zone: int, percent: int, counter: int) -> Change:
         """Begin an order that was checked, after those before it; wait for it a moment.
@@ -127,12 +124,21 @@ class Percentages:
             change = last
             change.counter = counter
         else:
+            self.withdraw(zone)
             change = self._changes[zone] = Change(zone, percent, counter)
-            self._start(self._carry_out(change))
+            change.task = self._start(self._carry_out(change))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(AT_ONCE_SECONDS):
                 await change.ended.wait()
         return change
+
+    def withdraw(self, zone: int) -> None:
+        """A newer order for this zone has come, perhaps of another kind: one that still waits is not carried out."""
+        last = self._changes.get(zone)
+        if last is not None and last.stage is Stage.WAITING:
+            last.fail("a newer order for this zone came before its turn", None)
+            assert last.task is not None
+            last.task.cancel()
 
     async def set(self, zone: int, choose: Callable[[], int | None]) -> None:
         """Change a zone's percentage to what is chosen when its turn comes, and the system's with it.
@@ -148,7 +154,12 @@ class Percentages:
 
     async def undisturbed(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do ``work`` while no change is under way. It goes on if whoever waits is cancelled: half a change is none."""
-        await asyncio.shield(self._start(self._in_turn(work)))
+        await asyncio.shield(self._start(self.in_turn(work)))
+
+    async def in_turn(self, work: Callable[[], Awaitable[None]]) -> None:
+        """The same, but it ends if whoever waits is cancelled."""
+        async with self._turn:
+            await work()
 
     def change(self, zone: int) -> Change | None:
         """The last order for a zone, and how far it is."""
@@ -171,15 +182,8 @@ class Percentages:
         if not task.cancelled():
             task.exception()  # who waited has it, or waits no longer
 
-    async def _in_turn(self, work: Callable[[], Awaitable[None]]) -> None:
-        async with self._turn:
-            await work()
-
     async def _carry_out(self, change: Change) -> None:
         async with self._turn:
-            if self._changes[change.zone] is not change:
-                change.fail("a newer order for this zone came before its turn", None)
-                return
             change.stage, change.working = Stage.RUNNING, change.zone
             try:
                 await self._change(change)

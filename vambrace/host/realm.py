@@ -160,6 +160,7 @@ class Realm:
         if order.bounds is None:
             await self._auto.release(order.zone)
         else:
+            self._percentages.withdraw(order.zone)
             self._auto.hold(order.zone, order.bounds)
 
     def autos(self) -> list[dict[str, Any] | None]:
@@ -196,7 +197,7 @@ class Realm:
     async def _end_sampling(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
         with contextlib.suppress(VambraceError):  # the Realm has ended meanwhile
-            await self._percentages.undisturbed(self._stop_sampling)
+            await self._percentages.in_turn(self._stop_sampling)
         await self._leave_samples()
 
     async def _leave_samples(self) -> None:

@@ -373,6 +373,28 @@ def test_its_change_that_waits_is_given_up() -> None:
     play(test)
 
 
+def test_an_older_order_that_leaves_the_bounds_does_not_stay() -> None:
+    """What runs between the bounds' coming and their turn may be anything."""
+
+    async def test(world: World) -> None:
+        release = asyncio.Event()
+        blocking = asyncio.create_task(world.percentages.undisturbed(release.wait))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        await asyncio.wait((asyncio.create_task(world.percentages.begin(1, 20, 2)),), timeout=0.01)
+        world.percentages.withdraw(1)
+        world.auto.hold(1, BOUNDS)
+        older = asyncio.create_task(world.percentages.set(1, lambda: 5))
+        await asyncio.sleep(0)
+        release.set()
+        await asyncio.gather(blocking, older)
+        await world.until(lambda: world.percentages.current[1] >= BOUNDS.lowest)
+        order = world.percentages.change(1)
+        assert order is not None and order.stage == "failed" and "newer order" in order.error
+        assert ("encrypt", {"zone": 1, "percent": 20}) not in world.vmm.asked
+
+    play(test)
+
+
 def test_the_owner_s_adviser_goes_first() -> None:
     """While the owner samples, nobody else begins or ends it."""
 
@@ -381,6 +403,8 @@ def test_the_owner_s_adviser_goes_first() -> None:
         world.auto.hold(1, BOUNDS)
         await world.rounds(5)
         assert world.vmm.count("sample") == world.vmm.count("reuse") == 0
+        # An agent need not be the owner's: who is held up sees why.
+        assert "adviser" in world.state["error"]
         world.advised = False
         await world.until(lambda: world.vmm.sampling)
         world.advised = True
