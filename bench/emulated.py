@@ -34,8 +34,8 @@ ROUNDS = rounds(9)
 SECONDS = 1.5
 #: At 10 percent the window holds what the work needs; the others are the ones that are published.
 INSIDE, PERCENTS = 10, (25, 50, 75, 90, 95, 100)
-#: The system's zone goes along up to here. With 100 percent its window is the smallest, and an emulated fault takes so
-#: long that the guest's kernel does not come through one tick of its clock before the next.
+#: The system's zone goes along up to here. At 100 percent its window would be the smallest, and emulated faults are so
+#: slow that the guest's kernel would not be done with one tick of its clock before the next.
 SYSTEM = 95
 WORKS = ("scan", "zipf", "sqlite", "store", "analysis")
 DISK_WORKS = ("block-sequential", "block-random")
