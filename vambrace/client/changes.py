@@ -1,4 +1,4 @@
-"""How far the change of a zone's percentage is: what an agent says of it, checked."""
+"""What an agent says of how far the change of a zone's percentage is, checked."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def check(config: RealmConfig, zone: int, value: object) -> Change | None:
 
 
 def follow(change: Change, look: Callable[[str], Change | None], progress: Progress) -> Change:
-    """Return when ``change`` is done; ``look`` gives an application's last one.
+    """Wait until ``change`` is done, and return it as it is then; ``look`` gives an application's last one.
 
-    Raises ``RealmError``: it failed, or another one came after it.
+    Raises ``RealmError``: it failed, or another order came after it.
     """
     while not change.ended:
         if change.state == "waiting":
@@ -81,7 +81,7 @@ def follow(change: Change, look: Callable[[str], Change | None], progress: Progr
             progress(f"encrypting {change.working}", change.total - change.left, change.total)
         time.sleep(LOOK_SECONDS)
         now = look(change.application)
-        # The same percentage, ordered once more, is the same change.
+        # The same percentage, ordered once more, is the same change, with the later counter.
         if now is None or (now.counter != change.counter and now.percent != change.percent):
             raise RealmError(
                 f"another order for {change.application} has come after this one", hint="see 'vambrace stats'"
@@ -100,4 +100,4 @@ def _number(value: dict[str, Any], key: str, at_most: int) -> int:
 
 
 def _wrong(key: str) -> RealmError:
-    return RealmError(f"the Realm's word of its change has no possible {key}", hint=OTHER_VERSION)
+    return RealmError(f"what the Realm says of the change has no possible {key}", hint=OTHER_VERSION)

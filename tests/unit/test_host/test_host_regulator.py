@@ -41,7 +41,7 @@ def test_one_round_that_saw_little_changes_nothing() -> None:
     for knee in (50, 88, 50, 88, 50):
         assert regulator.next(curve(knee, 50)) == 50
     regulator.next(curve(88, 50))
-    regulator.rest()
+    regulator.forget()
     assert regulator.next(curve(88, 50)) == 50, "nor do two with an idle one between"
     assert regulator.next(curve(88, 50)) == 60
 
