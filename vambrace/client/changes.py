@@ -10,7 +10,6 @@ from typing import Any
 from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.host import plain
 from vambrace.client.progress import Progress
-from vambrace.client.zones import PAGE
 from vambrace.errors import RealmError
 from vambrace.realm import RealmConfig
 
@@ -52,7 +51,7 @@ def check(config: RealmConfig, zone: int, value: object) -> Change | None:
     if _number(value, "zone", len(config.zones) - 1) != zone:
         raise _wrong("zone")
     working = config.zones[_number(value, "working", len(config.zones) - 1)]
-    total = _number(value, "total", working.memory // PAGE)
+    total = _number(value, "total", working.pages)
     state = value.get("state")
     if state not in STATES:
         raise _wrong("state")

@@ -28,7 +28,6 @@ RELEASE_SECONDS = 1.0
 UP, DOWN = 10, 20
 #: The share of the allowed slowdown up to which a percentage is raised; it is lowered only beyond all of it.
 EASE = 0.75
-PAGE = 4096
 COUNT_LIMIT = 1 << 64
 
 log = logging.getLogger(__name__)
@@ -207,7 +206,7 @@ class Auto:
             # The agent need not be the owner's: who is held up for long should see why.
             raise RealmError("it is being sampled for its owner's adviser")
         answer = await self._request("reuse")
-        stats = {"percent": self._percentages.current[zone], "pages": self._zones[zone].memory // PAGE}
+        stats = {"percent": self._percentages.current[zone], "pages": self._zones[zone].pages}
         return advise(self._zones[zone].name, stats, self._of(answer, zone), answer.get("fault_ns"))
 
     async def _faults(self, zone: int) -> int:
