@@ -1,7 +1,7 @@
 """The percentages of one Realm's zones: changed one after the other, and how far the owner's orders are.
 
-The VMM changes one zone at a time, and a raise may take minutes. So nobody waits for one: an order is begun, and who
-wants to know asks how far it is.
+The VMM changes one zone at a time, and a raise may take minutes. So no reply waits for a change to end: an order is
+begun, and whoever wants to know asks how far it is.
 """
 
 from __future__ import annotations
