@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,10 @@ from statistics import median
 from typing import Any
 
 from bench.parts import runner
-from bench.parts.emulated import emulated, say
+from bench.parts.emulated import kvm_host, say
 from bench.parts.guest import Guest, build_guest
-from bench.report import Report, Unavailable
-from testbed.door import Door, variant
+from bench.report import Report, rounds
+from testbed.door import Door
 from vambrace.client.host import Host
 from vambrace.emulator.server import Server
 from vambrace.image.bundle import Bundle
@@ -27,7 +26,7 @@ from vambrace.realm import RealmConfig
 QEMU = "QEMU/KVM"
 PERCENTS = {"Realm, 0 %": 0, "Realm, 50 %": 50}
 SUBJECTS = (*PERCENTS, QEMU)
-ROUNDS = "VAMBRACE_BENCH_ROUNDS"
+ROUNDS = rounds(3)
 HERE = "/run/bench"
 MIB = 1 << 20
 FIRST_CID = 1000
@@ -78,22 +77,17 @@ class Samples:
 
 def run(report: Report) -> None:
     """Raises Unavailable: the host cannot be emulated here, or its kernel has no KVM."""
-    rounds = max(1, int(os.environ.get(ROUNDS, "3")))
-    with emulated(variant("bench", packages=["qemu-system-arm"])) as server:
-        server.up(say, cold=True)
-        with Door(server) as door:
-            if door.shell("test -e /dev/kvm").code:
-                raise Unavailable("the emulated host has no /dev/kvm")
-            samples = measure(door, server, rounds)
+    with kvm_host() as (server, door):
+        samples = measure(door, server)
     samples.rows(report)
 
 
-def measure(door: Door, server: Server, rounds: int) -> Samples:
-    """Boot every subject ``rounds`` times for each end, in turn."""
-    guest = build_guest(server.cache, _work(server))
+def measure(door: Door, server: Server) -> Samples:
+    """Boot every subject ``ROUNDS`` times for each end, in turn."""
+    guest = build_guest(server.cache, server.home / "guest")
     stage(door, server, guest)
     samples = Samples()
-    for number, (until, subject) in enumerate(order(rounds)):
+    for number, (until, subject) in enumerate(order(ROUNDS)):
         result = boot(door, specification(guest, subject, until, FIRST_CID + number))
         times = ", ".join(f"{name} {result[name]:.2f} s" for name in ("process", "request", "load", "run"))
         say(f"{subject}, until {until}: {times}")
@@ -101,9 +95,9 @@ def measure(door: Door, server: Server, rounds: int) -> Samples:
     return samples
 
 
-def order(rounds: int) -> Iterator[tuple[str, str]]:
-    """(end, subject) of every boot; the subjects alternate, so that what changes with time hits all."""
-    for number in range(rounds):
+def order(count: int) -> Iterator[tuple[str, str]]:
+    """(end, subject) of every boot of so many rounds; the order alternates: what changes with time is to hit all."""
+    for number in range(count):
         for until in ("off", "ready"):
             for subject in SUBJECTS if number % 2 == 0 else reversed(SUBJECTS):
                 yield until, subject
@@ -162,9 +156,3 @@ def boot(door: Door, wanted: Mapping[str, Any], words: Sequence[str] = ("python3
         raise RuntimeError(f"{wanted['vmm']} until {wanted['until']}: {done.output}")
     result: dict[str, Any] = json.loads(done.output.splitlines()[-1])
     return result
-
-
-def _work(server: Server) -> Path:
-    work = server.home / "guest"
-    work.mkdir()
-    return work

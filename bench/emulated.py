@@ -9,10 +9,9 @@ this machine's times of an operation and of a fault; ``emulated/block-*/0``, the
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,23 +19,23 @@ from typing import Any
 from bench import boot
 from bench.boot import HERE, QEMU
 from bench.parts import driver, runner
-from bench.parts.emulated import emulated, say
+from bench.parts.emulated import kvm_host, say
 from bench.parts.guest import at_percent, build_guest, build_worker, without_agent
-from bench.report import Report, Unavailable, interval
-from testbed.door import Door, variant
+from bench.report import Report, rounds
+from testbed.door import Door
 from vambrace.emulator.server import Server
 from vambrace.errors import PagerError
 from vambrace.image.bundle import Bundle
 from vambrace.pager.cost import fault_ns
 
 FIRST_CID = boot.FIRST_CID + 500
-ROUNDS = max(1, int(os.environ.get("VAMBRACE_BENCH_ROUNDS", "9")))
-#: Of a turn.
+ROUNDS = rounds(9)
+#: Length of a turn.
 SECONDS = 1.5
 #: At 10 percent the window holds what the work needs; the others are the ones that are published.
 INSIDE, PERCENTS = 10, (25, 50, 75, 90, 95, 100)
-#: The system's zone goes along up to here. With 100 percent its window is the smallest, and an emulated fault takes so
-#: long that the guest's kernel does not come through one tick of its clock before the next.
+#: The system's zone goes along up to here. At 100 percent its window would be the smallest, and emulated faults are so
+#: slow that the guest's kernel would not be done with one tick of its clock before the next.
 SYSTEM = 95
 WORKS = ("scan", "zipf", "sqlite", "store", "analysis")
 DISK_WORKS = ("block-sequential", "block-random")
@@ -47,19 +46,14 @@ PATIENCE = 1500.0
 
 def run(report: Report) -> None:
     """Raises Unavailable: the host cannot be emulated here, or its kernel has no KVM."""
-    with emulated(variant("bench", packages=["qemu-system-arm"])) as server:
-        server.up(say, cold=True)
-        with Door(server) as door:
-            if door.shell("test -e /dev/kvm").code:
-                raise Unavailable("the emulated host has no /dev/kvm")
-            boots(report, door, server)
-            works(report, door, server)
+    with kvm_host() as (server, door):
+        boots(report, door, server)
+        works(report, door, server)
 
 
 def works(report: Report, door: Door, server: Server) -> None:
-    folder = server.home / "worker"
-    folder.mkdir()
-    worker = build_worker(server.cache, folder)
+    """All works, and what they would be without emulation where this machine can say what a fault costs."""
+    worker = build_worker(server.cache, server.home / "worker")
     stage(door, server, worker)
     try:
         fault: float | None = fault_ns(()) / 1e9
@@ -80,30 +74,25 @@ def add(report: Report, work: str, found: Mapping[str, Any]) -> None:
     """The rows of one work; see ``turns.take_turns`` for ``found``."""
     theirs = median(found["qemu"])
     report.add(f"emulated/{work}/{QEMU}", "operations", theirs, "1/s")
-    for name, rates, divisors, against in (
-        (f"emulated/{work}/0", found["open"], found["qemu"], QEMU),
-        (f"emulated-inside/{work}", found["inside"], found["open"], "0 %"),
-    ):
-        ratios = [ours / other for ours, other in zip(rates, divisors, strict=True)]
-        report.add(
-            name, "operations", median(rates), "1/s", ratio=median(ratios), against=against, within=interval(ratios)
-        )
-    for percent, turns_taken in found["window"].items():
-        rates, misses = zip(*turns_taken, strict=True)
-        ratios = [ours / theirs for ours in rates]
-        report.add(
-            f"emulated/{work}/{percent}", "operations", median(rates), "1/s",
-            ratio=median(ratios), against=QEMU, within=interval(ratios),
-        )  # fmt: skip
+
+    def compared(name: str, ours: Sequence[float], others: Sequence[float], against: str) -> None:
+        ratios = [rate / other for rate, other in zip(ours, others, strict=True)]
+        report.add_rounds(name, "operations", ours, "1/s", ratios, against, with_interval=True)
+
+    compared(f"emulated/{work}/0", found["open"], found["qemu"], QEMU)
+    compared(f"emulated-inside/{work}", found["inside"], found["open"], "0 %")
+    for percent, counted in found["window"].items():
+        rates, misses = zip(*counted, strict=True)
+        compared(f"emulated/{work}/{percent}", rates, [theirs] * len(rates), QEMU)
         report.add(f"emulated-misses/{work}/{percent}", "operations", median(misses), "pages")
 
 
 def estimate(report: Report, work: str, window: Mapping[str, Any], rate: float, fault: float) -> None:
-    """The same work without emulation: ``rate`` operations per second here without faults, each costing ``fault`` s."""
-    for percent, turns_taken in window.items():
-        misses = median(misses for _, misses in turns_taken)
-        slower = 1 / (1 + misses * fault * rate)
-        report.add(f"estimated/{work}/{percent}", "calculated", rate * slower, "1/s", ratio=slower, against="0 %")
+    """The same work without emulation: ``rate`` operations a second here without misses, each of ``fault`` seconds."""
+    for percent, counted in window.items():
+        misses = median(misses for _, misses in counted)
+        share = 1 / (1 + misses * fault * rate)
+        report.add(f"estimated/{work}/{percent}", "calculated", rate * share, "1/s", ratio=share, against="0 %")
 
 
 def rate_here(work: str, seconds: float = SECONDS) -> float:
@@ -152,10 +141,8 @@ def take_turns(door: Door, worker: Bundle, work: str, percents: tuple[int, ...],
 
 
 def boots(report: Report, door: Door, server: Server) -> None:
-    """Kernel to agent, once each: at high percentages it takes minutes."""
-    folder = server.home / "guest"
-    folder.mkdir()
-    guest = build_guest(server.cache, folder)
+    """From the first instruction to the agent's report, once each: at high percentages it takes minutes."""
+    guest = build_guest(server.cache, server.home / "guest")
     boot.stage(door, server, guest)
     times: dict[str, float] = {}
     for number, which in enumerate((QEMU, "0", *map(str, PERCENTS))):

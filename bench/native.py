@@ -24,10 +24,10 @@ from bench.parts.core import compile_with_core, need_window
 from bench.parts.swap import Limit, Swap, zram
 from bench.policy.policies import ONLINE, RIVALS, misses
 from bench.policy.traces import popular
-from bench.report import Report, Unavailable
+from bench.report import Report, Unavailable, rounds
 from vambrace.pager import Window, window_pages
 
-ROUNDS = int(os.environ.get("VAMBRACE_BENCH_ROUNDS", "5"))
+ROUNDS = rounds(5)
 CIPHERS = ("aes-256-gcm", "sm4-gcm")
 #: 128 MiB, of which 15 MiB may be plaintext.
 PAGES, PERCENT = 32768, 88
@@ -137,22 +137,16 @@ def faults(report: Report, bench: Native, ciphers: list[str]) -> None:
     for cipher in ciphers:
         for name in ("random-fault", "sequential-page"):
             ours, bound = figures[f"{name}/{cipher}"], figures[f"{name}/{cipher}/bound"]
+            ratios = [mine / theirs for mine, theirs in zip(ours, bound, strict=True)]
             report.add(f"native/{name}/{cipher}", "bound", statistics.median(bound), "µs")
-            report.add(
-                f"native/{name}/{cipher}",
-                "window",
-                statistics.median(ours),
-                "µs",
-                ratio=statistics.median(mine / theirs for mine, theirs in zip(ours, bound, strict=True)),
-                against="bound",
-            )
+            report.add_rounds(f"native/{name}/{cipher}", "window", ours, "µs", ratios, "bound")
         name = f"cpu-per-fault/{cipher}"
         report.add(f"native/{name}", "window", statistics.median(figures[name]), "µs")
 
 
 def threads(report: Report, bench: Native) -> None:
-    """Two threads on two CPUs, each with its own handler, over one; and how that is where they only move pages, which
-    no window can do without."""
+    """Two threads on two CPUs, each with its own handler, over one; and the same where they only move pages: what no
+    window can do without."""
     if len(os.sched_getaffinity(0)) < 2:
         print("native/two-threads: this machine has one CPU", file=sys.stderr)
         return
@@ -165,14 +159,7 @@ def threads(report: Report, bench: Native) -> None:
             found[name].append((rate, rate * one["seconds"] / one[counted]))
     for name, (_, _, unit) in subjects.items():
         rates, ratios = zip(*found[name], strict=True)
-        report.add(
-            "native/two-threads",
-            name,
-            statistics.median(rates),
-            unit,
-            ratio=statistics.median(ratios),
-            against="one thread",
-        )
+        report.add_rounds("native/two-threads", name, rates, unit, ratios, "one thread")
 
 
 def popular_pages(report: Report, bench: Native) -> None:
@@ -195,14 +182,7 @@ def popular_pages(report: Report, bench: Native) -> None:
             values.setdefault(f"zipf/{percent}", []).append(measured)
             ratios.setdefault(f"zipf/{percent}", []).append(measured / (memory + missed * bound / 1e6))
     for name, found in values.items():
-        report.add(
-            f"native/{name}",
-            "window",
-            statistics.median(found),
-            "s",
-            ratio=statistics.median(ratios[name]),
-            against="ideal",
-        )
+        report.add_rounds(f"native/{name}", "window", found, "s", ratios[name], "ideal")
 
 
 def swapped(report: Report, bench: Native) -> None:
@@ -232,13 +212,8 @@ def compare_swap(report: Report, bench: Native, swap: Swap) -> None:
                     found.setdefault((name, against), []).append((theirs + added, (theirs + added) / mine))
     for (name, against), pairs in found.items():
         times, ratios = zip(*pairs, strict=True)
-        report.add(
-            f"native/{name}-vs-swap",
-            against,
-            statistics.median(times),
-            "µs",
-            ratio=statistics.median(ratios),
-            against="window (above 1: swap is slower)",
+        report.add_rounds(
+            f"native/{name}-vs-swap", against, times, "µs", ratios, "window (above 1: swap is slower)"
         )
 
 

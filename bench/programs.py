@@ -19,9 +19,9 @@ from typing import Any
 
 from bench.parts.core import compile_with_core, need_window
 from bench.policy import workloads
-from bench.report import Report
+from bench.report import Report, rounds
 
-ROUNDS = int(os.environ.get("VAMBRACE_BENCH_ROUNDS", "3"))
+ROUNDS = rounds(3)
 PERCENTS = (0, 25, 50, 75, 90, 95)
 #: MiB: more than any of the programs needs.
 LARGE = 900
@@ -80,10 +80,9 @@ def program(report: Report, heap: Heap, name: str) -> None:
         inside.append(heap(name, 2 * mebibytes, 0)["seconds"] / heap(name, 2 * mebibytes, 50)["seconds"])
     for percent, found in runs.items():
         row, zone = f"native/program/{name}/{percent}", f"{mebibytes} MiB"
-        seconds = statistics.median(one["seconds"] for one in found)
         pairs = zip(found, runs[0], strict=True)
-        ratio = statistics.median(one["seconds"] / plain["seconds"] for one, plain in pairs)
-        report.add(row, zone, seconds, "s", ratio=ratio, against="0 %")
+        ratios = [one["seconds"] / plain["seconds"] for one, plain in pairs]
+        report.add_rounds(row, zone, [one["seconds"] for one in found], "s", ratios, "0 %")
         report.add(f"{row}/decrypted", zone, statistics.median(one["decrypted"] for one in found), "pages")
     ratio = statistics.median(inside)
     report.add(f"native/inside/{name}", "50 % of twice the heap", ratio, "of 0 %'s speed", ratio=ratio, against="0 %")

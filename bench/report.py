@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 
 
 class Unavailable(Exception):
@@ -66,6 +68,21 @@ class Report:
         self.rows.append(row)
         self._added(row)
 
+    def add_rounds(
+        self,
+        name: str,
+        subject: str,
+        values: Sequence[float],
+        unit: str,
+        ratios: Sequence[float],
+        against: str,
+        *,
+        with_interval: bool = False,
+    ) -> None:
+        """A row of the medians of ``values`` and ``ratios``, which have one of each round. Raises as ``add``."""
+        within = interval(ratios) if with_interval else None
+        self.add(name, subject, median(values), unit, ratio=median(ratios), against=against, within=within)
+
     def compare(self, name: str, subject: str, against: str) -> None:
         """Replaces the row of ``subject`` by one with its ratio to the row of ``against``, both of ``name``.
 
@@ -103,6 +120,11 @@ class Report:
             if (row.name, row.subject) == (name, subject):
                 return index
         raise ValueError(f"{name}: no row of {subject}")
+
+
+def rounds(default: int) -> int:
+    """How often what is measured several times is measured: as the user says, or as each benchmark has it."""
+    return max(1, int(os.environ.get("VAMBRACE_BENCH_ROUNDS", default)))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

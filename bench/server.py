@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from statistics import median
 
 from bench.parts.emulated import emulated, say
-from bench.report import Report
+from bench.report import Report, rounds
 from vambrace.emulator.server import Server
 
-ROUNDS = "VAMBRACE_BENCH_ROUNDS"
+ROUNDS = rounds(3)
 _DONE = re.compile(r"up after .*\((?P<how>\w+)\)")
 
 
@@ -20,12 +19,11 @@ def run(report: Report) -> None:
 
     Raises Unavailable: the host cannot be emulated here.
     """
-    rounds = max(1, int(os.environ.get(ROUNDS, "3")))
     with emulated() as server:
         up(server, cold=True)  # with the factory's step
-        report.add("server.up", "cold", median(up(server, cold=True) for _ in range(rounds)), "s")
+        report.add("server.up", "cold", median(up(server, cold=True) for _ in range(ROUNDS)), "s")
         up(server, cold=False, how="cold")  # takes the state
-        report.add("server.up", "resumed", median(up(server, cold=False) for _ in range(rounds)), "s")
+        report.add("server.up", "resumed", median(up(server, cold=False) for _ in range(ROUNDS)), "s")
         report.compare("server.up", "resumed", "cold")
 
 

@@ -61,29 +61,44 @@ static void settle(Window *self)
 	}
 }
 
-static struct vb_window *begin(Window *self)
+static bool is_open(Window *self)
 {
-	if (!self->window || self->closed) {
-		fail_of(self, VB_CLOSED);
-		return NULL;
-	}
-	self->calls++;
-	return self->window;
+	if (self->window && !self->closed)
+		return true;
+	fail_of(self, VB_CLOSED);
+	return false;
 }
 
-static void end(Window *self)
+static PyThreadState *unlock(Window *self)
 {
+	self->calls++;
+	return PyEval_SaveThread();
+}
+
+/*
+ * Gives the GIL up for a call, during which the window is not freed; NULL, with an exception, where it is closed.
+ * Numbers go into the call as they came from Python: a negative one is beyond what there is, and refused as such.
+ */
+static PyThreadState *enter(Window *self)
+{
+	return is_open(self) ? unlock(self) : NULL;
+}
+
+/* Takes the GIL again; false, with an exception, where the call failed. */
+static bool leave(Window *self, PyThreadState *thread, int status)
+{
+	PyEval_RestoreThread(thread);
 	self->calls--;
 	settle(self);
+	if (status)
+		fail_of(self, status);
+	return !status;
 }
 
-/* Ends a call that has no result. */
-static PyObject *done(Window *self, int status)
+/* The same, for a call that has no result. */
+static PyObject *leave_with_none(Window *self, PyThreadState *thread, int status)
 {
-	end(self);
-	if (status)
-		return fail_of(self, status);
-	Py_RETURN_NONE;
+	return leave(self, thread, status) ? Py_NewRef(Py_None) : NULL;
 }
 
 static int parse_zones(PyObject *sequence, struct vb_zone_config *zones, size_t *count)
@@ -205,12 +220,12 @@ static PyObject *window_close(Window *self, PyObject *unused)
 {
 	(void)unused;
 	if (self->window && !self->closed) {
+		PyThreadState *thread;
+
 		self->closed = true;
-		self->calls++;
-		Py_BEGIN_ALLOW_THREADS
+		thread = unlock(self);
 		vb_window_close(self->window);
-		Py_END_ALLOW_THREADS
-		end(self);
+		leave(self, thread, VB_OK);
 	}
 	Py_RETURN_NONE;
 }
@@ -229,64 +244,48 @@ static PyObject *window_write(Window *self, PyObject *arguments)
 {
 	Py_ssize_t offset;
 	Py_buffer data;
-	struct vb_window *window;
-	int status = VB_INVALID;
+	PyThreadState *thread;
+	PyObject *result = NULL;
 
 	if (!PyArg_ParseTuple(arguments, "ny*", &offset, &data))
 		return NULL;
-	window = begin(self);
-	if (window) {
-		if (offset >= 0) {
-			Py_BEGIN_ALLOW_THREADS
-			status = vb_window_write(window, (size_t)offset, data.buf, (size_t)data.len);
-			Py_END_ALLOW_THREADS
-		}
-		end(self);
-	}
+	thread = enter(self);
+	if (thread)
+		result = leave_with_none(self, thread,
+					 vb_window_write(self->window, (size_t)offset, data.buf, (size_t)data.len));
 	PyBuffer_Release(&data);
-	if (!window)
-		return NULL;
-	if (status)
-		return fail_of(self, status);
-	Py_RETURN_NONE;
+	return result;
 }
 
 /* What is in the window: `length` bytes, or the hash of each of their pages where there is an `algorithm`. */
 static PyObject *fetch(Window *self, Py_ssize_t offset, Py_ssize_t length, const char *algorithm)
 {
-	struct vb_window *window = begin(self);
+	PyThreadState *thread;
 	PyObject *result;
-	size_t size;
-	int status = VB_INVALID;
+	size_t size = (size_t)length;
+	char *to;
+	int status;
 
-	if (!window)
+	if (!is_open(self))
 		return NULL;
-	if (offset < 0 || length < 0 || (size_t)length > vb_window_bytes(window)) {
-		end(self);
+	if (size > vb_window_bytes(self->window))
 		return fail_of(self, VB_INVALID);
-	}
-	size = (size_t)length;
 	if (algorithm)
 		size = (size + VB_PAGE_SIZE_BYTES - 1) / VB_PAGE_SIZE_BYTES * VB_DIGEST_BYTES;
 	result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
-	if (result) {
-		char *to = PyBytes_AsString(result);
-
-		Py_BEGIN_ALLOW_THREADS
-		if (algorithm)
-			status = vb_window_digests(window, (size_t)offset, (size_t)length, algorithm, (uint8_t *)to);
-		else
-			status = vb_window_read(window, (size_t)offset, to, (size_t)length);
-		Py_END_ALLOW_THREADS
-		if (status) {
-			OPENSSL_cleanse(to, size);
-			Py_DECREF(result);
-			fail_of(self, status);
-			result = NULL;
-		}
-	}
-	end(self);
-	return result;
+	if (!result)
+		return NULL;
+	to = PyBytes_AsString(result);
+	thread = unlock(self);
+	if (algorithm)
+		status = vb_window_digests(self->window, (size_t)offset, (size_t)length, algorithm, (uint8_t *)to);
+	else
+		status = vb_window_read(self->window, (size_t)offset, to, (size_t)length);
+	if (leave(self, thread, status))
+		return result;
+	OPENSSL_cleanse(to, size);
+	Py_DECREF(result);
+	return NULL;
 }
 
 static PyObject *window_read(Window *self, PyObject *arguments)
@@ -311,20 +310,12 @@ static PyObject *window_digests(Window *self, PyObject *arguments)
 static PyObject *window_set_percent(Window *self, PyObject *arguments)
 {
 	Py_ssize_t zone;
-	int percent, status = VB_INVALID;
-	struct vb_window *window;
+	int percent;
+	PyThreadState *thread;
 
-	if (!PyArg_ParseTuple(arguments, "ni", &zone, &percent))
+	if (!PyArg_ParseTuple(arguments, "ni", &zone, &percent) || !(thread = enter(self)))
 		return NULL;
-	window = begin(self);
-	if (!window)
-		return NULL;
-	if (zone >= 0 && percent >= 0) {
-		Py_BEGIN_ALLOW_THREADS
-		status = vb_window_set_percent(window, (size_t)zone, (unsigned)percent);
-		Py_END_ALLOW_THREADS
-	}
-	return done(self, status);
+	return leave_with_none(self, thread, vb_window_set_percent(self->window, (size_t)zone, (unsigned)percent));
 }
 
 /* A tuple of these numbers, and of those. */
@@ -370,86 +361,45 @@ static PyObject *reuse_of(const struct vb_reuse *reuse)
 static PyObject *window_stats(Window *self, PyObject *arguments)
 {
 	Py_ssize_t zone;
-	int status = VB_INVALID;
-	struct vb_window *window;
+	PyThreadState *thread;
 	struct vb_stats stats;
 
-	if (!PyArg_ParseTuple(arguments, "n", &zone))
+	if (!PyArg_ParseTuple(arguments, "n", &zone) || !(thread = enter(self)))
 		return NULL;
-	window = begin(self);
-	if (!window)
+	return leave(self, thread, vb_window_stats(self->window, (size_t)zone, &stats)) ? stats_of(&stats) : NULL;
+}
+
+static PyObject *window_sample(Window *self, PyObject *arguments)
+{
+	Py_ssize_t zone;
+	int on;
+	PyThreadState *thread;
+
+	if (!PyArg_ParseTuple(arguments, "np", &zone, &on) || !(thread = enter(self)))
 		return NULL;
-	if (zone >= 0) {
-		Py_BEGIN_ALLOW_THREADS
-		status = vb_window_stats(window, (size_t)zone, &stats);
-		Py_END_ALLOW_THREADS
-	}
-	end(self);
-	if (status)
-		return fail_of(self, status);
-	return stats_of(&stats);
+	return leave_with_none(self, thread, vb_window_sample(self->window, (size_t)zone, on != 0));
+}
+
+static PyObject *window_reuse(Window *self, PyObject *arguments)
+{
+	Py_ssize_t zone;
+	PyThreadState *thread;
+	struct vb_reuse reuse;
+
+	if (!PyArg_ParseTuple(arguments, "n", &zone) || !(thread = enter(self)))
+		return NULL;
+	return leave(self, thread, vb_window_reuse(self->window, (size_t)zone, &reuse)) ? reuse_of(&reuse) : NULL;
 }
 
 /* What vb_window_pin and its like have in common: a range of whole pages. */
 static PyObject *on_range(Window *self, PyObject *arguments, int (*call)(struct vb_window *, size_t, size_t))
 {
 	Py_ssize_t offset, length;
-	int status = VB_INVALID;
-	struct vb_window *window;
+	PyThreadState *thread;
 
-	if (!PyArg_ParseTuple(arguments, "nn", &offset, &length))
+	if (!PyArg_ParseTuple(arguments, "nn", &offset, &length) || !(thread = enter(self)))
 		return NULL;
-	window = begin(self);
-	if (!window)
-		return NULL;
-	if (offset >= 0 && length >= 0) {
-		Py_BEGIN_ALLOW_THREADS
-		status = call(window, (size_t)offset, (size_t)length);
-		Py_END_ALLOW_THREADS
-	}
-	return done(self, status);
-}
-
-static PyObject *window_sample(Window *self, PyObject *arguments)
-{
-	Py_ssize_t zone;
-	int on, status = VB_INVALID;
-	struct vb_window *window;
-
-	if (!PyArg_ParseTuple(arguments, "np", &zone, &on))
-		return NULL;
-	window = begin(self);
-	if (!window)
-		return NULL;
-	if (zone >= 0) {
-		Py_BEGIN_ALLOW_THREADS
-		status = vb_window_sample(window, (size_t)zone, on != 0);
-		Py_END_ALLOW_THREADS
-	}
-	return done(self, status);
-}
-
-static PyObject *window_reuse(Window *self, PyObject *arguments)
-{
-	Py_ssize_t zone;
-	int status = VB_INVALID;
-	struct vb_window *window;
-	struct vb_reuse reuse;
-
-	if (!PyArg_ParseTuple(arguments, "n", &zone))
-		return NULL;
-	window = begin(self);
-	if (!window)
-		return NULL;
-	if (zone >= 0) {
-		Py_BEGIN_ALLOW_THREADS
-		status = vb_window_reuse(window, (size_t)zone, &reuse);
-		Py_END_ALLOW_THREADS
-	}
-	end(self);
-	if (status)
-		return fail_of(self, status);
-	return reuse_of(&reuse);
+	return leave_with_none(self, thread, call(self->window, (size_t)offset, (size_t)length));
 }
 
 static PyObject *window_pin(Window *self, PyObject *arguments)
@@ -470,15 +420,13 @@ static PyObject *window_discard(Window *self, PyObject *arguments)
 static PyObject *window_failure(Window *self, PyObject *unused)
 {
 	struct vb_failure failure;
-	struct vb_window *window = begin(self);
+	PyThreadState *thread = enter(self);
 
 	(void)unused;
-	if (!window)
+	if (!thread)
 		return NULL;
-	Py_BEGIN_ALLOW_THREADS
-	failure = vb_window_failure(window);
-	Py_END_ALLOW_THREADS
-	end(self);
+	failure = vb_window_failure(self->window);
+	leave(self, thread, VB_OK);
 	if (!failure.status)
 		Py_RETURN_NONE;
 	return Py_BuildValue("(IKis)", failure.zone, (unsigned long long)failure.page, failure.status,

@@ -4,21 +4,23 @@
 #include <string.h>
 
 #define NONE UINT32_MAX
-/* Main gives one page in so many in any case: nobody hears of its pages else. */
+/* Main gives at least one page in so many: otherwise nothing would be learnt of its pages. */
 #define PROBE 32
 /* What is known of the queues halves when so many demotions are counted, or a quarter of the window. */
 #define MEMORY 4096
-/* Pages that were brought in last stay, at least so many (an eighth of a small window): the one that waits must get its
- * turn, and a burst of touches must be over before a page is judged. */
+/*
+ * So many of the pages that were brought in last stay (an eighth of a small window): the one that is waited for must be
+ * used, and a burst of touches must be over, before a page is judged.
+ */
 #define GRACE 64
 /* A page of fresh was given up too early if it comes back before so many times fresh's length of others have left. */
-#define RETURN 3
+#define EARLY 3
 /* One page of main that comes back moves the boundary to fresh as far as so many pages of fresh do. */
 #define MAIN_WEIGHT 2
 /* Most pages that one page moves that boundary. */
 #define MOST_STEP 50
-/* What is known of pages that came back several times in a row halves when so many were asked. */
-#define ASKED 128
+/* What is known of pages that came back so often in a row halves when so many of them were given up. */
+#define TRIED 128
 
 uint32_t vb_zone_window(uint32_t pages, unsigned percent)
 {
@@ -147,26 +149,27 @@ static void came_back(struct vb_zone *zone, struct vb_page *entry)
 {
 	zone->returned[entry->arm]++;
 	if (entry->arm)
-		zone->there[entry->returns]++;
+		zone->again[entry->returns]++;
 	if (entry->returns < VB_RETURNS)
 		entry->returns++;
 }
 
-/* Most pages of main with so many returns in a row have come back once more. */
+/* More than three in four pages of main with so many returns in a row have come back once more. */
 static bool trusted(const struct vb_zone *zone, unsigned returns)
 {
-	return (uint64_t)zone->there[returns] * 4 > (uint64_t)zone->asked[returns] * 3;
+	return (uint64_t)zone->again[returns] * 4 > (uint64_t)zone->tried[returns] * 3;
 }
 
-/* Of `all` pages of main less than half as many came back as of fresh's. */
+/* The share of `all` that came `back` is less than half as large for main (1) as for fresh (0). */
 static bool rarer(const uint32_t *back, const uint32_t *all)
 {
 	return (uint64_t)back[1] * (all[0] + 1) * 2 < (uint64_t)back[0] * (all[1] + 1);
 }
 
 /*
- * Main's pages come back less often than fresh's: clearly less, as to lose main is the greater loss. Standby tells at once,
- * but only of what is used all the time, and a small one lets most of main pass unused; misses tell of the others, late.
+ * Main's pages come back clearly less often than fresh's; clearly, since to lose main is the greater loss. Returns from
+ * standby tell at once, but only of what is used all the time, and through a small standby most of main passes untouched;
+ * misses tell of the rest, late.
  */
 static bool main_is_worth_less(const struct vb_zone *zone)
 {
@@ -199,7 +202,7 @@ void vb_zone_call(struct vb_zone *zone, uint32_t page)
 		 */
 		others = zone->departures - entry->next;
 		near = others < (uint64_t)zone->limit * 3 / 4;
-		entry->held = others < (entry->arm ? zone->limit : (uint64_t)RETURN * zone->fresh.count);
+		entry->held = others < (entry->arm ? zone->limit : (uint64_t)EARLY * zone->fresh.count);
 		zone->missed[entry->arm] += near;
 		/* What comes back to fresh later than this may be a loop, which no fresh is long enough for. */
 		if (entry->arm ? near : entry->held)
@@ -258,9 +261,9 @@ static void remember(struct vb_zone *zone, unsigned arm, unsigned returns)
 		zone->demoted[arm] /= 2;
 		zone->returned[arm] /= 2;
 	}
-	if (arm && ++zone->asked[returns] > ASKED) {
-		zone->asked[returns] /= 2;
-		zone->there[returns] /= 2;
+	if (arm && ++zone->tried[returns] > TRIED) {
+		zone->tried[returns] /= 2;
+		zone->again[returns] /= 2;
 	}
 }
 

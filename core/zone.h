@@ -18,14 +18,13 @@
  * Which queue gives the next page follows from what comes back. Each page of fresh that comes back says that fresh
  * should be longer, each one of main that it should be shorter (as in ARC, Megiddo & Modha, FAST 2003, but by faults).
  * That takes time, so a main whose pages hardly ever come back any more gives at once; and it gives one now and then
- * in any case, so that what comes back stays known.
- * A scan so passes through fresh and leaves main alone, and a new phase of a program drains a main that it does
- * not use any more.
+ * in any case, so that it stays known how many come back. So a scan passes through fresh and leaves main alone, and a
+ * new phase of a program drains a main that it does not use any more.
  *
  * A page of main that has come back from standby several times in a row will do so again: it is spared the next rounds
- * of its queue, one, three, seven, then fifteen. These are the pages in steady use, which else would cost most of the
- * moves; and the others pass through standby the sooner, so that more is known of them. It stops when pages that were
- * spared so often do not come back.
+ * of its queue: one, three, seven, then fifteen. These are the pages in steady use, which would otherwise cost most of
+ * the moves; and the others pass through standby sooner, so that more is known of them. Sparing stops when pages that
+ * were spared so often do not come back.
  *
  * Pages are numbered within the zone. A page is `leaving` or `coming` while somebody works on it without the zone's
  * lock: it is in no queue, and nobody else touches it.
@@ -42,7 +41,7 @@
 #define VB_RUN 64
 #define VB_STREAMS 4
 #define VB_ZONE_TAG_BYTES 16
-/* So many returns of a page in a row are told apart. */
+/* Returns of a page in a row are counted up to here. */
 #define VB_RETURNS 4
 
 enum vb_state {
@@ -110,9 +109,9 @@ struct vb_zone {
 	uint32_t returned[2]; /* of these, how many came back from standby */
 	uint32_t departed[2]; /* pages encrypted */
 	uint32_t missed[2];   /* of these, how many came back before most of a window had left */
-	/* Pages of main, by the returns they had in a row: */
-	uint32_t asked[VB_RETURNS + 1]; /* given up */
-	uint32_t there[VB_RETURNS + 1]; /* of these, how many returned once more */
+	/* Pages of main, lately, by how often each had come back in a row: */
+	uint32_t tried[VB_RETURNS + 1]; /* given up once more */
+	uint32_t again[VB_RETURNS + 1]; /* of these, how many came back again */
 
 	struct vb_stream streams[VB_STREAMS];
 	unsigned oldest; /* stream to be replaced next */

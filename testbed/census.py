@@ -3,9 +3,9 @@
     python3 -m testbed.census DUMP MARKER      (32 hexadecimal digits, as the program printed them)
 
 A marked page says throughout which page it is: 128 times the marker's 16 bytes, its number and the same inverted. So a
-frame of the dump is either the page itself, whole or (on its way through the cipher) in part, or a copy of something
-that is elsewhere too. The pages are the zone's, and bounded by its window. A copy is on the host, or in the guest: its
-kernel may have moved a page, and programs leave traces.
+frame with the marker is either such a page itself, whole or (on its way through the cipher) in part, or it holds a copy
+of something that is elsewhere too. The pages are the zone's, and its window bounds them. A copy may be on the host, or
+in the guest: its kernel may have moved a page, and programs leave traces.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vambrace.emulator.memory import PAGE_SIZE, pages_with
-from vambrace.errors import VambraceError
+from vambrace.errors import UsageError, VambraceError
 
 MARKER_SIZE = 16
 RECORD = struct.Struct("<16sQQ")
@@ -43,7 +43,7 @@ def record(marker: bytes, page: int) -> bytes:
 def take(dump: Path, marker: bytes) -> Census:
     """Count the frames with ``marker`` (16 bytes). Raises UsageError: no such file, or another length of marker."""
     if len(marker) != MARKER_SIZE:
-        raise VambraceError(f"a marker has {MARKER_SIZE} bytes", hint="give what the program printed")
+        raise UsageError(f"a marker has {MARKER_SIZE} bytes", hint="give what the program printed")
     frames = pages_with(dump, marker)
     whole: set[int] = set()
     parts: list[int | None] = []
@@ -66,7 +66,7 @@ def take(dump: Path, marker: bytes) -> Census:
 
 
 def _page_of(contents: bytes, marker: bytes) -> int | None:
-    """The number of the marked page of which every record in a frame is, each in its place; or None."""
+    """The number of the marked page, if all records in a frame are of one page and each is in its place; else None."""
     numbers = set()
     position = contents.find(marker)
     while position >= 0:

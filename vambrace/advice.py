@@ -16,6 +16,7 @@ from vambrace.errors import RealmError
 
 #: Counts of reuse, by the distance in percent of the zone.
 DISTANCES = 101
+#: No count and no time is as large.
 MAXIMUM = 1 << 62
 #: With fewer touches of sampled pages the curve is noise.
 ENOUGH = 200
@@ -24,8 +25,8 @@ OTHER_VERSION = "image and host are perhaps of different versions of vambrace"
 
 @dataclass(frozen=True)
 class Advice:
-    """Of one zone. ``misses`` are expected faults per second at each percentage from 0 to 100, ``fault`` is the seconds
-    that one costs, ``touches`` what was sampled: with few of them the rest says little."""
+    """Of one zone. ``misses`` are expected faults per second at each percentage from 0 to 100, ``fault`` the seconds
+    that one takes, ``touches`` the touches that were sampled: with few of them the rest says little."""
 
     zone: str
     percent: int
@@ -53,9 +54,10 @@ class Advice:
 
 
 def advise(zone: str, stats: Mapping[str, Any], sampled: object, fault_ns: object) -> Advice:
-    """From a zone's statistics that were checked, and samples and cost as they came: from a Realm, or from a VMM.
+    """What the samples of a zone say. ``stats`` were checked; ``sampled`` and ``fault_ns``, the cost of a fault, are as
+    they came from a Realm or a VMM.
 
-    Raises RealmError: they are none.
+    Raises RealmError: they are no samples, or no cost.
     """
     counts = sampled.get("reuse") if isinstance(sampled, dict) else None
     if not isinstance(sampled, dict) or not isinstance(counts, list) or len(counts) != DISTANCES:
@@ -67,6 +69,6 @@ def advise(zone: str, stats: Mapping[str, Any], sampled: object, fault_ns: objec
     if shift > 31 or not elapsed:
         raise RealmError("the samples are out of range", hint=OTHER_VERSION)
     seconds = elapsed / 1e9
-    # At p percent the window has 100 − p of the zone: what comes back from farther is a miss.
+    # At p percent the window is 100 − p percent of the zone: a reuse at a greater distance is a miss.
     misses = tuple(sum(counts[100 - p :]) * 2**shift / seconds if p else 0.0 for p in range(101))
     return Advice(zone, stats["percent"], stats["pages"], touches, fault / 1e9, misses)

@@ -40,6 +40,7 @@ MIN_APPLICATION_MEMORY: Final = 16 << 20
 MAX_MEMORY: Final = 1 << 40  # all zones together: the guest's physical address space
 MAX_DISK: Final = 1 << 40
 BLOCK: Final = 4096
+PAGE: Final = 4096
 
 SYSTEM: Final = "system"
 _BUILD_AGAIN: Final = "build the image again"
@@ -63,6 +64,10 @@ class Zone(Record):
         check_memory(self.memory, least, f"zone {self.name}")
         check_percent(self.percent, f"zone {self.name}")
         _boolean(self.follow, f"zone {self.name}: follow")
+
+    @property
+    def pages(self) -> int:
+        return self.memory // PAGE
 
 
 class Application(Record):

@@ -6,7 +6,7 @@
 Requests and replies are JSON lines. ``{"work": NAME}`` makes the work's data and answers ``{"ready": NAME}``;
 ``{"seconds": S}`` works for so long, and answers ``operations`` and the ``seconds`` that they took.
 
-Only the standard library, without numpy and the like: it is what a Realm's base has.
+Only the standard library: a Realm's base has nothing else.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ Step = Callable[[], int]
 
 
 def scan(chance: random.Random) -> Step:
-    """A page of 32 MiB, one after the other: its checksum. An operation is a page."""
+    """The checksum of each page of 32 MiB, one after the other. An operation is a page."""
     memory = _filled(chance, 32 * MIB)
-    pages = _round(len(memory) // PAGE)
+    pages = _turns(len(memory) // PAGE)
 
     def step() -> int:
         for _ in range(16):
@@ -56,14 +56,14 @@ def scan(chance: random.Random) -> Step:
 
 
 def zipf(chance: random.Random) -> Step:
-    """A number of a page of 32 MiB, pages by Zipf(0.99): read, and one in four changed. An operation is a touch."""
+    """A byte of 32 MiB, its page by Zipf(0.99): read, and one in four written. An operation is a touch."""
     memory = _filled(chance, 32 * MIB)
     order = popular(chance, len(memory) // PAGE, 200_000)
-    next_one = _round(len(order))
+    turns = _turns(len(order))
 
     def step() -> int:
         for _ in range(16):
-            turn = next(next_one)
+            turn = next(turns)
             place = order[turn] * PAGE + turn % PAGE
             if turn & 3:
                 memory[place]
@@ -82,7 +82,7 @@ def sqlite(chance: random.Random) -> Step:
     rows = ((n, chance.randrange(200), chance.randrange(100), chance.randbytes(1000)) for n in range(count))
     database.executemany("INSERT INTO patient VALUES (?, ?, ?, ?)", rows)
     order = popular(chance, count, 100_000)
-    turns = _round(len(order))
+    turns = _turns(len(order))
 
     def step() -> int:
         for _ in range(4):
@@ -108,7 +108,7 @@ def store(chance: random.Random) -> Step:
     theirs.close()
     answers = ours.makefile("rb")
     order = popular(chance, count, 100_000)
-    turns = _round(len(order))
+    turns = _turns(len(order))
     values = [chance.randbytes(1000) for _ in range(16)]
 
     def step() -> int:
@@ -154,7 +154,7 @@ def analysis(chance: random.Random) -> Step:
     by_ward: list[list[tuple[int, float, float, str]]] = [[] for _ in range(wards)]
     for row in rows:
         by_ward[row[0]].append(row)
-    turns = _round(wards)
+    turns = _turns(wards)
     results: deque[tuple[float, float, float]] = deque(maxlen=wards)
 
     def step() -> int:
@@ -167,14 +167,14 @@ def analysis(chance: random.Random) -> Step:
 
 
 def block_sequential(chance: random.Random) -> Step:
-    """The disk past the guest's page cache: 128 KiB, one after the other. An operation is a read."""
-    return _disk_reads(128 << 10, _round(_disk_size() // (128 << 10)))
+    """The disk, past the guest's page cache, in reads of 128 KiB, one after the other. An operation is a read."""
+    return _disk_reads(128 << 10, _turns(_disk_size() // (128 << 10)))
 
 
 def block_random(chance: random.Random) -> Step:
-    """The same: 4 KiB anywhere."""
+    """The same with 4 KiB, anywhere on the disk."""
     order = [chance.randrange(_disk_size() // PAGE) for _ in range(10_000)]
-    turns = _round(len(order))
+    turns = _turns(len(order))
     return _disk_reads(PAGE, (order[turn] for turn in turns))
 
 
@@ -218,14 +218,15 @@ def popular(chance: random.Random, things: int, count: int) -> array[int]:
 
 
 def _filled(chance: random.Random, size: int) -> mmap.mmap:
-    """Memory of its own pages, not compressible."""
+    """Memory with pages of its own, whose contents cannot be compressed."""
     memory = mmap.mmap(-1, size)
     for start in range(0, size, MIB):
         memory[start : start + MIB] = chance.randbytes(MIB)
     return memory
 
 
-def _round(count: int) -> Iterator[int]:
+def _turns(count: int) -> Iterator[int]:
+    """0 to below ``count``, again and again."""
     while True:
         yield from range(count)
 
@@ -250,7 +251,7 @@ def serve(read: Callable[[], bytes], write: Callable[[bytes], None]) -> None:
 
 
 def boot() -> None:
-    """What the guest's init and agent do for an application, as far as it matters here: its memory in its own zone."""
+    """What a Realm's init and agent do for an application, as far as it matters here: its memory is in its own zone."""
     libc = ctypes.CDLL(None, use_errno=True)
     mounts = (("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run"), ("tmpfs", "/tmp"), ("cgroup2", "/sys/fs/cgroup"))
     for kind, place in mounts:

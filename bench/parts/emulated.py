@@ -1,4 +1,4 @@
-"""An emulated server for a benchmark: of its own, in a directory and on a port that nobody else uses."""
+"""Emulated servers for benchmarks: each of its own, in a directory and on a port that nobody else uses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.report import Unavailable
+from testbed.door import Door
+from testbed.door import variant as with_door
 from vambrace.debian.cache import Cache
 from vambrace.emulator import qemu
 from vambrace.emulator.hostroot import PRODUCT, Variant
@@ -41,6 +43,20 @@ def emulated(variant: Variant = PRODUCT) -> Iterator[Server]:
             yield server
         finally:
             server.down()
+
+
+@contextmanager
+def kvm_host() -> Iterator[tuple[Server, Door]]:
+    """A server that is up and has QEMU, too, and a door into its host.
+
+    Raises Unavailable: the host cannot be emulated here, or its kernel has no KVM.
+    """
+    with emulated(with_door("bench", packages=["qemu-system-arm"])) as server:
+        server.up(say, cold=True)
+        with Door(server) as door:
+            if door.shell("test -e /dev/kvm").code:
+                raise Unavailable("the emulated host has no /dev/kvm")
+            yield server, door
 
 
 def _free_port() -> int:

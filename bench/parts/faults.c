@@ -6,8 +6,8 @@
  * MODE      engine   vambrace's window, as it is
  *           naive    a userfaultfd handler as one would write it first: a thread on the faulting CPU polls, reads one
  *                    fault, moves the oldest page out and the wanted one in; no cipher
- *           move     no window and no faults: each thread moves pages of its own to and fro with UFFDIO_MOVE, once for each
- *                    two accesses of its trace, as a fault moves one page out and one in
+ *           move     no window and no faults: each thread moves pages of its own to and fro with UFFDIO_MOVE, one for each
+ *                    access of its trace; a fault takes two such moves, one page out and one in
  *           swap     ordinary memory; the caller has limited it, and swap takes the rest
  *           cipher   ordinary memory; what would have to be decrypted and encrypted for the accesses, and nothing else
  *           xts      decryption and encryption of a page in 4 MiB, as often as TRACE is long, with AES-256-XTS, which dm-crypt
@@ -241,9 +241,10 @@ static void *move_to_and_fro(void *argument)
 	check(vb_uffd_register(uffd, other, bytes), "register");
 	for (size_t i = 0; i < trace->count; i++) {
 		size_t at = i % PAGES * VB_PAGE_SIZE_BYTES, done;
-		bool out = i / PAGES % 2 == 0;
+		bool fro = i / PAGES % 2;
 
-		check(vb_uffd_move_in(uffd, (out ? other : one) + at, (out ? one : other) + at, VB_PAGE_SIZE_BYTES, &done), "move");
+		check(vb_uffd_move_in(uffd, (fro ? one : other) + at, (fro ? other : one) + at, VB_PAGE_SIZE_BYTES, &done),
+		      "move");
 	}
 	close(uffd);
 	return NULL;
@@ -388,6 +389,7 @@ int main(int count, char **words)
 	uint8_t *memory;
 	size_t accesses = 0;
 	double seconds, cpu;
+	void *(*work)(void *) = replay;
 
 	if (count < 6 || count > 7)
 		stop("MODE CIPHER PAGES PERCENT TRACE [TRACE]");
@@ -419,6 +421,8 @@ int main(int count, char **words)
 		memory = anonymous(pages * VB_PAGE_SIZE_BYTES);
 	else
 		stop("MODE is engine, naive, move, swap, cipher or xts");
+	if (!strcmp(mode, "move"))
+		work = move_to_and_fro;
 	stay_on(cpus[0]);
 	fill(memory, pages);
 	before = count_misses(mode, &standby_before);
@@ -430,7 +434,7 @@ int main(int count, char **words)
 	cpu = now(CLOCK_PROCESS_CPUTIME_ID);
 	seconds = now(CLOCK_MONOTONIC);
 	for (size_t i = 0; i < trace_count; i++)
-		if (pthread_create(&threads[i], NULL, strcmp(mode, "move") ? replay : move_to_and_fro, &traces[i]) != 0)
+		if (pthread_create(&threads[i], NULL, work, &traces[i]) != 0)
 			stop("no thread");
 	for (size_t i = 0; i < trace_count; i++)
 		pthread_join(threads[i], NULL);

@@ -48,18 +48,18 @@ def at_percent(config: RealmConfig, *percents: int) -> RealmConfig:
 
 
 def build_guest(cache: Cache, work: Path) -> Guest:
-    """A Realm with one small program, built in ``work``. Raises BuildError."""
+    """A Realm with one small program, built in ``work``, a new folder. Raises BuildError."""
     archive = Archive(cache.root / "archive", LOCK_FILE)
     program = work / "hello"
-    program.mkdir()
+    program.mkdir(parents=True)
     (program / "hello.py").write_text("print('hello')\n")
     return Guest(_bundle(archive, cache, program), _off(archive))
 
 
 def build_worker(cache: Cache, work: Path) -> Bundle:
-    """An image that enters ``driver.py``, in a zone of its own, in place of the agent. Raises BuildError."""
+    """An image with ``driver.py`` and a zone for it, built in ``work``, a new folder. Raises BuildError."""
     program = work / "work"
-    program.mkdir()
+    program.mkdir(parents=True)
     shutil.copyfile(driver.__file__, program / "driver.py")
     (program / "init").write_text(WORK)
     (program / "init").chmod(0o755)
@@ -67,14 +67,14 @@ def build_worker(cache: Cache, work: Path) -> Bundle:
 
 
 def without_agent(config: RealmConfig) -> RealmConfig:
-    """The worker's configuration, which its manifest cannot say."""
+    """The worker's configuration, in which ``driver.py`` takes the agent's place: no manifest can say that."""
     words = [word for word in config.cmdline.split() if not word.startswith("vambrace.init=")]
     changed: RealmConfig = config.replace(cmdline=" ".join([*words, "vambrace.init=/app/work/init"]))
     return changed
 
 
 def _bundle(archive: Archive, cache: Cache, program: Path) -> Bundle:
-    """An image with the folder ``program`` as its application, built beside it."""
+    """An image whose application is the folder ``program``, built beside that."""
     work = program.parent
     base = runtime_base(archive, cache)
     OwnerIdentity.create(work / "owner")

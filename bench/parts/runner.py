@@ -27,7 +27,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-SECONDS = 120.0
+#: Seconds that anything of a guest or its VMM may take.
+PATIENCE = 120.0
 PACKET = 65 << 10
 RAM = 0x4000_0000
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
@@ -35,14 +36,24 @@ _INSTANCE = bytes(range(16))
 
 
 def main() -> None:
-    specification = json.loads(sys.argv[1])
-    boot = {"realm": boot_realm, "qemu": boot_qemu}[specification["vmm"]]
+    answer(boot)
+
+
+def boot(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
+    return {"realm": boot_realm, "qemu": boot_qemu}[specification["vmm"]](specification, errors)
+
+
+def answer(work: Callable[[dict[str, Any], Any], dict[str, Any]]) -> None:
+    """Print what ``work`` makes of the specification; where it fails, exit with why, and with what VMMs have said.
+
+    ``work`` gets the specification and a file for the standard error output of VMMs.
+    """
     with tempfile.TemporaryFile() as errors:
         try:
-            print(json.dumps(boot(specification, errors)))
-        except (OSError, RuntimeError) as error:
+            print(json.dumps(work(json.loads(sys.argv[1]), errors)))
+        except (OSError, RuntimeError, ValueError) as error:
             errors.seek(0)
-            sys.exit(f"{error}\n{errors.read()[-3000:].decode(errors='replace')}")
+            sys.exit(f"{type(error).__name__}: {error}\n{errors.read()[-3000:].decode(errors='replace')}")
 
 
 # --- our VMM ---------------------------------------------------------------------------------------------
@@ -72,7 +83,7 @@ def boot_realm(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
                 result["memory"] = memory(process.pid, in_window)
                 result["zones"] = control.ask("stats")["zones"]
                 result["end"] = seconds_to_end(process, lambda: control.ask("destroy"))
-            process.wait(SECONDS)
+            process.wait(PATIENCE)
             return result
         finally:
             process.kill()
@@ -104,7 +115,7 @@ class Control:
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._connection.settimeout(SECONDS)
+        self._connection.settimeout(PATIENCE)
         self._events: list[dict[str, Any]] = []
         self._next = 0
 
@@ -188,7 +199,7 @@ def boot_qemu(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
                     process.pid, lambda start, end, flags: any(start <= base < end for base in bases)
                 )
                 result["end"] = seconds_to_end(process, lambda: monitor.execute("quit"))
-            process.wait(SECONDS)
+            process.wait(PATIENCE)
             return result
         finally:
             process.kill()
@@ -253,7 +264,7 @@ class Monitor:
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
-        connection.settimeout(SECONDS)
+        connection.settimeout(PATIENCE)
         self._lines = connection.makefile("rb")
         self._events: list[str] = []
 
@@ -303,7 +314,7 @@ def serve_agent(port: socket.socket, monitor: Monitor) -> None:
     """Returns when the agent is ready; RuntimeError when the guest ends before."""
     agent = Agent()
     while not agent.ready:
-        ready, _, _ = select.select([port, monitor.connection], [], [], SECONDS)
+        ready, _, _ = select.select([port, monitor.connection], [], [], PATIENCE)
         if port in ready and (data := port.recv(PACKET)):
             for answer in agent.receive(data):
                 port.sendall(answer)
@@ -351,7 +362,7 @@ def seconds_to_end(process: subprocess.Popen[bytes], ask: Callable[[], Any]) -> 
     """From asking a VMM to end until its process is gone."""
     asked = time.monotonic()
     ask()
-    process.wait(SECONDS)
+    process.wait(PATIENCE)
     return time.monotonic() - asked
 
 

@@ -2,10 +2,10 @@
 
     python3 turns.py SPECIFICATION      one JSON object each way
 
-Of every turn the result has operations per second, by the guest's own clock. Three guests live: QEMU's, ours at
-0 percent from its start to its end, and ours with a window. They take turns, the last one at a percentage where all
-of the work fits into its window; after that, this guest has one percentage after the other, for each of them a turn
-that is not counted, and then its turns.
+For every turn the result has operations per second, by the guest's own clock. Three guests are alive: QEMU's, ours at
+0 percent from its start to its end, and ours with a window. They take turns, the last of them at a percentage at which
+all of the work fits into its window. After that it goes from one percentage to the next, and has at each of them a turn
+that is not counted, and then those that are.
 
 Only the standard library, and what ``runner`` has: this file is copied into the host, beside it.
 """
@@ -15,8 +15,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -25,7 +23,7 @@ from bench.parts import runner
 
 
 class RealmGuest:
-    """A guest of our VMM, booted until its driver waits."""
+    """A guest of our VMM, booted until its driver waits for requests."""
 
     def __init__(self, stack: ExitStack, specification: dict[str, Any], errors: Any) -> None:
         process, connection = runner.start_realm(runner.vmm_command(), errors)
@@ -75,7 +73,7 @@ class QemuGuest:
         stack.enter_context(process)
         stack.callback(process.kill)
         stack.enter_context(self._port)
-        self._port.settimeout(runner.SECONDS)
+        self._port.settimeout(runner.PATIENCE)
         self._lines = stack.enter_context(self._port.makefile("rb"))
         control = stack.enter_context(runner.Monitor(monitor))
         control.greet()
@@ -145,12 +143,7 @@ def take_turns(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    with tempfile.TemporaryFile() as errors:
-        try:
-            print(json.dumps(take_turns(json.loads(sys.argv[1]), errors)))
-        except (OSError, RuntimeError, ValueError) as error:
-            errors.seek(0)
-            sys.exit(f"{type(error).__name__}: {error}\n{errors.read()[-3000:].decode(errors='replace')}")
+    runner.answer(take_turns)
 
 
 if __name__ == "__main__":

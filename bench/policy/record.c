@@ -12,30 +12,16 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
-/* Headers older than Linux 6.8 lack these. */
-#ifndef UFFDIO_MOVE
-struct uffdio_move {
-	__u64 dst;
-	__u64 src;
-	__u64 len;
-	__u64 mode;
-	__s64 move;
-};
-#define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
-#define UFFD_FEATURE_MOVE (1 << 16)
-#endif
+#include "../../core/status.h"
+#include "../../core/uffd.h"
 
 #define PAGE ((uintptr_t)4096)
 #define RESIDENT 256
@@ -52,65 +38,60 @@ static uint64_t *records; /* their number; the records are behind it */
 static uint64_t most;
 
 /* One line, without the heap. Nobody can go on: a page would be missing. */
-static void die(const char *what)
+static void die(const char *what, int status)
 {
-	dprintf(STDERR_FILENO, "record: %s: %s\n", what, strerror(errno));
+	dprintf(STDERR_FILENO, "record: %s: %s\n", what, vb_status_message(status));
 	_exit(120);
-}
-
-static int move(uintptr_t to, uintptr_t from)
-{
-	struct uffdio_move arguments = {.dst = to, .src = from, .len = PAGE};
-
-	while (ioctl(uffd, UFFDIO_MOVE, &arguments) != 0)
-		if (errno != EAGAIN)
-			return -errno;
-	return 0;
 }
 
 /* The page that came longest ago leaves. One that the kernel is using, or the program has dropped, does not. */
 static void evict(uint64_t number)
 {
 	uintptr_t offset = number * PAGE;
-	int status = move(side + offset, heap + offset);
+	size_t done;
+	int status = vb_uffd_move_out(uffd, (void *)(side + offset), (void *)(heap + offset), PAGE, &done);
 
 	if (!status)
 		aside[number] = 1;
 	else if (status != -EBUSY && status != -ENOENT)
-		die("a page cannot be moved aside");
+		die("a page cannot be moved aside", status);
 }
 
 static void fetch(uint64_t number)
 {
 	uintptr_t offset = number * PAGE;
-	/* Not the kernel's shared page of zeros: that one cannot be moved. */
-	struct uffdio_copy copy = {.dst = heap + offset, .src = (uintptr_t)zeros, .len = PAGE};
-	struct uffdio_range range = {.start = heap + offset, .len = PAGE};
+	void *page = (void *)(heap + offset);
+	size_t done;
+	int status;
 
 	if (aside[number]) {
-		if (move(heap + offset, side + offset))
-			die("a page cannot be moved back");
+		status = vb_uffd_move_in(uffd, page, (void *)(side + offset), PAGE, &done);
+		if (status)
+			die("a page cannot be moved back", status);
 		aside[number] = 0;
-	} else if (ioctl(uffd, UFFDIO_COPY, &copy) != 0) {
-		/* It is there: another thread's fault at it was queued as well. */
-		if (errno != EEXIST || ioctl(uffd, UFFDIO_WAKE, &range) != 0)
-			die("a page cannot be mapped");
+		return;
 	}
+	/* Not the kernel's shared page of zeros: that one cannot be moved. */
+	status = vb_uffd_copy(uffd, page, zeros, PAGE, &done);
+	if (status == -EEXIST) /* it is there: another thread's fault at it was queued as well */
+		vb_uffd_wake(uffd, page, PAGE);
+	else if (status)
+		die("a page cannot be mapped", status);
 }
 
 static void *serve(void *unused)
 {
 	uint32_t *numbers = (uint32_t *)(records + 1);
-	struct uffd_msg message;
+	struct vb_fault fault;
 
 	for (;;) {
 		uint64_t number, *place;
 
-		if (read(uffd, &message, sizeof message) != (ssize_t)sizeof message)
+		if (vb_uffd_read(uffd, &fault, 1) != 1)
 			continue;
-		number = (message.arg.pagefault.address - heap) / PAGE;
-		if (message.event != UFFD_EVENT_PAGEFAULT || number >= PAGES)
-			die("an event that was not asked for");
+		number = (fault.address - heap) / PAGE;
+		if (number >= PAGES)
+			die("a fault outside of the heap", VB_INVALID);
 		if (*records < most) {
 			numbers[*records] = (uint32_t)number;
 			++*records;
@@ -126,25 +107,22 @@ static void *serve(void *unused)
 
 static void watch(uintptr_t start)
 {
-	struct uffdio_register arguments = {
-		.range = {.start = start, .len = HEAP},
-		.mode = UFFDIO_REGISTER_MODE_MISSING,
-	};
+	int status;
 
 	if (madvise((void *)start, HEAP, MADV_NOHUGEPAGE) != 0 && errno != EINVAL)
-		die("no small pages");
-	if (ioctl(uffd, UFFDIO_REGISTER, &arguments) != 0)
-		die("the heap cannot be watched");
+		die("no small pages", -errno);
+	status = vb_uffd_register(uffd, (void *)start, HEAP);
+	if (status)
+		die("the heap cannot be watched", status);
 }
 
 __attribute__((constructor)) static void start(void)
 {
-	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_MOVE};
 	const char *file = getenv("RECORD_FILE"), *limit = getenv("RECORD_MOST");
 	void *volatile allocated; /* or the compiler leaves both calls out */
 	pthread_t thread;
 	size_t bytes;
-	int fd;
+	int fd, status;
 
 	if (!file || !limit)
 		return;
@@ -152,17 +130,18 @@ __attribute__((constructor)) static void start(void)
 	bytes = sizeof *records + most * sizeof(uint32_t);
 	fd = open(file, O_RDWR | O_CLOEXEC);
 	if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0)
-		die(file);
+		die(file, -errno);
 	records = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	close(fd);
 	side = (uintptr_t)mmap(NULL, HEAP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (records == MAP_FAILED || side == (uintptr_t)MAP_FAILED)
-		die("no address space");
-	uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
-	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) != 0)
-		die("no userfaultfd that can move pages (root? Linux 6.8?)");
-	if (pthread_create(&thread, NULL, serve, NULL) != 0) /* before the heap is watched: it allocates */
-		die("no thread");
+		die("no address space", -errno);
+	status = vb_uffd_open(&uffd);
+	if (status)
+		die("no userfaultfd that can move pages (root? Linux 6.8?)", status);
+	status = pthread_create(&thread, NULL, serve, NULL); /* before the heap is watched: it allocates */
+	if (status)
+		die("no thread", -status);
 	/* From now on malloc takes everything from one heap, which grows by all of its pages at once. */
 	mallopt(M_ARENA_MAX, 1);
 	mallopt(M_MMAP_MAX, 0);

@@ -22,7 +22,8 @@ MOST = 2_000_000
 # As record.c says.
 _FAILED = 120
 _COUNT_BYTES = 8
-_FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-pthread"]
+_FLAGS = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread"]
+_SOURCES = [FOLDER / "record.c", ROOT / "core/uffd.c", ROOT / "core/status.c"]
 
 
 class RecorderError(Exception):
@@ -46,7 +47,7 @@ def record(command: Sequence[str], path: Path, most: int = MOST, feed: bytes = b
             "PYTHONHASHSEED": "0",
         }
         try:
-            subprocess.run(["cc", *_FLAGS, "-o", library, FOLDER / "record.c"], check=True, capture_output=True)
+            subprocess.run(["cc", *_FLAGS, "-o", library, *_SOURCES], check=True, capture_output=True)
             done = subprocess.run(command, cwd=ROOT, env=environment, input=feed, capture_output=True)
         except FileNotFoundError as error:
             raise RecorderError(f"{error.filename} is missing") from error

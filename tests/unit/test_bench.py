@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench import __main__ as frame  # noqa: E402
 from bench import boot, emulated, server  # noqa: E402
 from bench.parts import driver, runner  # noqa: E402
-from bench.report import Report, Unavailable, interval  # noqa: E402
+from bench.report import Report, Row, Unavailable, interval, rounds  # noqa: E402
 from vambrace.errors import PagerError  # noqa: E402
 
 
@@ -184,6 +184,19 @@ def test_an_interval_holds_the_median_with_the_confidence_that_it_says() -> None
     assert interval([5.0, 1.0, 3.0, 2.0, 4.0]) == (1.0, 5.0)
     with pytest.raises(ValueError, match="nothing"):
         interval([])
+
+
+def test_rounds_are_as_the_user_says_or_the_benchmark_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VAMBRACE_BENCH_ROUNDS", raising=False)
+    assert rounds(9) == 9
+    for said, counted in (("4", 4), ("0", 1)):
+        monkeypatch.setenv("VAMBRACE_BENCH_ROUNDS", said)
+        assert rounds(9) == counted
+    report = Report()
+    report.add_rounds("a", "b", [4.0, 9.0, 5.0], "s", [0.2, 0.9, 0.4], "c")
+    assert report.rows == [Row("a", "b", 5.0, "s", 0.4, "c")]
+    report.add_rounds("a", "d", [4.0, 9.0, 5.0], "s", [0.2, 0.9, 0.4], "c", with_interval=True)
+    assert (report.rows[1].ratio, report.rows[1].low, report.rows[1].high) == (0.4, 0.2, 0.9)
 
 
 def test_a_ratio_may_have_its_interval_and_nothing_else_may() -> None:

@@ -121,19 +121,20 @@ class OwnerIdentity:
         """An order to encrypt ``percent`` of a zone. ``counter`` must rise from message to message."""
         if not 0 <= percent <= 100:
             raise UsageError(f"percent is {percent}", hint="a whole number from 0 to 100")
-        if zone < 0 or not 0 <= counter <= MAX_COUNTER:
-            raise UsageError("a zone or a counter is out of range")
-        return self._sign("percent", instance, {"zone": zone, "percent": percent, "counter": counter})
+        return self._sign_order("percent", instance, zone, counter, {"percent": percent})
 
     def sign_bounds(self, instance: bytes, zone: int, bounds: Bounds | None, counter: int) -> bytes:
         """An order that the host chooses a zone's percentage within ``bounds``; None: not any more.
 
-        ``counter`` rises together with that of percentages.
+        ``counter`` is the same one as that of percentages.
         """
+        limits = {"lowest": bounds.lowest, "highest": bounds.highest, "slowdown": bounds.slowdown} if bounds else {}
+        return self._sign_order("bounds", instance, zone, counter, {"on": bounds is not None, **limits})
+
+    def _sign_order(self, kind: str, instance: bytes, zone: int, counter: int, rest: dict[str, Any]) -> bytes:
         if zone < 0 or not 0 <= counter <= MAX_COUNTER:
             raise UsageError("a zone or a counter is out of range")
-        limits = {"lowest": bounds.lowest, "highest": bounds.highest, "slowdown": bounds.slowdown} if bounds else {}
-        return self._sign("bounds", instance, {"zone": zone, "counter": counter, "on": bounds is not None, **limits})
+        return self._sign(kind, instance, {"zone": zone, "counter": counter, **rest})
 
     def _sign(self, kind: str, instance: bytes, rest: dict[str, Any]) -> bytes:
         if len(instance) != INSTANCE_BYTES:
@@ -143,10 +144,10 @@ class OwnerIdentity:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Within which the host may choose a zone's percentage: the highest from ``lowest`` to ``highest`` (1 to 100) where
-    page faults take no more than ``slowdown`` thousandths of a processor's time. Raises ``UsageError``.
+    """Between which the host may choose a zone's percentage: the highest from ``lowest`` to ``highest`` (1 to 100) at
+    which page faults take no more than ``slowdown`` thousandths of a processor's time. Raises ``UsageError``.
 
-    Not 0: such a zone is the kernel's, and to see what it touches would cost more than the rest.
+    Not 0: there the kernel serves the page faults, and to watch them would cost more than encryption.
     """
 
     lowest: int

@@ -1,4 +1,4 @@
-"""How far the change of a zone's percentage is: what an agent says of it, checked."""
+"""What an agent says of how far the change of a zone's percentage is, checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.host import plain
 from vambrace.client.progress import Progress
-from vambrace.client.zones import PAGE
 from vambrace.errors import RealmError
 from vambrace.realm import RealmConfig
 
@@ -52,7 +51,7 @@ def check(config: RealmConfig, zone: int, value: object) -> Change | None:
     if _number(value, "zone", len(config.zones) - 1) != zone:
         raise _wrong("zone")
     working = config.zones[_number(value, "working", len(config.zones) - 1)]
-    total = _number(value, "total", working.memory // PAGE)
+    total = _number(value, "total", working.pages)
     state = value.get("state")
     if state not in STATES:
         raise _wrong("state")
@@ -70,9 +69,9 @@ def check(config: RealmConfig, zone: int, value: object) -> Change | None:
 
 
 def follow(change: Change, look: Callable[[str], Change | None], progress: Progress) -> Change:
-    """Return when ``change`` is done; ``look`` gives an application's last one.
+    """Wait until ``change`` is done, and return it as it is then; ``look`` gives an application's last one.
 
-    Raises ``RealmError``: it failed, or another one came after it.
+    Raises ``RealmError``: it failed, or another order came after it.
     """
     while not change.ended:
         if change.state == "waiting":
@@ -81,7 +80,7 @@ def follow(change: Change, look: Callable[[str], Change | None], progress: Progr
             progress(f"encrypting {change.working}", change.total - change.left, change.total)
         time.sleep(LOOK_SECONDS)
         now = look(change.application)
-        # The same percentage, ordered once more, is the same change.
+        # The same percentage, ordered once more, is the same change, with the later counter.
         if now is None or (now.counter != change.counter and now.percent != change.percent):
             raise RealmError(
                 f"another order for {change.application} has come after this one", hint="see 'vambrace stats'"
@@ -100,4 +99,4 @@ def _number(value: dict[str, Any], key: str, at_most: int) -> int:
 
 
 def _wrong(key: str) -> RealmError:
-    return RealmError(f"the Realm's word of its change has no possible {key}", hint=OTHER_VERSION)
+    return RealmError(f"what the Realm says of the change has no possible {key}", hint=OTHER_VERSION)

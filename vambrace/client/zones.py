@@ -10,7 +10,6 @@ from vambrace.client.host import plain
 from vambrace.errors import RealmError
 from vambrace.realm import Zone
 
-PAGE = 4096
 COUNT_LIMIT = 1 << 64
 BUCKETS_LIMIT = 64
 
@@ -63,7 +62,7 @@ _COUNTS = tuple(key for key in ZoneStats.__annotations__ if key not in (*_OF_ITS
 def check(zone: Zone, value: dict[str, Any], auto: object = None) -> ZoneStats:
     """``value`` as the statistics of ``zone``; what else is in it is left out. ``auto`` is what the agent says of its
     bounds. Raises ``RealmError``."""
-    pages = zone.memory // PAGE
+    pages = zone.pages
     _number(zone, value, "pages", pages, at_least=pages)
     _number(zone, value, "percent", 100)
     for key in _OF_ITS_PAGES:

@@ -1,6 +1,6 @@
 """Holds zones' percentages where their owner wants them: as high as a slowdown allows, within bounds that were signed.
 
-Each zone that is held is sampled for a moment now and then, as the owner's adviser does it, and its percentage moved by
+Each zone on auto is sampled for a moment now and then, as the owner's adviser does it, and its percentage is moved by
 what that says. Within the bounds it is this host that chooses: what an owner can rely on is the lower one.
 """
 
@@ -19,22 +19,22 @@ from vambrace.errors import RealmError, VambraceError
 from vambrace.host.percent import Percentages, Request
 from vambrace.realm import Zone
 
-#: Seconds of sampling, which slows a Realm down, and seconds without between.
+#: Seconds of sampling, which slows a Realm down, and of the pause after it.
 SAMPLE_SECONDS = 2.0
 PAUSE_SECONDS = 30.0
+#: Seconds that an order waits for sampling to end.
 RELEASE_SECONDS = 1.0
-#: Most points of percentage in one step. What is too slow is put right sooner than what could be safer.
+#: Most percentage points of one step. What is too slow is put right sooner than what could be safer.
 UP, DOWN = 10, 20
-#: Of the slowdown that is allowed: a percentage is raised up to there, and lowered only from beyond all of it.
+#: The share of the allowed slowdown up to which a percentage is raised; it is lowered only beyond all of it.
 EASE = 0.75
-PAGE = 4096
 COUNT_LIMIT = 1 << 64
 
 log = logging.getLogger(__name__)
 
 
 class Regulator:
-    """From rounds of samples to a percentage within ``bounds``. It does not swing: small steps, a band in which nothing
+    """Chooses a percentage within ``bounds``, round by round. It does not swing: small steps, a band in which nothing
     changes, and up only as far as two rounds in a row agree."""
 
     def __init__(self, bounds: Bounds) -> None:
@@ -45,12 +45,12 @@ class Regulator:
         """The percentage within the bounds that is nearest."""
         return min(max(percent, self._bounds.lowest), self._bounds.highest)
 
-    def rest(self) -> None:
-        """There was a round that tells nothing."""
+    def forget(self) -> None:
+        """After a round that tells nothing: the next one is not compared with those before."""
         self._room = None
 
     def next(self, found: Advice) -> int:
-        """The percentage to go to."""
+        """The percentage to go to, by what a round has ``found``."""
         allowed = self._bounds.slowdown / 1000
         now = self.within(found.percent)
         before, self._room = self._room, None
@@ -63,12 +63,12 @@ class Regulator:
 
 @dataclass
 class Held:
-    """A zone on auto. ``quiet`` is its count of faults when it was found idle, while it is not known to be otherwise;
-    ``expected`` how many thousandths of the time its faults should take now."""
+    """A zone on auto. ``idle_at`` is its count of faults when it was found idle, None while it is in use; ``expected``
+    how many thousandths of the time its faults should take at the present percentage, if that is known."""
 
     bounds: Bounds
     task: asyncio.Task[None] | None = None
-    quiet: int | None = None
+    idle_at: int | None = None
     expected: int | None = None
     error: str = ""
 
@@ -78,7 +78,7 @@ class Held:
             "lowest": self.bounds.lowest,
             "highest": self.bounds.highest,
             "slowdown": self.bounds.slowdown,
-            "idle": self.quiet is not None,
+            "idle": self.idle_at is not None,
             "expected": self.expected,
             "error": self.error,
         }
@@ -112,7 +112,7 @@ class Auto:
             await asyncio.wait((task,), timeout=RELEASE_SECONDS)
 
     def _drop(self, zone: int) -> asyncio.Task[None] | None:
-        """Returns what has still to end."""
+        """Returns the loop, which was told to end, if there was one."""
         held = self._held.pop(zone, None)
         if held is None or held.task is None:
             return None
@@ -161,14 +161,14 @@ class Auto:
     async def _round(self, zone: int, held: Held, regulator: Regulator) -> None:
         # An idle zone is left alone until it has faults. It will have some as soon as it is used again: sampling has
         # set pages aside, a few of everywhere.
-        if held.quiet is not None and held.quiet == await self._faults(zone):
+        if held.idle_at is not None and held.idle_at == await self._faults(zone):
             return
         found = await self._sampled(zone)
         if not found.tells:
-            held.quiet, held.expected = await self._faults(zone), None
-            regulator.rest()
+            held.idle_at, held.expected = await self._faults(zone), None
+            regulator.forget()
             return
-        held.quiet = None
+        held.idle_at = None
         wanted = regulator.next(found)
         held.expected = round(found.share(found.percent) * 1000)
         await self._go_to(zone, held, wanted)
@@ -206,7 +206,7 @@ class Auto:
             # The agent need not be the owner's: who is held up for long should see why.
             raise RealmError("it is being sampled for its owner's adviser")
         answer = await self._request("reuse")
-        stats = {"percent": self._percentages.current[zone], "pages": self._zones[zone].memory // PAGE}
+        stats = {"percent": self._percentages.current[zone], "pages": self._zones[zone].pages}
         return advise(self._zones[zone].name, stats, self._of(answer, zone), answer.get("fault_ns"))
 
     async def _faults(self, zone: int) -> int:

@@ -1,7 +1,7 @@
 """The percentages of one Realm's zones: changed one after the other, and how far the owner's orders are.
 
-The VMM changes one zone at a time, and a raise may take minutes. So nobody waits for one: an order is begun, and who
-wants to know asks how far it is.
+The VMM changes one zone at a time, and a raise may take minutes. So no reply waits for a change to end: an order is
+begun, and whoever wants to know asks how far it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from vambrace.realm import Zone
 POLL_SECONDS = 0.2
 #: Seconds that a reply waits for a change to be done: most are.
 AT_ONCE_SECONDS = 1.0
+#: Of the numbers of pages that a VMM may tell.
 COUNT_LIMIT = 1 << 40
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class Percentages:
         return self._turn.locked()
 
     async def free(self) -> bool:
-        """Whether none is under way, or in a moment none any more: true until whoever asked waits for something."""
+        """Whether no change is under way; one that is has a moment to end. What is said holds until the next await."""
         try:
             async with asyncio.timeout(AT_ONCE_SECONDS), self._turn:
                 return True
@@ -114,10 +115,10 @@ class Percentages:
             raise MessageRefused("the system's zone follows the applications'", hint="name an application's zone")
 
     async def begin(self, zone: int, percent: int, counter: int) -> Change:
-        """Begin an order that was checked, after those before it; wait for it a moment.
+        """Begin an order that was checked, when its turn comes; returns when it has ended, or after a moment.
 
         Its errors are in the ``Change``. A newer order for the same zone takes the place of one that still waits; the
-        same percentage once more joins the change that is under way, so that its owner can look again.
+        same percentage once more joins the change that waits or is under way, so that its owner can look again.
         """
         last = self._changes.get(zone)
         if last is not None and last.percent == percent and not last.ended.is_set():
@@ -141,9 +142,9 @@ class Percentages:
             last.task.cancel()
 
     async def set(self, zone: int, choose: Callable[[], int | None]) -> None:
-        """Change a zone's percentage to what is chosen when its turn comes, and the system's with it.
+        """When the turn comes, ``choose`` a zone's percentage and change it, and the system's with it.
 
-        Returns when the invariant holds, or at once for None. Raises ``RealmError``.
+        Returns when the invariant holds, or when nothing was chosen (None). Raises ``RealmError``.
         """
 
         async def work() -> None:
@@ -153,7 +154,7 @@ class Percentages:
         await self.undisturbed(work)
 
     async def undisturbed(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do ``work`` while no change is under way. It goes on if whoever waits is cancelled: half a change is none."""
+        """Do ``work`` while no change is under way. It goes on if whoever waits is cancelled: none ends half-way."""
         await asyncio.shield(self._start(self.in_turn(work)))
 
     async def in_turn(self, work: Callable[[], Awaitable[None]]) -> None:

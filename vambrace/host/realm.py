@@ -29,9 +29,9 @@ from vambrace.trustzone import RealmClaims
 
 REM = bytes(32)
 CONSOLE_LIMIT = 256 << 10
-#: Seconds that sampling goes on when nobody ends it in time.
+#: Seconds after which sampling ends by itself when nobody has ended it in time.
 SAMPLE_GRACE = 30
-#: Seconds in which its owner fetches what was sampled.
+#: Seconds that an owner has to fetch what was sampled.
 READ_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Realm:
         self.deadline: float | None = None
         self.closers: set[Callable[[], None]] = set()
         self._sampling: asyncio.Task[None] | None = None
-        self._advised = False  # the owner samples
+        self._advised = False  # the owner's adviser samples, or is to read what it sampled
         self._image = image
         self._settings = settings
         self._store = store
@@ -201,7 +201,7 @@ class Realm:
         await self._leave_samples()
 
     async def _leave_samples(self) -> None:
-        """Nobody samples anew before the owner has read what was sampled."""
+        """Let zones on auto be sampled again, when the owner has had time to read."""
         await asyncio.sleep(READ_SECONDS)
         self._advised = False
 
