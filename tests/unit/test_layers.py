@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
+from vambrace.emulator.hostroot import FILES, PARTS
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vambrace"
@@ -159,3 +162,22 @@ def test_the_agent_has_the_standard_library_only() -> None:
         for name in imports(path):
             top = name.partition(".")[0]
             assert top == "vambrace_agent" or top in sys.stdlib_module_names, f"{path.name} imports {name}"
+
+
+def test_the_host_s_image_holds_what_the_host_imports(tmp_path: Path) -> None:
+    """The emulated host gets some parts of the package only: the daemon and a VMM must start with these."""
+    package = tmp_path / "vambrace"
+    package.mkdir()
+    for part in PARTS:
+        shutil.copytree(PACKAGE / part, package / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copyfile(PACKAGE / name, package / name)
+    wanted = sorted(name for name in MODULES if name.startswith(("vambrace.host.", "vambrace.machine.")))
+    # Without the site's .pth files, one of which leads to the whole package.
+    paths = [str(tmp_path), *(path for path in sys.path if path.endswith("site-packages"))]
+    program = f"import sys; sys.path[:0] = {paths!r}; import importlib\n"
+    program += f"for name in {wanted!r}: importlib.import_module(name)\n"
+    program += "print(sys.modules['vambrace'].__file__)"
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(package / "__init__.py")
