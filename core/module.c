@@ -15,6 +15,7 @@
 #include <openssl/crypto.h>
 
 #include "status.h"
+#include "timing.h"
 #include "window.h"
 
 #define GRACE_MS 5000
@@ -598,7 +599,34 @@ static PyObject *lock_process(PyObject *module, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
+static PyObject *time_walk(PyObject *module, PyObject *arguments)
+{
+	Py_buffer memory, pages;
+	unsigned target, rounds;
+	unsigned long long wait;
+	struct vb_walk walk;
+	uint64_t ns = 0;
+	bool valid;
+
+	if (!PyArg_ParseTuple(arguments, "y*Iy*IK", &memory, &target, &pages, &rounds, &wait))
+		return NULL;
+	walk = (struct vb_walk){memory.buf, target, pages.buf, (size_t)pages.len / sizeof *walk.pages, rounds, wait};
+	valid = (uintptr_t)memory.buf % VB_PAGE_SIZE_BYTES == 0 && (size_t)pages.len % sizeof *walk.pages == 0 &&
+		(!walk.count || (uintptr_t)pages.buf % sizeof *walk.pages == 0) && target < (size_t)memory.len / VB_PAGE_SIZE_BYTES;
+	for (size_t i = 0; valid && i < walk.count; i++)
+		valid = walk.pages[i] < (size_t)memory.len / VB_PAGE_SIZE_BYTES;
+	if (valid) {
+		Py_BEGIN_ALLOW_THREADS
+		ns = vb_time_walk(&walk);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&memory);
+	PyBuffer_Release(&pages);
+	return valid ? PyLong_FromUnsignedLongLong(ns) : fail(module, VB_INVALID);
+}
+
 static PyMethodDef module_methods[] = {
+	{"time_walk", time_walk, METH_VARARGS, NULL},
 	{"lock_process", lock_process, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from vambrace.errors import ConfigError, PartitionError
-from vambrace.partition.geometry import Cache, configured, from_device_tree, from_sysfs, last_level
+from vambrace.partition.geometry import Cache, configured, from_device_tree, from_sysfs, last_level, machine_caches
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -227,6 +227,16 @@ def test_a_device_tree_that_says_little(tree: Path) -> None:
     (tree / "cpus/cpu@zero").mkdir()
     with pytest.raises(PartitionError, match="no CPU"):
         from_device_tree(tree)
+
+
+def test_sysfs_is_asked_first(tmp_path: Path) -> None:
+    sysfs, tree = tmp_path / "sysfs", write_device_tree(tmp_path / "tree")
+    sysfs.mkdir()
+    assert last_level(machine_caches(sysfs, tree)).sets == 8192
+    with pytest.raises(PartitionError, match="sysfs tells of no cache"):
+        machine_caches(sysfs, tmp_path / "none")
+    write_sysfs(sysfs)
+    assert last_level(machine_caches(sysfs, tree)).sets == 32768
 
 
 # --- by hand -------------------------------------------------------------------------------------------------

@@ -114,6 +114,13 @@ def from_device_tree(root: Path = DEVICE_TREE) -> tuple[Cache, ...]:
     return _checked(caches, "the device tree")
 
 
+def machine_caches(sysfs: Path = SYSFS, tree: Path = DEVICE_TREE) -> tuple[Cache, ...]:
+    """From sysfs, or, where that tells of none, from the device tree. Raises PartitionError."""
+    if any(sysfs.glob("cpu[0-9]*/cache/index[0-9]*")) or not tree.is_dir():
+        return from_sysfs(sysfs)
+    return from_device_tree(tree)
+
+
 def configured(values: Mapping[str, object]) -> Cache:
     """The last-level cache as an operator's settings describe it: ``size`` and ``line`` in bytes, ``ways``, and
     perhaps ``level`` (3). Raises ConfigError: a setting that is missing, not known or no whole number;
