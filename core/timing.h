@@ -21,7 +21,10 @@ struct vb_walk {
 	uint64_t wait_ns;      /* and then so long is waited */
 };
 
-/* Nanoseconds of reading the target's lines, one after the other, at the end; the clock's own time is among them. */
+/*
+ * Nanoseconds of reading the target's lines, one after the other, at the end; the clock's own time is among them. UINT64_MAX:
+ * the target is not zeros.
+ */
 uint64_t vb_time_walk(const struct vb_walk *walk);
 
 #endif

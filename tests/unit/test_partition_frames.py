@@ -19,6 +19,7 @@ from vambrace.pager import PAGE_SIZE, Place, Window
 from vambrace.partition.colours import ColourLedger, Colours, colours_of
 from vambrace.partition.frames import (
     ABSENT,
+    MAX_PAGES,
     Memory,
     check_migration,
     choose,
@@ -77,6 +78,14 @@ def test_processes_and_addresses_that_are_not_there() -> None:
     for process, address in ((1 << 30, 0), (ME, 1 << 62), (ME, 1 << 70), (ME, -PAGE_SIZE)):
         with pytest.raises(PartitionError, match="cannot be read"):
             read_frames(process, address, 1)
+
+
+def test_a_hostile_question() -> None:
+    for address, pages in ((0, 0), (0, -1), (0, MAX_PAGES + 1), (0, 1 << 60), (1, 1), (-PAGE_SIZE, 1), (1 << 62, 1)):
+        with pytest.raises(PartitionError):
+            choose(ME, address, pages, COLOURS, [1])
+    with pytest.raises(PartitionError, match="not there"):
+        choose(ME, 0, MAX_PAGES, COLOURS, [1])
 
 
 @pytest.mark.parametrize("percent", [0, 50, 100])

@@ -20,6 +20,8 @@ ABSENT = -1
 
 _PRESENT = 1 << 63
 _FRAME = (1 << 55) - 1
+#: Most pages that a VMM, which may be hostile, asks about at a time.
+MAX_PAGES = 1 << 17
 #: Pages that are read at a time: what lies between the first and the last of them may move meanwhile.
 _STEP = 1 << 12
 #: How often a page is looked for that was seen at neither of its places: it was on its way.
@@ -55,7 +57,10 @@ def read_frames(process: int, address: int, pages: int) -> list[int]:
 
 def choose(process: int, address: int, pages: int, colours: Colours, allowed: Iterable[int]) -> bytes:
     """Which of so many pages of a process have an allowed colour: bit i % 8 of byte i // 8. This is the privileged
-    side of ``vambrace.pager.Place``. Raises PartitionError, also if a page is not there."""
+    side of ``vambrace.pager.Place``; address and number may be a hostile process's. Raises PartitionError, also if a
+    page is not there."""
+    if not 0 < pages <= MAX_PAGES or address < 0 or address % PAGE_SIZE:
+        raise PartitionError(f"process {process} asks about page frames that cannot be asked about")
     good = frozenset(allowed)
     keep = bytearray((pages + 7) // 8)
     for index, frame in enumerate(read_frames(process, address, pages)):
