@@ -3,11 +3,17 @@ cache can be seen on hardware only, the frames can be seen here."""
 
 from __future__ import annotations
 
+import base64
+import json
 import mmap
 import os
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -172,6 +178,99 @@ def test_verified_while_pages_come_and_go(busy: tuple[Window, list[int]]) -> Non
         assert verify({"a": memory_of(window)}, COLOURS, {"a": (0, 5, 6)})["a"] == frames
 
 
+# --- two processes: one that cannot see frame numbers, and one that names them -------------------------------
+
+#: A VMM's part: it makes a window whose frames the other end of the socket names, and uses it until it is told to end.
+DOMAIN = """
+import base64, ctypes, json, os, socket, sys, threading
+from vambrace.pager import Place, Window
+
+control = socket.socket(fileno=int(sys.argv[1]))
+
+def ask(**question):
+    control.send(json.dumps(question).encode())
+    return json.loads(control.recv(1 << 16))
+
+def choose(address, pages):
+    return base64.b64decode(ask(address=address, pages=pages)["keep"])
+
+def hidden():
+    with open("/proc/self/pagemap", "rb") as pagemap:
+        pagemap.seek(window.address // 4096 * 8)
+        entries = [int.from_bytes(pagemap.read(8), "little") for _ in range(400)]
+    return all(entry >> 63 == 0 or entry & (1 << 55) - 1 == 0 for entry in entries)
+
+# All capabilities but those to lock memory and to have a userfaultfd: CAP_SYS_ADMIN would show frame numbers.
+for capability in range(64):
+    if capability not in (14, 19):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+kept = 1 << 14 | 1 << 19
+if ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)(kept, kept, 0, 0, 0, 0)):
+    sys.exit("capset")
+with Window([(400, 50), (100, 0)], os.urandom(32), os.urandom(16), place=Place(choose, 1 << 14)) as window:
+    memory, stop = window.memory(), threading.Event()
+
+    def use():
+        page = 1
+        while not stop.is_set():
+            page = page * 1103515245 + 12345 & 0x7FFFFFFF
+            memory[page % 500 * 4096] = page & 255
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    ask(guest=window.address, side=window.side, pages=window.size // 4096, hidden=hidden())
+    stop.set()
+    thread.join()
+"""
+
+
+class Domain:
+    """A process that makes a placed window, answered as the daemon would."""
+
+    def __init__(self, allowed: tuple[int, ...]) -> None:
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control.settimeout(60)
+        with theirs:
+            command = [sys.executable, "-c", DOMAIN, str(theirs.fileno())]
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
+        while "guest" not in (question := self._receive()):
+            keep = choose(self.process.pid, question["address"], question["pages"], COLOURS, allowed)
+            self._send(keep=base64.b64encode(keep).decode())
+        self.hidden = question["hidden"]
+        self.memory = Memory(self.process.pid, question["guest"], question["side"], question["pages"])
+
+    def _receive(self) -> dict[str, Any]:
+        return dict(json.loads(self.control.recv(1 << 16)))
+
+    def _send(self, **answer: str) -> None:
+        data = json.dumps(answer).encode()
+        assert len(data) <= 1 << 16
+        self.control.send(data)
+
+    def end(self) -> int:
+        self._send()
+        with self.control:
+            return self.process.wait(60)
+
+
+def test_domains_in_processes_of_their_own() -> None:
+    ledger = ColourLedger(COLOURS)
+    domains = {name: Domain(ledger.assign(name, count)) for name, count in (("a", 5), ("b", 3))}
+    memories = {name: domain.memory for name, domain in domains.items()}
+    assert all(domain.hidden for domain in domains.values()), "they do not see the frames that they have"
+    frames = verify(memories, COLOURS, ledger.held)
+    for _ in range(10):
+        assert verify(memories, COLOURS, ledger.held) == frames
+    assert not set(frames["a"]) & set(frames["b"])
+    assert [domain.end() for domain in domains.values()] == [0, 0]
+    with pytest.raises(PartitionError):
+        verify(memories, COLOURS, ledger.held)
+
+
+# --- whatever happens ---------------------------------------------------------------------------------------
+
+
 class PlacedWindow(RuleBasedStateMachine):
     """Whatever happens to the pages, each keeps its frame, and their contents are right."""
 
@@ -262,3 +361,30 @@ def test_a_setting_that_does_not_hold(sysctls: Path) -> None:
     (sysctls / "kernel/numa_balancing").mkdir()
     with pytest.raises(PartitionError, match=r"kernel.numa_balancing cannot be (set|read)"):
         forbid_migration(sysctls)
+
+
+@pytest.mark.soak
+def test_soak_compaction_moves_no_frame() -> None:
+    """The real thing: memory with holes in it is compacted, with the setting and without. It is the whole machine's."""
+    setting, start = Path("/proc/sys/vm/compact_unevictable_allowed"), Path("/proc/sys/vm/compact_memory")
+    if not (setting.exists() and start.exists()):
+        pytest.skip("this kernel does not compact memory")
+    before, moved = setting.read_text(), {}
+    for value in ("1", "0"):
+        with mmap.mmap(-1, 256 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as holes:
+            holes.madvise(mmap.MADV_NOHUGEPAGE)
+            for offset in range(0, len(holes), PAGE_SIZE):
+                holes[offset] = 1
+            with placed((20000, 50), (5000, 0), allowed=(3, 4, 5), most=1 << 18) as window:
+                for offset in range(0, len(holes), 2 * PAGE_SIZE):
+                    holes.madvise(mmap.MADV_DONTNEED, offset, PAGE_SIZE)
+                window.load(0, bytes(window.size))
+                frames = memory_of(window).frames()
+                try:
+                    setting.write_text(value)
+                    start.write_text("1")
+                finally:
+                    setting.write_text(before)
+                after = memory_of(window).frames()
+                moved[value] = sum(was != now for was, now in zip(frames, after, strict=True))
+    assert moved["0"] == 0, moved
