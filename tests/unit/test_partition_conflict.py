@@ -34,7 +34,7 @@ from vambrace.partition.conflict import (
     upper_bound,
     virtual_machine,
 )
-from vambrace.partition.geometry import Cache, from_sysfs
+from vambrace.partition.geometry import Cache, configured, from_sysfs
 
 #: 16 colours, 4 ways; two lines of each of 4 colours in the private cache.
 PLAN = Plan(Colours(16), private=4, depth=2, ways=4)
@@ -164,6 +164,11 @@ def test_plan_for_a_machine() -> None:
     plan = plan_for(caches)
     assert (plan.colours.count, plan.private, plan.depth, plan.ways) == (512, 32, 16, 16)
     assert plan.pages * PAGE_SIZE == 8 * (32 << 20)
+
+
+def test_plan_for_a_configured_cache() -> None:
+    plan = plan_for([configured({"size": 1 << 20, "line": 64, "ways": 16})])
+    assert (plan.colours.count, plan.private, plan.depth, plan.ways) == (16, 1, 0, 16)
 
 
 def test_machines_that_the_probe_cannot_judge() -> None:

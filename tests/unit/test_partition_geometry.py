@@ -232,11 +232,18 @@ def test_a_device_tree_that_says_little(tree: Path) -> None:
 def test_sysfs_is_asked_first(tmp_path: Path) -> None:
     sysfs, tree = tmp_path / "sysfs", write_device_tree(tmp_path / "tree")
     sysfs.mkdir()
-    assert last_level(machine_caches(sysfs, tree)).sets == 8192
+    assert last_level(machine_caches(sysfs=sysfs, tree=tree)).sets == 8192
     with pytest.raises(PartitionError, match="sysfs tells of no cache"):
-        machine_caches(sysfs, tmp_path / "none")
+        machine_caches(sysfs=sysfs, tree=tmp_path / "none")
     write_sysfs(sysfs)
-    assert last_level(machine_caches(sysfs, tree)).sets == 32768
+    assert last_level(machine_caches(sysfs=sysfs, tree=tree)).sets == 32768
+
+
+def test_what_is_configured_counts(sysfs: Path) -> None:
+    last = configured({"size": 4 * MIB, "line": 64, "ways": 16})
+    caches = machine_caches(last, sysfs=sysfs)
+    assert [cache.level for cache in caches] == [1, 1, 2, 2, 3] and last_level(caches) == last
+    assert machine_caches(last, sysfs=sysfs / "none", tree=sysfs / "none") == (last,)
 
 
 # --- by hand -------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ class Plan:
 def plan_for(caches: Sequence[Cache]) -> Plan:
     """Raises PartitionError: this cache has no colours, or the probe could not tell."""
     last = last_level(tuple(caches))
-    one_cpu = min(last.cpus)
+    one_cpu = _cpu_of(last)
     private = [cache for cache in caches if cache.level < last.level and one_cpu in cache.cpus]
     return Plan(
         colours_of(last),
@@ -137,6 +137,11 @@ def plan_for(caches: Sequence[Cache]) -> Plan:
     )
 
 
+def _cpu_of(last: Cache) -> int:
+    """One that shares this cache; any, where it is configured."""
+    return min(last.cpus or os.sched_getaffinity(0))
+
+
 def probe(caches: Sequence[Cache], *, targets: int = TARGETS, seed: int | None = None) -> Verdict:
     """Measures on this machine, on memory of its own, several times as much as its cache, and on one CPU, for about
     half a minute. Every obstacle is an unconfirmed verdict."""
@@ -144,7 +149,7 @@ def probe(caches: Sequence[Cache], *, targets: int = TARGETS, seed: int | None =
         plan = plan_for(caches)
         if plan.pages * PAGE_SIZE > MAX_MEMORY:
             raise PartitionError(f"the probe would need {plan.pages * PAGE_SIZE >> 20} MiB of memory")
-        with _own_memory(plan.pages) as memory, _on_one_cpu(min(last_level(tuple(caches)).cpus)):
+        with _own_memory(plan.pages) as memory, _on_one_cpu(_cpu_of(last_level(tuple(caches)))):
             figures = measure(memory, plan, targets=targets, seed=seed)
             if memory.now() != memory.frames:
                 return Verdict(False, "the kernel moved pages while they were measured", figures)

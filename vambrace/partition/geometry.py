@@ -114,8 +114,15 @@ def from_device_tree(root: Path = DEVICE_TREE) -> tuple[Cache, ...]:
     return _checked(caches, "the device tree")
 
 
-def machine_caches(sysfs: Path = SYSFS, tree: Path = DEVICE_TREE) -> tuple[Cache, ...]:
-    """From sysfs, or, where that tells of none, from the device tree. Raises PartitionError."""
+def machine_caches(last: Cache | None = None, *, sysfs: Path = SYSFS, tree: Path = DEVICE_TREE) -> tuple[Cache, ...]:
+    """From sysfs, or, where that tells of none, from the device tree. ``last`` is the last level as it is configured:
+    whatever the machine says of this level and beyond does not count. Raises PartitionError."""
+    if last is not None:
+        try:
+            below = [cache for cache in machine_caches(sysfs=sysfs, tree=tree) if cache.level < last.level]
+        except PartitionError:
+            below = []  # what is configured is enough
+        return (*below, last)
     if any(sysfs.glob("cpu[0-9]*/cache/index[0-9]*")) or not tree.is_dir():
         return from_sysfs(sysfs)
     return from_device_tree(tree)
