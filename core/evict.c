@@ -220,6 +220,8 @@ static int not_moved(struct vb_window *window, struct vb_area *area, int status,
 		vb_zone_keep(&area->zone, page);
 		return VB_OK;
 	case -ENOENT: /* this process dropped the page (MADV_DONTNEED): it reads as zero again */
+		if (window->placed) /* and its frame is gone */
+			return vb_fail(window, VB_UNPLACED, area->zone.first + page);
 		vb_zone_forget(&area->zone, page);
 		vb_zone_lose(&area->zone, 1);
 		return VB_OK;

@@ -15,6 +15,7 @@
 #include <openssl/crypto.h>
 
 #include "status.h"
+#include "timing.h"
 #include "window.h"
 
 #define GRACE_MS 5000
@@ -166,7 +167,7 @@ static int parse_cpus(PyObject *sequence, int *cpus, size_t *count)
 
 static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-	static char *names[] = {"zones", "key", "instance", "cipher", "handler_cpus", NULL};
+	static char *names[] = {"zones", "key", "instance", "cipher", "handler_cpus", "placed", NULL};
 	struct vb_zone_config zones[VB_MAXIMUM_ZONES];
 	int cpus[VB_MAXIMUM_HANDLERS];
 	struct vb_config config = {.zones = zones, .handler_cpus = cpus, .grace_ms = GRACE_MS};
@@ -176,10 +177,10 @@ static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 	allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	Window *self = NULL;
 	struct vb_window *window = NULL;
-	int status = VB_OK;
+	int placed, status = VB_OK;
 
-	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "Oy*y*sO", names, &sequence, &key, &instance, &cipher,
-					 &handlers))
+	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "Oy*y*sOp", names, &sequence, &key, &instance, &cipher,
+					 &handlers, &placed))
 		return NULL;
 	if (parse_zones(sequence, zones, &config.zone_count) || parse_cpus(handlers, cpus, &config.handler_count))
 		goto out;
@@ -193,6 +194,7 @@ static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 		status = VB_INVALID;
 	config.key = key.buf;
 	config.instance = instance.buf;
+	config.placed = placed != 0;
 	if (!status) {
 		Py_BEGIN_ALLOW_THREADS
 		status = vb_window_create(&config, &window);
@@ -417,6 +419,63 @@ static PyObject *window_discard(Window *self, PyObject *arguments)
 	return on_range(self, arguments, vb_window_discard);
 }
 
+static PyObject *window_draw(Window *self, PyObject *arguments)
+{
+	Py_ssize_t pages;
+	int status = VB_INVALID;
+	struct vb_window *window;
+	void *address = NULL;
+
+	if (!PyArg_ParseTuple(arguments, "n", &pages))
+		return NULL;
+	window = begin(self);
+	if (!window)
+		return NULL;
+	if (pages > 0) {
+		Py_BEGIN_ALLOW_THREADS
+		status = vb_window_draw(window, (size_t)pages, &address);
+		Py_END_ALLOW_THREADS
+	}
+	end(self);
+	return status ? fail_of(self, status) : PyLong_FromVoidPtr(address);
+}
+
+static PyObject *window_keep(Window *self, PyObject *arguments)
+{
+	Py_buffer keep;
+	int status = VB_INVALID;
+	struct vb_window *window;
+	size_t missing = 0;
+
+	if (!PyArg_ParseTuple(arguments, "y*", &keep))
+		return NULL;
+	window = begin(self);
+	if (window) {
+		Py_BEGIN_ALLOW_THREADS
+		status = vb_window_keep(window, keep.buf, (size_t)keep.len, &missing);
+		Py_END_ALLOW_THREADS
+		end(self);
+	}
+	PyBuffer_Release(&keep);
+	if (!window)
+		return NULL;
+	return status ? fail_of(self, status) : PyLong_FromSize_t(missing);
+}
+
+static PyObject *window_settle(Window *self, PyObject *unused)
+{
+	struct vb_window *window = begin(self);
+	int status;
+
+	(void)unused;
+	if (!window)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	status = vb_window_settle(window);
+	Py_END_ALLOW_THREADS
+	return done(self, status);
+}
+
 static PyObject *window_failure(Window *self, PyObject *unused)
 {
 	struct vb_failure failure;
@@ -439,6 +498,14 @@ static PyObject *window_address(Window *self, void *unused)
 	if (!self->window)
 		return fail_of(self, VB_CLOSED);
 	return PyLong_FromVoidPtr(vb_window_address(self->window));
+}
+
+static PyObject *window_side(Window *self, void *unused)
+{
+	(void)unused;
+	if (!self->window || self->closed)
+		return fail_of(self, VB_CLOSED);
+	return PyLong_FromVoidPtr((void *)(uintptr_t)vb_window_side(self->window));
 }
 
 static PyObject *window_size(Window *self, void *unused)
@@ -492,12 +559,16 @@ static PyMethodDef window_methods[] = {
 	{"pin", (PyCFunction)window_pin, METH_VARARGS, NULL},
 	{"unpin", (PyCFunction)window_unpin, METH_VARARGS, NULL},
 	{"discard", (PyCFunction)window_discard, METH_VARARGS, NULL},
+	{"draw", (PyCFunction)window_draw, METH_VARARGS, NULL},
+	{"keep", (PyCFunction)window_keep, METH_VARARGS, NULL},
+	{"settle", (PyCFunction)window_settle, METH_NOARGS, NULL},
 	{"failure", (PyCFunction)window_failure, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef window_properties[] = {
 	{"address", (getter)window_address, NULL, NULL, NULL},
+	{"side", (getter)window_side, NULL, NULL, NULL},
 	{"size", (getter)window_size, NULL, NULL, NULL},
 	{"failure_fd", (getter)window_failure_fd, NULL, NULL, NULL},
 	{NULL, NULL, NULL, NULL, NULL},
@@ -528,7 +599,34 @@ static PyObject *lock_process(PyObject *module, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
+static PyObject *time_walk(PyObject *module, PyObject *arguments)
+{
+	Py_buffer memory, pages;
+	unsigned target, rounds;
+	unsigned long long wait;
+	struct vb_walk walk;
+	uint64_t ns = 0;
+	bool valid;
+
+	if (!PyArg_ParseTuple(arguments, "y*Iy*IK", &memory, &target, &pages, &rounds, &wait))
+		return NULL;
+	walk = (struct vb_walk){memory.buf, target, pages.buf, (size_t)pages.len / sizeof *walk.pages, rounds, wait};
+	valid = (uintptr_t)memory.buf % VB_PAGE_SIZE_BYTES == 0 && (size_t)pages.len % sizeof *walk.pages == 0 &&
+		(!walk.count || (uintptr_t)pages.buf % sizeof *walk.pages == 0) && target < (size_t)memory.len / VB_PAGE_SIZE_BYTES;
+	for (size_t i = 0; valid && i < walk.count; i++)
+		valid = walk.pages[i] < (size_t)memory.len / VB_PAGE_SIZE_BYTES;
+	if (valid) {
+		Py_BEGIN_ALLOW_THREADS
+		ns = vb_time_walk(&walk);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&memory);
+	PyBuffer_Release(&pages);
+	return valid ? PyLong_FromUnsignedLongLong(ns) : fail(module, VB_INVALID);
+}
+
 static PyMethodDef module_methods[] = {
+	{"time_walk", time_walk, METH_VARARGS, NULL},
 	{"lock_process", lock_process, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

@@ -37,9 +37,9 @@ int vb_open_zones(struct vb_window *window)
 	for (size_t i = 0; i < window->zone_count && !status; i++) {
 		struct vb_area *area = &window->areas[i];
 
-		if (area->open)
+		if (area->open && !window->placed)
 			status = advise(window, area, MADV_HUGEPAGE);
-		else
+		else /* a placed one until its frames are in guest memory */
 			status = vb_uffd_register(window->uffd, start_of(window, area), vb_offset(area->zone.count));
 	}
 	return status;
@@ -132,13 +132,16 @@ static int give_to_kernel(struct vb_window *window, struct vb_area *area)
 	area->open = true;
 	vb_settled(area);
 	status = vb_uffd_unregister(window->uffd, start_of(window, area), vb_offset(zone->count));
-	if (!status)
+	if (!status && !window->placed) /* a huge page would be other frames */
 		status = advise(window, area, MADV_HUGEPAGE);
 	return status ? vb_fail(window, status, zone->first) : VB_OK;
 }
 
-/* The next page from *page on that is not in guest memory and not absent; false: there is none. With the lock held. */
-static bool next_aside(const struct vb_zone *zone, uint32_t *page)
+/*
+ * The next page from *page on that is not in guest memory, nor absent where the kernel may map what is; false: there is none.
+ * With the lock held.
+ */
+static bool next_aside(const struct vb_window *window, const struct vb_zone *zone, uint32_t *page)
 {
 	for (; *page < zone->count; ++*page)
 		switch ((enum vb_state)zone->pages[*page].state) {
@@ -147,6 +150,10 @@ static bool next_aside(const struct vb_zone *zone, uint32_t *page)
 		case VB_COMING:
 		case VB_LEAVING:
 			return true;
+		case VB_ABSENT:
+			if (window->placed)
+				return true;
+			break;
 		default:
 			break;
 		}
@@ -171,10 +178,10 @@ static void *open_all(void *argument)
 	/* With a window of all pages none is sent out any more; but one may have been on its way out before. */
 	while (!status && aside && !atomic_load(&area->opener_stop)) {
 		pthread_mutex_lock(&area->lock);
-		aside = next_aside(&area->zone, &page);
+		aside = next_aside(window, &area->zone, &page);
 		if (!aside) {
 			page = 0;
-			aside = next_aside(&area->zone, &page);
+			aside = next_aside(window, &area->zone, &page);
 		}
 		if (!aside && !atomic_load(&window->failed))
 			status = give_to_kernel(window, area);
@@ -188,7 +195,8 @@ static void *open_all(void *argument)
 		}
 	}
 	/* Huge pages again, where the kernel has them; the zone is open already. */
-	for (page = 0; !status && !aside && page < area->zone.count && !atomic_load(&area->opener_stop); page += PAGES_OF_A_HUGE_ONE)
+	for (page = 0; !status && !aside && !window->placed && page < area->zone.count && !atomic_load(&area->opener_stop);
+	     page += PAGES_OF_A_HUGE_ONE)
 		(void)madvise(start_of(window, area) + vb_offset(page),
 			      vb_offset(area->zone.count - page < PAGES_OF_A_HUGE_ONE ? area->zone.count - page : PAGES_OF_A_HUGE_ONE), MADV_COLLAPSE);
 	return NULL;

@@ -2,6 +2,7 @@
 #include "window_internal.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "erase.h"
 #include "status.h"
@@ -40,28 +41,6 @@ static void arrive(struct vb_area *area, uint32_t page, uint32_t count, uint32_t
 	vb_settled(area);
 }
 
-/* Maps these contents at pages that are coming, for which there is room; *mapped of them. With the lock held. */
-static int map_contents(struct vb_window *window, struct vb_area *area, uint32_t page, uint32_t count, const void *data,
-			uint32_t *mapped)
-{
-	uint8_t *to = window->guest + vb_offset(area->zone.first + page);
-	size_t bytes = 0;
-	uint32_t done;
-	int status;
-
-	pthread_mutex_unlock(&area->lock);
-	status = vb_uffd_copy(window->uffd, to, data, vb_offset(count), &bytes);
-	done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
-	pthread_mutex_lock(&area->lock);
-	if (!done && status == -EEXIST && data == zeros)
-		done = 1; /* it is there, whoever mapped it: it counts */
-	arrive(area, page, count, done);
-	if (status) /* who waits comes again, and finds them there or absent */
-		vb_uffd_wake(window->uffd, to, vb_offset(count));
-	*mapped = done;
-	return done ? VB_OK : vb_fail(window, status, area->zone.first + page);
-}
-
 /* Moves plaintext that is aside into guest memory, without a lock; *done pages of `count`. What stays aside is erased. */
 static int move_in(struct vb_window *window, uint32_t page, uint32_t count, uint32_t *done)
 {
@@ -72,6 +51,46 @@ static int move_in(struct vb_window *window, uint32_t page, uint32_t count, uint
 		vb_erase_resident(window->side + offset + bytes, count - (uint32_t)(bytes / VB_PAGE_SIZE_BYTES));
 	*done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
 	return status;
+}
+
+/*
+ * From the kernel, with new frames; or, in a placed window, with those that lie aside, whose contents are zeros already. Without a
+ * lock; *done bytes. What stays aside is zeros.
+ */
+static int bring_contents(struct vb_window *window, uint32_t page, uint32_t count, const void *data, uint32_t *done)
+{
+	size_t offset = vb_offset(page), bytes = 0;
+	int status;
+
+	if (window->placed) {
+		if (data != zeros)
+			memcpy(window->side + offset, data, vb_offset(count));
+		status = move_in(window, page, count, done);
+		return status == -ENOENT ? VB_UNPLACED : status;
+	}
+	status = vb_uffd_copy(window->uffd, window->guest + offset, data, vb_offset(count), &bytes);
+	*done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
+	return status;
+}
+
+/* Maps these contents at pages that are coming, for which there is room; *mapped of them. With the lock held. */
+static int map_contents(struct vb_window *window, struct vb_area *area, uint32_t page, uint32_t count, const void *data,
+			uint32_t *mapped)
+{
+	uint8_t *to = window->guest + vb_offset(area->zone.first + page);
+	uint32_t done;
+	int status;
+
+	pthread_mutex_unlock(&area->lock);
+	status = bring_contents(window, area->zone.first + page, count, data, &done);
+	pthread_mutex_lock(&area->lock);
+	if (!done && status == -EEXIST && data == zeros && !window->placed)
+		done = 1; /* it is there, whoever mapped it: it counts */
+	arrive(area, page, count, done);
+	if (status) /* who waits comes again, and finds them there or absent */
+		vb_uffd_wake(window->uffd, to, vb_offset(count));
+	*mapped = done;
+	return done ? VB_OK : vb_fail(window, status, area->zone.first + page);
 }
 
 /* From standby to where it is coming. With the lock held. */

@@ -159,9 +159,9 @@ static int drop_run(struct vb_window *window, struct vb_area *area, uint32_t pag
 	pthread_mutex_unlock(&area->lock);
 	if (!aside) /* first out of the guest's reach */
 		moved = vb_uffd_move_out(window->uffd, window->side + offset, window->guest + offset, bytes, &bytes);
-	if (plaintext)
+	if (plaintext || window->placed)
 		vb_erase(window->side + offset, bytes);
-	if (bytes)
+	if (bytes && !window->placed) /* a placed page keeps its frame */
 		dropped = drop(window->side + offset, bytes);
 	pthread_mutex_lock(&area->lock);
 	*done = (uint32_t)(bytes / VB_PAGE_SIZE_BYTES);
@@ -170,7 +170,9 @@ static int drop_run(struct vb_window *window, struct vb_area *area, uint32_t pag
 	if (plaintext)
 		vb_zone_lose(zone, *done);
 	area->counts.discarded += *done;
-	if (moved == -ENOENT) { /* it is gone already */
+	if (moved == -ENOENT && window->placed) {
+		moved = VB_UNPLACED;
+	} else if (moved == -ENOENT) { /* it is gone already */
 		vb_zone_forget(zone, page + *done);
 		vb_zone_lose(zone, 1);
 		++*done;

@@ -20,6 +20,7 @@ const char *vb_status_message(int status)
 		[VB_SWAP] = "swap is on and guest memory cannot be locked",
 		[VB_PAGE_SIZE] = "the kernel's page size is not 4096",
 		[VB_BUDGET] = "more pages would be pinned than the budget of the zone allows",
+		[VB_UNPLACED] = "pages have no frame of those that were chosen for them",
 	};
 
 	if (status < 0)

@@ -18,6 +18,7 @@ enum vb_status {
 	VB_SWAP = 12,          /* swap is on, and memory could not be locked */
 	VB_PAGE_SIZE = 13,     /* the kernel's pages are not of 4096 bytes */
 	VB_BUDGET = 14,        /* more pages would be pinned than the zone's budget allows */
+	VB_UNPLACED = 15,      /* pages of a placed window have no frame, or have lost it */
 };
 
 /* One line in English, without a full stop; valid for ever (for -errno: what strerror gives). */

@@ -18,11 +18,16 @@
 
 int vb_enter(struct vb_window *window)
 {
+	int status = VB_OK;
+
 	pthread_rwlock_rdlock(&window->life);
-	if (!atomic_load(&window->closing))
-		return VB_OK;
-	pthread_rwlock_unlock(&window->life);
-	return VB_CLOSED;
+	if (atomic_load(&window->closing))
+		status = VB_CLOSED;
+	else if (atomic_load(&window->placing))
+		status = VB_UNPLACED;
+	if (status)
+		pthread_rwlock_unlock(&window->life);
+	return status;
 }
 
 void vb_leave(struct vb_window *window)
@@ -86,11 +91,8 @@ static bool swap_is_on(void)
 	return lines > 1; /* the first is a heading */
 }
 
-/*
- * Address space for guest memory or its ciphertext, aligned as huge pages are: never dumped, inherited, merged,
- * swapped, nor in huge pages (but see vb_open_zones).
- */
-static int map_memory(size_t bytes, uint8_t **out)
+/* Never dumped, inherited, merged, swapped, nor in huge pages (but see vb_open_zones). */
+int vb_map_memory(size_t bytes, uint8_t **out)
 {
 	static const int advice[] = {MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DONTFORK, MADV_UNMERGEABLE};
 	uint8_t *memory = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
@@ -120,6 +122,8 @@ static int keep_from_swap(struct vb_window *window)
 	/* Pages move only between mappings that are both locked or both not. */
 	munlock(window->guest, window->bytes);
 	munlock(window->side, window->bytes);
+	if (window->placed) /* the kernel would migrate what is not locked */
+		return -EPERM;
 	return swap_is_on() ? VB_SWAP : VB_OK;
 }
 
@@ -188,9 +192,9 @@ static int build(struct vb_window *window, const struct vb_config *config, uint6
 	if (!status)
 		status = vb_uffd_open(&window->uffd);
 	if (!status)
-		status = map_memory(window->bytes, &window->guest);
+		status = vb_map_memory(window->bytes, &window->guest);
 	if (!status)
-		status = map_memory(window->bytes, &window->side);
+		status = vb_map_memory(window->bytes, &window->side);
 	if (!status)
 		status = keep_from_swap(window);
 	if (!status)
@@ -230,6 +234,8 @@ int vb_window_create(const struct vb_config *config, struct vb_window **out)
 		return -ENOMEM;
 	window->uffd = window->failure_fd = -1;
 	window->grace_ms = config->grace_ms;
+	window->placed = config->placed;
+	atomic_store(&window->placing, config->placed);
 	window->bytes = (size_t)pages * VB_PAGE_SIZE_BYTES;
 	pthread_rwlock_init(&window->life, NULL);
 	pthread_mutex_init(&window->change, NULL);
@@ -257,6 +263,7 @@ void vb_window_close(struct vb_window *window)
 	if (window->pages)
 		vb_wipe(window);
 	vb_lane_clear(&window->calls);
+	vb_draws_free(window);
 	/*
 	 * Inaccessible before the waiting threads are woken (by closing uffd): whoever waits for a page gets
 	 * an error, never a page of zeros.

@@ -17,6 +17,8 @@
  * can, and no fault comes here. The first rise of its percentage ends that; a fall to 0 brings it back, when all pages
  * have been decrypted in the background.
  *
+ * A placed window has for each page a frame of physical memory that was chosen for it, and keeps it there (place.c).
+ *
  * Faults are answered by threads of the window, one for each CPU that it is told, and best the CPUs of the vCPUs. Only
  * those whose CPU has faults wait for them. The signal SIGRTMIN + 9 of the process is the window's: it wakes them.
  *
@@ -64,6 +66,7 @@ struct vb_config {
 	 * a handler wipes keys and memory itself and ends the process with VB_EXIT_FAILED. -1: never.
 	 */
 	int grace_ms;
+	bool placed; /* its page frames are chosen: vb_window_draw */
 };
 
 struct vb_failure {
@@ -109,6 +112,19 @@ int vb_window_create(const struct vb_config *config, struct vb_window **out);
 void vb_window_close(struct vb_window *window);
 /* Closes, and gives everything back. NULL is allowed. No other call may be under way. */
 void vb_window_free(struct vb_window *window);
+
+/*
+ * Placement of a window that was created so. Until vb_window_settle nobody may touch guest memory, and other calls end with
+ * VB_UNPLACED. Repeat: draw pages of new memory, which are there, zeroed, at *address; look at their frames; keep those that bit
+ * i % 8 of byte i / 8 tells of, in order, as far as frames are missing. *missing: how many still are. VB_INVALID: the number of
+ * bytes is wrong, or placement is over. After an error of the kernel's only closing is possible.
+ */
+int vb_window_draw(struct vb_window *window, size_t pages, void **address);
+int vb_window_keep(struct vb_window *window, const uint8_t *keep, size_t bytes, size_t *missing);
+/* Gives back what was not kept: the window can be used. VB_UNPLACED: frames are missing. */
+int vb_window_settle(struct vb_window *window);
+/* Where the frames of pages that are not in guest memory lie, at the same offsets; NULL once it is closed. */
+const void *vb_window_side(const struct vb_window *window);
 
 void *vb_window_address(const struct vb_window *window);
 size_t vb_window_bytes(const struct vb_window *window);

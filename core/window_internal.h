@@ -4,7 +4,7 @@
  *   window.c    made, closed, percentages, statistics     transfer.c  what this process itself writes and reads
  *   open.c      zones without encryption, and wiping      pin.c       pages kept for devices, pages given back
  *   paging.c    pages come: faults                        evict.c     pages go: standby, encryption, new keys
- *   handler.c   the threads that answer faults
+ *   handler.c   the threads that answer faults          place.c     frames that were chosen
  *
  * Locks, in this order: life, change, a lane, one area, the failure; the roster by itself. An area's lock is not held while pages are moved or ciphered; they
  * are then `coming` or `leaving` (zone.h), which is a lock on the page.
@@ -69,6 +69,10 @@ struct vb_window {
 	uint8_t *guest;
 	uint8_t *side;
 	size_t bytes;
+	bool placed;
+	atomic_bool placing;    /* until each page has its frame */
+	size_t placed_pages;    /* that have one; this and the next guarded by `change` */
+	struct vb_draw *draws;  /* memory that was drawn, the last first */
 	struct vb_page *pages;
 	struct vb_area areas[VB_MAXIMUM_ZONES];
 	size_t zone_count;
@@ -105,6 +109,8 @@ static inline size_t vb_offset(uint32_t page)
 
 /* window.c */
 
+/* Address space for guest memory or its ciphertext, aligned as huge pages are. */
+int vb_map_memory(size_t bytes, uint8_t **out);
 /* Begins a call: from VB_OK until vb_leave the window is not taken down. */
 int vb_enter(struct vb_window *window);
 void vb_leave(struct vb_window *window);
@@ -159,6 +165,11 @@ void vb_opener_stop(struct vb_area *area);
 void vb_erase_resident(uint8_t *start, uint32_t count);
 /* Overwrites all plaintext and destroys the keys. Nobody else uses the window. */
 void vb_wipe(struct vb_window *window);
+
+/* place.c */
+
+/* Gives back what was drawn and not kept. */
+void vb_draws_free(struct vb_window *window);
 
 /* handler.c */
 int vb_lane_init(struct vb_lane *lane);

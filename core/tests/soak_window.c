@@ -1,7 +1,7 @@
 /*
  * soak_window SECONDS [SEED]: random windows, one after the other, each used at random by several threads and by the
  * kernel for them while the percentages change. Contents are always right, and the invariant holds whenever the
- * kernel's page map is looked at.
+ * kernel's page map is looked at. Some windows are placed: then each page keeps its frame.
  *
  * Thread t owns one cache line of every page, and the whole of each page whose number is t modulo SHARES; what it wrote
  * there last is told by a counter that it alone knows. So all threads meet in all pages, and no two in one byte.
@@ -17,6 +17,7 @@ struct round {
 	struct vb_window *window;
 	uint32_t pages;
 	size_t zones;
+	uint64_t *frames; /* of each page, where it is placed */
 	uint32_t zone_pages[MOST_ZONES];
 	atomic_bool stop;
 	atomic_ulong operations;
@@ -236,6 +237,16 @@ static void change(struct round *round, uint64_t *random)
 	CHECK(stats.plaintext <= stats.window && stats.plaintext_max <= stats.window);
 }
 
+/* Each page has the frame that it had; one that is on its way may not be seen, if others use the window. */
+static void check_frames(struct round *round, bool alone)
+{
+	for (uint32_t page = 0; round->frames && page < round->pages; page++) {
+		uint64_t frame = frame_of(round->window, page);
+
+		CHECK(frame == round->frames[page] || (!frame && !alone));
+	}
+}
+
 static double now(void)
 {
 	struct timespec time;
@@ -259,7 +270,14 @@ static unsigned long run_round(uint64_t *random, double end)
 		round.zone_pages[i] = pages;
 		round.pages += pages;
 	}
-	round.window = open_window(zones, round.zones);
+	if (below(random, 2) && geteuid() == 0) { /* else memory cannot be locked, perhaps */
+		round.window = open_placed(zones, round.zones);
+		CHECK((round.frames = calloc(round.pages, sizeof *round.frames)) != NULL);
+		for (uint32_t page = 0; page < round.pages; page++)
+			round.frames[page] = frame_of(round.window, page);
+	} else {
+		round.window = open_window(zones, round.zones);
+	}
 	for (size_t i = 0; i < THREADS; i++) {
 		workers[i] = (struct worker){&round, i, next_random(random) | 1, NULL, NULL, 0};
 		CHECK((workers[i].lines = calloc(round.pages, sizeof *workers[i].lines)) != NULL);
@@ -269,6 +287,8 @@ static unsigned long run_round(uint64_t *random, double end)
 	for (int i = 0; i < 400 && (now() < end || i < 20); i++) {
 		change(&round, random);
 		check_invariant(round.window);
+		if (i % 16 == 0)
+			check_frames(&round, false);
 		usleep(below(random, 5000));
 	}
 	atomic_store(&round.stop, true);
@@ -287,6 +307,9 @@ static unsigned long run_round(uint64_t *random, double end)
 		CHECK(memcmp(data, expected, sizeof data) == 0);
 	}
 	check_invariant(round.window);
+	await_quiet(round.window);
+	check_frames(&round, true);
+	free(round.frames);
 	CHECK(vb_window_failure(round.window).status == VB_OK);
 	vb_window_free(round.window);
 	for (size_t i = 0; i < THREADS; i++) {

@@ -78,6 +78,63 @@ static inline struct vb_window *open_window(const struct vb_zone_config *zones, 
 	return open_with_grace(zones, count, -1);
 }
 
+/* The number of the page frame at an address; 0: there is none, or this process may not see it. */
+static inline uint64_t frame_at(const void *address)
+{
+	uint64_t entry = 0;
+	int map = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+	CHECK(map >= 0);
+	CHECK(pread(map, &entry, sizeof entry, (off_t)((uintptr_t)address / VB_PAGE_SIZE_BYTES * sizeof entry)) == sizeof entry);
+	close(map);
+	return entry >> 63 ? entry & (((uint64_t)1 << 55) - 1) : 0;
+}
+
+enum { DRAW = 500, COLOURS = 2 };
+
+/* A placed window, of frames of colour 1 of COLOURS, or, where their numbers are hidden, of every second one. */
+static inline struct vb_window *open_placed(const struct vb_zone_config *zones, size_t count)
+{
+	int cpus[2];
+	struct vb_config config = {
+		.handler_cpus = cpus,
+		.handler_count = (size_t)two_cpus(cpus),
+		.zones = zones,
+		.zone_count = count,
+		.key = test_key,
+		.instance = test_instance,
+		.grace_ms = -1,
+		.placed = true,
+	};
+	struct vb_window *window = NULL;
+	size_t missing = 1;
+
+	CHECK(vb_window_create(&config, &window) == VB_OK);
+	while (missing) {
+		uint8_t keep[(DRAW + 7) / 8] = {0};
+		void *drawn;
+
+		CHECK(vb_window_draw(window, DRAW, &drawn) == VB_OK);
+		for (size_t page = 0; page < DRAW; page++) {
+			uint64_t frame = frame_at((uint8_t *)drawn + page * VB_PAGE_SIZE_BYTES);
+
+			if ((frame ? frame : page) % COLOURS == 1)
+				keep[page / 8] |= (uint8_t)(1 << page % 8);
+		}
+		CHECK(vb_window_keep(window, keep, sizeof keep, &missing) == VB_OK);
+	}
+	CHECK(vb_window_settle(window) == VB_OK);
+	return window;
+}
+
+/* The frame of a page of a placed window, in guest memory or aside; 0: it is on its way, or hidden. */
+static inline uint64_t frame_of(struct vb_window *window, uint32_t page)
+{
+	uint64_t frame = frame_at(window->guest + vb_offset(page));
+
+	return frame ? frame : frame_at((const uint8_t *)vb_window_side(window) + vb_offset(page));
+}
+
 /* What the window knows of a page, when it is where it goes. */
 static inline struct vb_page entry_of(struct vb_window *window, uint32_t page)
 {

@@ -48,7 +48,9 @@ def test_cipher(objects: tuple[str, list[str]], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize("name", ["test_engine", "test_window", "test_tamper", "test_threads", "test_refused"])
+@pytest.mark.parametrize(
+    "name", ["test_engine", "test_window", "test_tamper", "test_threads", "test_refused", "test_place"]
+)
 def test_window(name: str, objects: tuple[str, list[str]], tmp_path: Path) -> None:
     run(name, objects, tmp_path)
 
@@ -73,5 +75,6 @@ def test_every_program_is_run() -> None:
         "test_refused",
         "test_window",
         "test_tamper",
+        "test_place",
         "test_threads",
     }

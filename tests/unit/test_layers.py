@@ -28,6 +28,7 @@ LAYERS: dict[str, set[str]] = {
     "trustzone": {"attest", "errors"},
     "attest": {"certificate", "files", "errors"},
     "machine": {"measure", "virtio", "pager", "kvm", "realm", "record", "errors"},
+    "partition": {"pager", "errors"},
     "measure": {"errors"},
     "virtio": {"errors"},
     "pager": {"record", "errors"},

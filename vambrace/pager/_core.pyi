@@ -36,9 +36,15 @@ class Window(Buffer):
         instance: Buffer,
         cipher: str,
         handler_cpus: Sequence[int],  # none: one handler, anywhere
+        placed: bool,  # page frames are chosen: draw and keep until none is missing, then settle, before anything else
     ) -> Window: ...
+    def draw(self, pages: int) -> int: ...  # address
+    def keep(self, pages: Buffer) -> int: ...  # bit i % 8 of byte i // 8 is page i; how many are missing still
+    def settle(self) -> None: ...
     @property
     def address(self) -> int: ...
+    @property
+    def side(self) -> int: ...  # where frames of pages that are not in guest memory lie, at the same offsets
     @property
     def size(self) -> int: ...
     @property
@@ -58,3 +64,7 @@ class Window(Buffer):
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 def lock_process() -> None: ...
+
+# How many ns it takes to read lines of page `target` of `memory` (page-aligned, zeros) after those of `pages` (an array
+# of type I) were read so many times, and so many ns have passed (core/timing.h).
+def time_walk(memory: Buffer, target: int, pages: Buffer, rounds: int, wait_ns: int) -> int: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,7 @@ _HINTS = {
     _core.NO_CIPHER: "use cipher 'aes-256-gcm', or a libcrypto that has the other one (OpenSSL 3.1 or newer)",
     _core.SWAP: "turn swap off, or give CAP_IPC_LOCK",
     _core.BUDGET: "release pages that devices hold, or give the zone a larger pin budget",
+    -errno.EPERM: "run as root, or give CAP_IPC_LOCK",
     _core.PINNED: "release pages that devices hold, or ask for a lower percentage",
 }
 
@@ -93,6 +94,20 @@ class Failure(Record):
     reason: str
 
 
+class Place(Record):
+    """How a window gets page frames that somebody else chooses, before it is used.
+
+    ``choose(address, pages)`` looks at the frames of so many pages of this process from ``address`` on, and gives
+    those to keep: bit i % 8 of byte i // 8 stands for page i. It is asked again for other pages until there are enough.
+    What it raises ends the window. ``most`` pages are drawn in all: those that are not kept stay in use until the end.
+    """
+
+    choose: Callable[[int, int], bytes]
+    most: int
+    #: Most pages of one question; its answer must fit into a packet of the control socket.
+    step: int = 1 << 17
+
+
 class Window:
     """Owns guest memory; of each zone no more than ``window_pages`` pages are ever plaintext.
 
@@ -106,6 +121,10 @@ class Window:
     thread may so wait with the GIL held; hence, if ``close`` does not come within five seconds, the window
     wipes keys and memory itself and ends the process with ``EXIT_FAILED``.
 
+    With ``place``, every page has one frame for the window's whole life, chosen by it: a frame goes with its page
+    wherever that is, in guest memory or at the same offset from ``side`` on. All of these frames are in use from the
+    start, and pages that are discarded give none back.
+
     All methods raise PagerError when the window is closed or failed.
     """
 
@@ -117,17 +136,26 @@ class Window:
         *,
         cipher: str = "aes-256-gcm",
         handler_cpus: Sequence[int] = (),
+        place: Place | None = None,
     ) -> None:
-        """Raises PagerError: an argument out of range, no userfaultfd, no UFFDIO_MOVE, no such cipher."""
+        """Raises PagerError: an argument out of range, no userfaultfd, no UFFDIO_MOVE, no such cipher; with ``place``,
+        too few pages of those that it may draw were chosen."""
         try:
-            self._core = _core.Window(zones, key, instance, cipher, handler_cpus)
+            self._core = _core.Window(zones, key, instance, cipher, handler_cpus, place is not None)
         except _core.Error as error:
             raise _pager_error(error) from None
         except (TypeError, ValueError, OverflowError) as error:
             raise PagerError(f"the window's arguments are wrong: {error}") from None
         self.address: int = self._core.address
         self.size: int = self._core.size
+        self.side: int = self._core.side
         self.failure_fd: int = self._core.failure_fd
+        if place is not None:
+            try:
+                _place(self._core, self.size // PAGE_SIZE, place)
+            except BaseException:
+                self._core.close()
+                raise
         self._view = memoryview(self._core)
         self._failure: Failure | None = None
         self._closed = False
@@ -279,6 +307,26 @@ def lock_process() -> None:
         raise PagerError(
             f"this process cannot be kept out of swap: {os.strerror(-status)}", hint=_LOCK_HINTS.get(status)
         ) from None
+
+
+def _place(core: _core.Window, pages: int, place: Place) -> None:
+    """Draws and keeps pages until each of the window's has its frame."""
+    missing, left = pages, place.most
+    try:
+        while missing:
+            # Little by little towards the end: what is looked at in vain is in use until then.
+            step = min(place.step, left, max(1024, 4 * missing))
+            if step < 1:
+                raise PagerError(
+                    f"only {pages - missing} of {pages} pages have got a page frame of the right kind; "
+                    f"{place.most} were looked at",
+                    hint="give the domain more of the cache, or let it look at more memory",
+                )
+            left -= step
+            missing = core.keep(place.choose(core.draw(step), step))
+        core.settle()
+    except _core.Error as error:
+        raise _pager_error(error) from None
 
 
 def _pager_error(error: _core.Error) -> PagerError:
