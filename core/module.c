@@ -421,59 +421,39 @@ static PyObject *window_discard(Window *self, PyObject *arguments)
 
 static PyObject *window_draw(Window *self, PyObject *arguments)
 {
+	PyThreadState *thread;
 	Py_ssize_t pages;
-	int status = VB_INVALID;
-	struct vb_window *window;
 	void *address = NULL;
+	int status;
 
-	if (!PyArg_ParseTuple(arguments, "n", &pages))
+	if (!PyArg_ParseTuple(arguments, "n", &pages) || !(thread = enter(self)))
 		return NULL;
-	window = begin(self);
-	if (!window)
-		return NULL;
-	if (pages > 0) {
-		Py_BEGIN_ALLOW_THREADS
-		status = vb_window_draw(window, (size_t)pages, &address);
-		Py_END_ALLOW_THREADS
-	}
-	end(self);
-	return status ? fail_of(self, status) : PyLong_FromVoidPtr(address);
+	status = pages > 0 ? vb_window_draw(self->window, (size_t)pages, &address) : VB_INVALID;
+	return leave(self, thread, status) ? PyLong_FromVoidPtr(address) : NULL;
 }
 
 static PyObject *window_keep(Window *self, PyObject *arguments)
 {
-	Py_buffer keep;
-	int status = VB_INVALID;
-	struct vb_window *window;
+	PyThreadState *thread;
 	size_t missing = 0;
+	Py_buffer keep;
+	bool kept = false;
 
 	if (!PyArg_ParseTuple(arguments, "y*", &keep))
 		return NULL;
-	window = begin(self);
-	if (window) {
-		Py_BEGIN_ALLOW_THREADS
-		status = vb_window_keep(window, keep.buf, (size_t)keep.len, &missing);
-		Py_END_ALLOW_THREADS
-		end(self);
-	}
+	thread = enter(self);
+	if (thread)
+		kept = leave(self, thread, vb_window_keep(self->window, keep.buf, (size_t)keep.len, &missing));
 	PyBuffer_Release(&keep);
-	if (!window)
-		return NULL;
-	return status ? fail_of(self, status) : PyLong_FromSize_t(missing);
+	return kept ? PyLong_FromSize_t(missing) : NULL;
 }
 
 static PyObject *window_settle(Window *self, PyObject *unused)
 {
-	struct vb_window *window = begin(self);
-	int status;
+	PyThreadState *thread = enter(self);
 
 	(void)unused;
-	if (!window)
-		return NULL;
-	Py_BEGIN_ALLOW_THREADS
-	status = vb_window_settle(window);
-	Py_END_ALLOW_THREADS
-	return done(self, status);
+	return thread ? leave_with_none(self, thread, vb_window_settle(self->window)) : NULL;
 }
 
 static PyObject *window_failure(Window *self, PyObject *unused)
