@@ -30,6 +30,7 @@
     ├── MessageRefused              an owner's message is forged, replayed, late or for another instance
     ├── PagerError                  the encrypted window failed
     │   └── PageAuthenticationError a page's ciphertext was changed
+    ├── PartitionError              something cannot be partitioned, or is not partitioned as it should be
     ├── KvmError                    a KVM call failed
     └── TrustZoneError              TrustZone is absent, or refused
 """
@@ -201,6 +202,10 @@ class PageAuthenticationError(PagerError):
         super().__init__(f"page {page} of zone {zone} failed authentication")
         self.zone = zone
         self.page = page
+
+
+class PartitionError(VambraceError):
+    exit_code = 9
 
 
 class KvmError(VambraceError):
