@@ -21,6 +21,17 @@ def make(root: Path, controllers: tuple[str, ...] = CONTROLLERS) -> Cgroups:
     return Cgroups(root, remove)
 
 
+def machine(root: Path, cores: tuple[tuple[int, ...], ...]) -> Path:
+    """What sysfs says of a machine with these ``cores``, each given by its siblings."""
+    for core in cores:
+        for cpu in core:
+            folder = root / f"cpu{cpu}/topology"
+            folder.mkdir(parents=True)
+            (folder / "thread_siblings_list").write_text(",".join(map(str, core)) + "\n")
+    (root / "online").write_text(f"0-{max(map(max, cores))}\n")
+    return root
+
+
 def remove(group: Path) -> None:
     members = group / "cgroup.procs"
     pids = [int(word) for word in members.read_text().split()] if members.exists() else []

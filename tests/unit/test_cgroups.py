@@ -107,18 +107,8 @@ def test_what_does_not_end_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # Processors
 
 
-def tree(root: Path, cores: tuple[tuple[int, ...], ...]) -> Path:
-    for core in cores:
-        for cpu in core:
-            folder = root / f"cpu{cpu}/topology"
-            folder.mkdir(parents=True)
-            (folder / "thread_siblings_list").write_text(",".join(map(str, core)) + "\n")
-    (root / "online").write_text(f"0-{max(map(max, cores))}\n")
-    return root
-
-
 def test_cores(tmp_path: Path) -> None:
-    sysfs = tree(tmp_path, ((0, 4), (1, 5), (2, 6), (3, 7)))
+    sysfs = fake_cgroups.machine(tmp_path, ((0, 4), (1, 5), (2, 6), (3, 7)))
     assert processors.online(sysfs) == tuple(range(8))
     assert processors.cores((1, 2, 5, 6), sysfs) == ((1, 5), (2, 6))
     with pytest.raises(ConfigError, match="processors 1,5 are one core, and only 1 is named"):

@@ -58,6 +58,10 @@ def _lines(partition: Partition) -> list[str]:
     total = (_items(kind.total) for kind in partition.kinds)
     rows.append(["(all)", f"{partition.memory // MIB} MiB", *total, _items(partition.shared_processors)])
     lines = table(rows)
+    for cpu in partition.shared_processors:
+        names = [owner.name for owner in partition.owners if cpu in owner.shared_processors]
+        if len(names) > 1:
+            lines += ["", f"{' and '.join(names)} share processor {cpu}, as the host's settings allow"]
     if partition.enforcement != "cgroup":
         lines += ["", f"NOT enforced by the kernel, so others may run on these processors: {partition.reason}"]
     return lines
@@ -70,5 +74,5 @@ def _items(items: tuple[Item, ...]) -> str:
 def _found(found: Verification) -> list[str]:
     looked = f"{len(found.domains)} domains, {found.threads} threads, {found.descriptors} open files"
     if found.passed:
-        return ["", f"verified: no overlap of page frames, processors or files ({looked})"]
+        return ["", f"verified: page frames, processors and files are each domain's as they were given ({looked})"]
     return ["", f"NOT APART ({looked}):", *(f"  {line}" for line in found.findings)]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vambrace.errors import ConfigError, PartitionError
@@ -49,13 +50,16 @@ class Place:
 
 
 class Shares:
-    """Of one host. ``open`` comes first. Raises ``ConfigError`` for processors that the machine has not so.
+    """Of one host. ``open`` comes first. Raises ``ConfigError`` for processors that the machine (``sysfs``) has not so.
 
     ``cgroups`` is None where the settings allow to do without and the kernel cannot; ``why`` says why.
     """
 
-    def __init__(self, settings: Settings, memory: int, cgroups: Cgroups | None = None) -> None:
-        groups = processors.cores(settings.vmm_cpus)
+    def __init__(
+        self, settings: Settings, memory: int, cgroups: Cgroups | None = None, sysfs: Path = processors.SYSFS
+    ) -> None:
+        groups = processors.cores(settings.vmm_cpus, sysfs)
+        online = set(processors.online(sysfs))
         shared = set(settings.shared_cpus)
         for core in groups:
             if not shared.isdisjoint(core) and not shared.issuperset(core):
@@ -72,7 +76,8 @@ class Shares:
         self._alone = {cpu for core in alone for cpu in core}
         self._siblings = any(len(core) > 1 for core in groups if not shared.isdisjoint(core))
         self._places: dict[str, Place] = {}
-        if self._alone and not set(processors.online()) - set(settings.vmm_cpus):
+        self._others = online - self._alone
+        if self._alone and not online - set(settings.vmm_cpus):
             raise ConfigError("vmm_cpus: no processor is left for the host itself", hint="name fewer")
 
     @property
@@ -107,7 +112,7 @@ class Shares:
             return
         if self._alone:
             # Shared ones need not be quiet.
-            stay = processors.steer_interrupts(set(processors.online()) - self._alone)
+            stay = processors.steer_interrupts(self._others)
             log.info("interrupts stay off processors %s; the kernel does not move %d", spell(self._alone), len(stay))
 
     # One domain

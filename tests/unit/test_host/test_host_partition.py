@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -16,14 +18,17 @@ from typing import Any
 from xml.etree import ElementTree
 
 import fake_cgroups
+import hypothesis
 import pytest
 from harness import CPUS, MIB, Daemon, alive, run, soon
 from harness_certificates import Certificates
+from hypothesis import strategies as st
 
 from vambrace.cli.main import main
 from vambrace.client.context import Context, HostEntry
-from vambrace.errors import ConfigError, HostError, PartitionError
+from vambrace.errors import CapacityError, ConfigError, Conflict, HostError, PartitionError
 from vambrace.host import shares
+from vambrace.host.settings import Settings
 from vambrace.partition import processors
 from vambrace.partition.cgroups import Cgroups
 
@@ -205,6 +210,71 @@ def test_a_group_that_cannot_be_made(
     run(tmp_path, certificates, test, **alone(tree, CPUS[-1]))
 
 
+SIBLINGS = tuple((cpu, cpu + 8) for cpu in range(8))  # a machine with SMT
+OWN = tuple(cpu for core in SIBLINGS[1:6] for cpu in core)
+WISHES = st.tuples(st.integers(0, 400), st.integers(1, 7), st.booleans())  # MiB, vCPUs, whether the kernel refuses
+STEPS = st.lists(st.tuples(st.sampled_from("abcde"), st.one_of(st.none(), WISHES)), max_size=15)
+
+
+class Refusing(Cgroups):
+    """A kernel that does not isolate processors while it is told so."""
+
+    refuses = False
+
+    def _isolate(self, group: Path, cpus: str) -> None:
+        if self.refuses:
+            raise PartitionError("as told")
+        super()._isolate(group, cpus)
+
+
+def check_account(host: shares.Shares, groups: Cgroups, places: dict[str, shares.Place]) -> None:
+    """Account, groups and places tell the same; nobody's own processors are another's, and cores are whole."""
+    assert sorted(share.domain for share in host.ledger.shares) == groups.domains() == sorted(places)
+    own = [cpu for place in places.values() if place.alone for cpu in place.cpus]
+    assert len(own) == len(set(own))
+    assert set(own) | set(host.ledger.free("processors")) == set(host.ledger.kinds["processors"].items)
+    for domain, place in places.items():
+        isolated = (groups.path(domain) / "cpuset.cpus.partition").exists()
+        assert isolated is place.alone
+        assert all(set(core) <= set(place.cpus) or not place.alone for core in SIBLINGS if set(core) & set(place.cpus))
+        assert place.alone or set(place.cpus) <= set(host.shared)
+    assert host.ledger.memory_used == sum(place.memory for place in places.values())
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(STEPS, st.sampled_from([(), (6, 14)]))
+def test_any_sequence_of_creations_and_ends(
+    steps: list[tuple[str, tuple[int, int, bool] | None]], shared: tuple[int, ...]
+) -> None:
+    """Also where the kernel refuses some: at the end nothing is held."""
+
+    async def test(folder: Path) -> None:
+        sysfs = fake_cgroups.machine(folder / "cpu", SIBLINGS)
+        groups = Refusing(fake_cgroups.make(folder / "cgroups").root, fake_cgroups.remove)
+        paths = ("certificate", "key", "client_ca", "state", "endorsement", "vendor_root")
+        names: dict[str, Any] = dict.fromkeys(paths, folder)
+        settings = Settings(**names, vmm_cpus=(*OWN, *shared), shared_cpus=shared)
+        host = shares.Shares(settings, 1024 * MIB, groups, sysfs)
+        places: dict[str, shares.Place] = {}
+        for domain, wish in steps:
+            if wish is None:
+                if place := places.pop(domain, None):
+                    await place.leave()
+                    await place.leave()
+            else:
+                memory, vcpus, groups.refuses = wish
+                with contextlib.suppress(CapacityError, Conflict, PartitionError):
+                    places[domain] = await host.reserve(domain, domain, memory * MIB, vcpus)
+            check_account(host, groups, places)
+        for place in places.values():
+            await place.leave()
+        check_account(host, groups, {})
+        assert host.ledger.memory_free == 1024 * MIB
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(test(Path(folder)))
+
+
 def test_settings_that_the_machine_cannot_do(tmp_path: Path, certificates: Certificates) -> None:
     everywhere = processors.online()
     absent = max(everywhere) + 1
@@ -256,9 +326,10 @@ def test_what_the_kernel_does_not_enforce_is_found(tmp_path: Path, certificates:
         for words in (f"threads of others may run on its processor {CPUS[-1]}: ", f"its process {vmm.pid} is in the"):
             assert any(line.startswith(f"patients: {words}") for line in found)
         (tree.path(handle) / "cpuset.cpus.partition").write_text("isolated invalid (hotplug)")
-        assert "patients: its processors are not isolated: isolated invalid (hotplug)" in (
-            await verified(daemon)
-        )["findings"]
+        assert (
+            "patients: its processors are not isolated: isolated invalid (hotplug)"
+            in (await verified(daemon))["findings"]
+        )
 
     run(tmp_path, certificates, test, **alone(tree, CPUS[-1]))
 
@@ -301,7 +372,9 @@ def test_the_command(tmp_path: Path, certificates: Certificates, capsys: pytest.
         assert lines[2].split()[0] == "other"
         assert lines[4].split() == ["(all)", "1024", "MiB", "-", str(CPUS[0])]
         assert "NOT enforced by the kernel" in out and "no cgroup v2" in out
-        assert "verified: no overlap of page frames, processors or files (2 domains" in lines[-1]
+        assert f"patients and other share processor {CPUS[0]}, as the host's settings allow" in lines
+        assert lines[-1].startswith("verified: page frames, processors and files are each domain's as they were given")
+        assert "(2 domains, " in lines[-1]
 
         os.sched_setaffinity(vmm.pid, CPUS[1:])
         code, out = await command("--verify")
