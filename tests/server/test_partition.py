@@ -36,6 +36,7 @@ signal.pause()
 # what it saw: the group's faults, where it may run itself before, meanwhile and after, and where the other may.
 ISOLATION = """
 import json, os, subprocess
+from vambrace.errors import PartitionError
 from vambrace.partition.cgroups import Cgroups
 cgroups = Cgroups()
 seen = [sorted(os.sched_getaffinity(0))]
@@ -45,12 +46,18 @@ try:
     with subprocess.Popen(["/bin/busybox", "sleep", "60"]) as inside:
         cgroups.enter("proof", inside.pid)
         seen.append(sorted(os.sched_getaffinity(inside.pid)))
-        faults = cgroups.faults("proof", (0,), alone=True)
+        faults = []
         try:
             os.sched_setaffinity(0, {0})
             faults.append("a stranger may run there")
         except OSError:
             pass
+        try:
+            cgroups.create("second", (0,), alone=True, memory=1 << 26, tasks=8)
+            faults.append("it is given twice")
+        except PartitionError:
+            pass
+        faults += cgroups.faults("proof", (0,), alone=True)
         cgroups.remove("proof")
         seen.append(inside.wait(10))
 finally:

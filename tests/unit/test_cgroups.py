@@ -202,6 +202,7 @@ def test_the_kernel_isolates(kernel: Cgroups, sleeper: subprocess.Popen[bytes]) 
         with pytest.raises(PartitionError):
             kernel.create("second", core, alone=True, memory=1 << 20, tasks=1)
         assert "second" not in kernel.domains()
+        assert kernel.faults("test", core, alone=True) == [], "the attempt took nothing away"
     finally:
         kernel.remove("test")
     assert sleeper.wait(10) < 0

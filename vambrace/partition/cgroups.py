@@ -83,7 +83,9 @@ class Cgroups:
             raise
 
     def _isolate(self, group: Path, cpus: str) -> None:
-        if (group / "cpuset.cpus.exclusive").exists():  # from Linux 6.7 on
+        # From Linux 6.7 on. Without it another group that names these processors would end the partition; with it, that
+        # is refused.
+        if (group / "cpuset.cpus.exclusive").exists():
             (group / "cpuset.cpus.exclusive").write_text(cpus)
         (group / "cpuset.cpus.partition").write_text("isolated")
         # A partition that cannot be is not refused: the kernel says so here.
