@@ -110,9 +110,17 @@ class Shares:
             self.cgroups, self.why = None, error.message
             log.warning("domains have their processors by affinity only, others are not kept off: %s", self.why)
             return
-        if self._alone:
-            # Shared ones need not be quiet.
+        if self._alone:  # shared ones need not be quiet
+            self._steer_interrupts()
+
+    def _steer_interrupts(self) -> None:
+        try:
             stay = processors.steer_interrupts(self._others)
+        except PartitionError as error:
+            if not self._allow_affinity:
+                raise
+            log.warning("%s", error.message)
+        else:
             log.info("interrupts stay off processors %s; the kernel does not move %d", spell(self._alone), len(stay))
 
     # One domain
