@@ -30,7 +30,7 @@
     ├── MessageRefused              an owner's message is forged, replayed, late or for another instance
     ├── PagerError                  the encrypted window failed
     │   └── PageAuthenticationError a page's ciphertext was changed
-    ├── PartitionError              a cache cannot be partitioned, or is not partitioned as it should be
+    ├── PartitionError              something cannot be partitioned, or is not partitioned as it should be
     ├── KvmError                    a KVM call failed
     └── TrustZoneError              TrustZone is absent, or refused
 """

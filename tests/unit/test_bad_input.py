@@ -314,7 +314,8 @@ def test_a_realm_that_needs_more_than_the_host_has(
     tmp_path: Path, certificates: Certificates, refused: Refusals, own_state: Path, owned: dict[str, object]
 ) -> None:
     bundle = make_bundle(tmp_path, "patients", **owned)
-    says, hint = "the Realm needs 194 MiB, the host has 100 MiB to give", "destroy a Realm, or use a host with more"
+    says = "patients cannot be given 195 MiB of memory (free: 100 of 100 MiB)"
+    hint = "destroy a Realm, or use a host with more"
     refuse_run(tmp_path, certificates, refused, own_state, bundle, says=says, hint=hint, guest_memory=100 * MIB)
 
 
@@ -325,7 +326,8 @@ def test_a_realm_whose_memory_another_one_has(
         await daemon.awaiting()
 
     bundle = make_bundle(tmp_path, "second", **owned)
-    says, hint = "the Realm needs 194 MiB, the host has 22 MiB to give", "destroy a Realm"
+    says = "second cannot be given 195 MiB of memory (free: 22 of 200 MiB; patients holds 178 MiB)"
+    hint = "destroy a Realm"
     refuse_run(
         tmp_path, certificates, refused, own_state, bundle, first=first, says=says, hint=hint, guest_memory=200 * MIB
     )

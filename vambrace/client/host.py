@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import urllib3
 
 from vambrace.client.context import UUID, Context
+from vambrace.client.partition import Partition, Verification
 from vambrace.client.progress import Progress, silent
 from vambrace.errors import (
     CapacityError,
@@ -25,6 +26,7 @@ from vambrace.errors import (
     ImageError,
     MessageRefused,
     NotFound,
+    PartitionError,
     RealmError,
     TrustZoneError,
     UsageError,
@@ -47,6 +49,7 @@ _KINDS: dict[str, type[VambraceError]] = {
     "configuration": ConfigError,
     "request": UsageError,
     "trustzone": TrustZoneError,
+    "partition": PartitionError,
     "host": HostError,
     "internal": HostError,
 }
@@ -130,6 +133,14 @@ class Host:
     def info(self) -> dict[str, Any]:
         """What the host says about itself: versions, capacity, platform."""
         return _mapping(self._json("GET", "/v1/host"))
+
+    def partition(self) -> Partition:
+        """Which domain has what for itself: the host's word."""
+        return Partition.decode(self._json("GET", "/v1/partition"))
+
+    def verify_partition(self) -> Verification:
+        """Have the host check, from its kernel's numbers, that its domains are apart."""
+        return Verification.decode(self._json("GET", "/v1/partition/verification", read_timeout=600))
 
     def openapi(self) -> dict[str, Any]:
         """The description of the API."""

@@ -28,8 +28,10 @@ endorsement = "/state/endorsement.pem"
 vendor_root = "/etc/vambrace/vendor-root.pem"
 port = 8443
 guest_memory = 2147483648
-# Domains have this processor, the host's own work the other.
+# Domains have this processor, the host's own work the other. It is the only one, so domains share it; what stands in
+# vmm_cpus and not in shared_cpus is given to one domain alone.
 vmm_cpus = [1]
+shared_cpus = [1]
 """
 
 

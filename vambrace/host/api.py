@@ -53,6 +53,8 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
         [
             web.get("/v1/host", get_host),
             web.get("/v1/openapi.json", get_specification),
+            web.get("/v1/partition", get_partition),
+            web.get("/v1/partition/verification", get_verification),
             web.get("/v1/platform", get_platform),
             web.put("/v1/platform/endorsement", put_endorsement),
             web.get("/v1/images", get_images),
@@ -118,6 +120,26 @@ async def get_host(request: web.Request) -> web.Response:
 
 async def get_specification(request: web.Request) -> web.Response:
     return web.Response(text=request.app[SPECIFICATION], content_type="application/json")
+
+
+async def get_partition(request: web.Request) -> web.Response:
+    return web.json_response(request.app[HOST].shares.describe())
+
+
+async def get_verification(request: web.Request) -> web.Response:
+    host = request.app[HOST]
+    found = await host.verify()
+    # No counts of page frames: how much memory a Realm has touched is its owner's to know.
+    return web.json_response(
+        {
+            "passed": found.passed,
+            "findings": list(found.findings),
+            "domains": list(found.domains),
+            "threads": found.threads,
+            "descriptors": found.descriptors,
+            "enforcement": host.shares.enforcement,
+        }
+    )
 
 
 async def get_platform(request: web.Request) -> web.Response:

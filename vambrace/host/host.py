@@ -21,9 +21,11 @@ from vambrace.host.metrics import Metrics, Watched, WindowTotals
 from vambrace.host.platform import Platform
 from vambrace.host.realm import Realm
 from vambrace.host.settings import Settings
+from vambrace.host.shares import Shares
 from vambrace.host.standby import Standby
 from vambrace.host.store import RECORDS_KEPT, RealmRecord, Store, StoredImage
 from vambrace.host.vmm import kill_leftover
+from vambrace.partition.overlap import Verification
 
 # What a VMM process takes beyond guest memory, and what the host keeps for itself.
 VMM_OVERHEAD = 48 << 20
@@ -52,13 +54,15 @@ class Host:
         self.settings = settings
         self.store = store
         self.platform = platform
-        self._standby = Standby(settings)
         # Lazily faulted guests do not show in MemAvailable, so it is read once, before there are any.
         self.memory_limit = settings.guest_memory or max(0, memory_available() - HOST_RESERVE)
+        self.shares = Shares(settings, self.memory_limit)
+        self._standby = Standby(settings, self.shares.waiting)
         self._living: dict[str, Realm] = {}
         self._ended: dict[str, Realm] = {}
         self._past: dict[str, RealmRecord] = {}
         self._admission = asyncio.Lock()
+        self._verifying = asyncio.Lock()
         self._next_cid = FIRST_CID
         windows = WindowTotals(self._running)
         self.metrics = Metrics(self, windows)
@@ -73,6 +77,7 @@ class Host:
         for record in self.store.recover():
             self._past[record.uuid] = record
         self._prune()
+        self.shares.open()
         self._standby.prepare()
 
     async def close(self) -> None:
@@ -113,7 +118,7 @@ class Host:
                     "this host runs no debug Realms", hint="build the image without debug, or set allow_debug"
                 )
             memory = config.memory + config.memory // TABLES + VMM_OVERHEAD
-            self._admit(memory)
+            place = await self.shares.reserve(uuid, request.name, memory, config.vcpus)
             record = RealmRecord(uuid, request.name, request.image, request.nonce, created=time.time(), memory=memory)
             realm = Realm(
                 record,
@@ -124,7 +129,7 @@ class Host:
                 platform=self.platform,
                 standby=self._standby,
                 cid=self._new_cid(),
-                cpus=self._least_used_cpus(config.vcpus),
+                place=place,
             )
             self._living[uuid] = realm
             self.metrics.created()
@@ -175,22 +180,18 @@ class Host:
 
     @property
     def memory_used(self) -> int:
-        return sum(realm.record.memory for realm in self._living.values())
-
-    def _admit(self, memory: int) -> None:
-        free = self.memory_limit - self.memory_used
-        if memory > free:
-            raise CapacityError(f"the Realm needs {memory >> 20} MiB, the host has {max(0, free) >> 20} MiB to give")
+        return self.shares.ledger.memory_used
 
     def _new_cid(self) -> int:
         """Never one that was used since the start: a late connection must not reach another Realm."""
         self._next_cid += 1
         return self._next_cid
 
-    def _least_used_cpus(self, count: int) -> list[int]:
-        """For ``count`` vCPUs; fewer where the host has fewer for its domains."""
-        used = [cpu for realm in self._living.values() for cpu in realm.cpus]
-        return sorted(self.settings.vmm_cpus, key=used.count)[:count]
+    async def verify(self) -> Verification:
+        """Check from the numbers of the running processes that the domains are apart. Raises ``PartitionError``."""
+        async with self._verifying:
+            records = [realm.record for realm in self._living.values()]
+            return await self.shares.verify((record.uuid, record.vmm_pid) for record in records if record.vmm_pid)
 
     # Images
 

@@ -15,6 +15,7 @@ from vambrace.errors import (
     ImageError,
     MessageRefused,
     NotFound,
+    PartitionError,
     TrustZoneError,
     UsageError,
     VambraceError,
@@ -35,6 +36,7 @@ STATUS: tuple[tuple[type[VambraceError], int, str], ...] = (
     (ConfigError, 422, "configuration"),
     (UsageError, 400, "request"),
     (TrustZoneError, 503, "trustzone"),
+    (PartitionError, 503, "partition"),
     (HostError, 503, "host"),
 )
 
@@ -79,5 +81,5 @@ HINTS = {
     409: "look at the Realm's state with GET /v1/realms/{uuid}",
     413: "make the image smaller, or raise image_limit in the host's settings",
     422: "build the image again",
-    507: "destroy a Realm, or use a host with more memory",
+    507: "destroy a Realm, or use a host with more",
 }

@@ -21,6 +21,7 @@ from vambrace.host.lifecycle import Lifecycle, State, require
 from vambrace.host.percent import Percentages
 from vambrace.host.platform import Platform
 from vambrace.host.settings import Settings
+from vambrace.host.shares import Place
 from vambrace.host.standby import Standby
 from vambrace.host.store import RealmRecord, Store, StoredImage
 from vambrace.host.vmm import AgentBytes, ConsoleBytes, Died, Ended, Event, Vmm, printable, started_at
@@ -63,12 +64,12 @@ class Realm:
         platform: Platform,
         standby: Standby,
         cid: int,
-        cpus: list[int],
+        place: Place,
     ) -> None:
         self.record = record
         self.config = config
         self.cid = cid
-        self.cpus = cpus
+        self._place = place
         self.lifecycle = Lifecycle()
         self.token: bytes | None = None
         self.deadline: float | None = None
@@ -254,6 +255,7 @@ class Realm:
             if self._spawning is not None:
                 await (await self._spawning).destroy()
         self.record.vmm_pid = self.record.vmm_started = 0
+        await self._place.leave()
         await self._leave(outcome.state)
 
     async def _stages(self) -> None:
@@ -275,6 +277,7 @@ class Realm:
         self.record.instance = keys.instance.hex()
         self._spawning = asyncio.create_task(self._standby.take(self._on_event))
         self._vmm = await asyncio.shield(self._spawning)
+        await self._place.enter(self._vmm.pid)
         self.record.vmm_pid = self._vmm.pid
         self.record.vmm_started = started_at(self._vmm.pid)
         await self._move(State.LOADING)
@@ -287,7 +290,7 @@ class Realm:
             instance=keys.instance.hex(),
             share=keys.share.hex(),
             cid=self.cid,
-            cpus=self.cpus,
+            cpus=self._place.cpus,
         )
         if answer.get("config") != hashlib.sha256(self.config.encode()).hexdigest():
             # The claims are of this configuration, the measurement of the one that the VMM has read.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vambrace.errors import ConfigError
+from vambrace.partition.cgroups import ROOT
 
 NO_TRUSTZONE = "no-trustzone"
 
@@ -19,6 +20,7 @@ class Settings:
     """What the file may say. Sizes are in bytes, times in seconds.
 
     ``guest_memory`` 0 means: what the machine has available when the daemon starts.
+    ``vmm_cpus`` are the domains' processors, each one domain's alone, but for those of them that are ``shared_cpus``.
     ``insecure`` is empty or ``"no-trustzone"``; the latter uses software keys and every token says so.
     """
 
@@ -30,7 +32,10 @@ class Settings:
     vendor_root: Path
     listen: str = "0.0.0.0"
     port: int = 8443
-    vmm_cpus: tuple[int, ...] = ()
+    vmm_cpus: tuple[int, ...]
+    shared_cpus: tuple[int, ...] = ()
+    allow_affinity: bool = False
+    cgroups: Path = ROOT
     guest_memory: int = 0
     allow_debug: bool = False
     insecure: str = ""
@@ -45,14 +50,17 @@ class Settings:
         _check(0 <= self.port < 65536, "port must be 0 to 65535")
         _check(self.insecure in ("", NO_TRUSTZONE), f'insecure must be absent or "{NO_TRUSTZONE}"')
         _check(self.guest_memory >= 0, "guest_memory must not be negative")
+        _check(bool(self.vmm_cpus), "vmm_cpus must name a processor")
         _check(all(0 <= cpu < 4096 for cpu in self.vmm_cpus), "vmm_cpus must name processors by number")
+        _check(set(self.shared_cpus) <= set(self.vmm_cpus), "shared_cpus must be some of vmm_cpus")
         for name in ("image_limit", "agent_seconds", "vmm_seconds", "channels"):
             _check(getattr(self, name) > 0, f"{name} must be positive")
 
 
-PATHS = frozenset(("certificate", "key", "client_ca", "state", "endorsement", "vendor_root"))
+PATHS = frozenset(("certificate", "key", "client_ca", "state", "endorsement", "vendor_root", "cgroups"))
 NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vmm_seconds", "channels"))
 STRINGS = frozenset(("listen", "insecure"))
+PROCESSORS = frozenset(("vmm_cpus", "shared_cpus"))
 INTERNAL = frozenset(("vmm_command",))
 
 
@@ -91,8 +99,9 @@ def _value(key: str, value: Any) -> Any:
     if key in STRINGS:
         _check(isinstance(value, str), f"{key} must be a string")
         return value
-    if key == "vmm_cpus":
+    if key in PROCESSORS:
         _check(isinstance(value, list) and all(type(cpu) is int for cpu in value), f"{key} must list integers")
+        _check(len(set(value)) == len(value), f"{key} must name each processor once")
         return tuple(value)
     _check(isinstance(value, bool), f"{key} must be true or false")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vambrace.errors import RealmError
 from vambrace.host.settings import Settings
@@ -20,8 +20,9 @@ class Standby:
     Like every VMM it ends when the daemon does: its control socket closes.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, cpus: Sequence[int]) -> None:
         self._settings = settings
+        self._cpus = cpus  # where it waits
         self._waiting: asyncio.Task[Vmm] | None = None
         self._closed = False
 
@@ -51,7 +52,7 @@ class Standby:
                 await (await waiting).destroy()
 
     async def _spawn(self, on_event: Callable[[Event], None]) -> Vmm:
-        return await Vmm.spawn(self._settings.vmm_command, on_event, cpus=self._settings.vmm_cpus)
+        return await Vmm.spawn(self._settings.vmm_command, on_event, cpus=self._cpus)
 
 
 def _nobody(event: Event) -> None:

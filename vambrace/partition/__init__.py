@@ -1,7 +1,10 @@
-"""Who owns which part of the last-level cache, by colours of page frames or by ways.
+"""Who owns which part of what domains could otherwise share: memory, processors, parts of a cache, further kinds.
 
-``geometry`` reads the machine's caches, ``colours`` assigns colours to domains, ``ways`` asks resctrl for ways,
-``conflict`` measures whether the colours are real, ``frames`` reads page frame numbers and checks placements.
+``ledger`` keeps account, ``processors`` knows the machine's, ``cgroups`` has the kernel enforce what was given, and
+``overlap`` checks it from the numbers of the running processes, page ``frames`` among them.
+
+Of the last-level cache, ``geometry`` reads what the machine has, ``colours`` assigns colours to domains, ``ways`` asks
+resctrl for ways, ``conflict`` measures whether the colours are real, and ``placement`` chooses and checks page frames.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ import sys
 from vambrace.errors import PartitionError
 from vambrace.partition.colours import colours_of
 from vambrace.partition.conflict import probe
-from vambrace.partition.frames import check_migration
 from vambrace.partition.geometry import last_level, machine_caches
+from vambrace.partition.placement import check_migration
 from vambrace.partition.ways import Ways
 
 

@@ -34,8 +34,8 @@ from typing import Protocol
 from vambrace.errors import PartitionError
 from vambrace.pager import PAGE_SIZE, _core
 from vambrace.partition.colours import Colours, colours_of
-from vambrace.partition.frames import read_frames
 from vambrace.partition.geometry import Cache, last_level
+from vambrace.partition.placement import read_frames
 
 TARGETS = 200
 #: Readings of each target after each walk, of which the median counts.

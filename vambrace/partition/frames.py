@@ -1,163 +1,233 @@
-"""Page frames: which ones a process's memory has, which of them to keep, and whether they are still the right ones.
+"""Page frames of processes, from the kernel's page maps (Documentation/admin-guide/mm/pagemap.rst): root only.
 
-Linux, Documentation/admin-guide/mm/pagemap.rst. All of this needs CAP_SYS_ADMIN: others see no frame numbers.
+A domain *holds* a frame if its process has it in anonymous memory, or in a mapping that is shared and writable. Nobody
+else may map such a frame, not even to read it. What processes have in common by right, pages of program files that
+none of them writes and the page of zeros, is held by nobody.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
+import sys
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 
 from vambrace.errors import PartitionError
-from vambrace.pager import PAGE_SIZE
-from vambrace.partition.colours import Colours
 
-PROC = Path("/proc")
-ABSENT = -1
+PAGE = mmap.PAGESIZE
+#: Pages whose entries are read at once.
+BATCH = 1 << 15
+#: Frames of one table: with 4096-byte pages 1 GiB, and the table has 512 KiB.
+TABLE_BITS = 18
+#: Frames of one finding that are remembered, to see whether they are there again.
+REMEMBERED = 1 << 16
+#: A frame that one process has just given back may be another's at once, while page maps are read one after the other:
+#: what is found must be found so often.
+ROUNDS = 3
+PAUSE = 0.2
 
-_PRESENT = 1 << 63
 _FRAME = (1 << 55) - 1
-#: Most pages that a VMM, which may be hostile, asks about at a time.
-MAX_PAGES = 1 << 17
-#: Pages that are read at a time: what lies between the first and the last of them may move meanwhile.
-_STEP = 1 << 12
-#: How often a page is looked for that was seen at neither of its places: it was on its way.
-_LOOKS = 200
-_PAUSE = 0.005
+# The top byte of an entry.
+_PRESENT, _SWAPPED, _FILE, _GUARD, _ONCE = 0x80, 0x40, 0x20, 0x04, 0x01
 
-#: What makes the kernel move locked pages, and the value that ends it. A kernel that has not the file does not move.
-_SYSCTLS = {"vm/compact_unevictable_allowed": "0", "kernel/numa_balancing": "0"}
+#: (domain, domain or what else is wrong) → frames, or pages where there is no frame.
+Suspects = dict[tuple[str, str], set[int]]
+RIGHT = "the daemon needs CAP_SYS_ADMIN to read them"
+ELSEWHERE = "mapped by another process as well"
+SWAPPED = "swapped out"
+NONE = "not to be seen"
 
 
-def read_frames(process: int, address: int, pages: int) -> list[int]:
-    """The frame numbers of so many pages of a process, ABSENT where there is none (or it is being migrated).
+def check(domains: Mapping[str, Sequence[int]]) -> dict[tuple[str, str], int]:
+    """What is wrong with the frames of ``domains``, each given by its processes: (domain, domain) or (domain, what) →
+    number of frames. A process that has ended meanwhile has none.
 
-    Raises PartitionError: no such process, no right to see them, or an address that no process has.
+    Raises ``PartitionError``: frame numbers are not shown.
     """
-    entries = array("Q")
+    zero = _zero_frame()
+    found = _look(domains, zero)
+    for _ in range(ROUNDS - 1):
+        if not found:
+            break
+        time.sleep(PAUSE)
+        again = _look(domains, zero)
+        found = {key: both for key, frames in found.items() if (both := frames & again.get(key, set()))}
+    return {key: len(frames) for key, frames in found.items()}
+
+
+def _look(domains: Mapping[str, Sequence[int]], zero: int) -> Suspects:
+    """One round: every process's page map is read once."""
+    suspects: Suspects = defaultdict(set)
+    names = list(domains)
+    owners = _Owners()
+    read_only: list[tuple[int, array[int]]] = []
+    for number, (name, pids) in enumerate(domains.items(), 1):
+        seen = alive = False
+        for pid in pids:
+            alive = alive or Path(f"/proc/{pid}/maps").exists()
+            for held, others, swapped, frames in _entries(pid, zero):
+                seen = seen or bool(held)
+                for frame, other in owners.take(number, held):
+                    _remember(suspects, (names[other - 1], name), frame)
+                for kind, values in ((ELSEWHERE, others), (SWAPPED, swapped)):
+                    for value in values:
+                        _remember(suspects, (name, kind), value)
+                if frames:
+                    read_only.append((number, frames))
+        if alive and not seen and any(_has_memory(pid) for pid in pids):
+            suspects[name, NONE].add(0)
+    for number, frames in read_only:
+        for frame in frames:
+            if (other := owners.of(frame)) not in (0, number):
+                first, second = sorted((number, other))
+                _remember(suspects, (names[first - 1], names[second - 1]), frame)
+    return suspects
+
+
+def _remember(suspects: Suspects, key: tuple[str, str], value: int) -> None:
+    if len(suspects[key]) < REMEMBERED:
+        suspects[key].add(value)
+
+
+class _Owners:
+    """Who holds each frame: tables of 16-bit numbers, made where there are frames. 0 is nobody."""
+
+    def __init__(self) -> None:
+        self._tables: dict[int, array[int]] = {}
+
+    def take(self, owner: int, frames: Sequence[int]) -> list[tuple[int, int]]:
+        """``frames``, in rising order, are ``owner``'s; returns those that are another's, and whose."""
+        taken = []
+        start = 0
+        while start < len(frames):
+            number = frames[start] >> TABLE_BITS
+            first = number << TABLE_BITS
+            end = bisect_left(frames, first + (1 << TABLE_BITS), start)
+            if number not in self._tables:
+                self._tables[number] = array("H", bytes(2 << TABLE_BITS))
+            table = self._tables[number]
+            for frame in frames[start:end]:
+                other = table[frame - first]
+                if other != owner:
+                    if other:
+                        taken.append((frame, other))
+                    else:
+                        table[frame - first] = owner
+            start = end
+        return taken
+
+    def of(self, frame: int) -> int:
+        table = self._tables.get(frame >> TABLE_BITS)
+        return table[frame & ((1 << TABLE_BITS) - 1)] if table else 0
+
+
+def _entries(pid: int, zero: int) -> Iterator[tuple[list[int], list[int], list[int], array[int]]]:
+    """For each batch of pages of ``pid``: frames that it holds, in order; those of them that are mapped more than once;
+    pages that are swapped out; frames that it only reads. Nothing once the process has ended."""
     try:
-        with Path(f"/proc/{process}/pagemap").open("rb") as file:
-            file.seek(address // PAGE_SIZE * entries.itemsize)
-            entries.frombytes(file.read(pages * entries.itemsize))
-    except (OSError, ValueError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no such address"
-        raise PartitionError(f"the page frames of process {process} cannot be read: {reason}") from error
-    if len(entries) != pages:
-        raise PartitionError(f"the page frames of process {process} cannot be read: no such address")
-    frames = [entry & _FRAME if entry & _PRESENT else ABSENT for entry in entries]
-    if 0 in frames and not any(frame > 0 for frame in frames):
-        raise PartitionError(
-            f"the kernel hides the page frames of process {process}", hint="run as root, or give CAP_SYS_ADMIN"
-        )
-    return frames
+        maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
+        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    except OSError as error:
+        raise PartitionError(f"page frame numbers cannot be read: {error.strerror}", hint=RIGHT) from error
+    try:
+        for first, pages, shared, written in _mappings(maps):
+            for start in range(first, first + pages, BATCH):
+                count = min(BATCH, first + pages - start)
+                try:
+                    data = os.pread(pagemap, 8 * count, 8 * start)
+                except OSError:
+                    return
+                if data.count(0) < len(data):
+                    yield _sort(data, start, shared, written, zero)
+    finally:
+        os.close(pagemap)
 
 
-def choose(process: int, address: int, pages: int, colours: Colours, allowed: Iterable[int]) -> bytes:
-    """Which of so many pages of a process have an allowed colour: bit i % 8 of byte i // 8. This is the privileged
-    side of ``vambrace.pager.Place``; address and number may be a hostile process's. Raises PartitionError, also if a
-    page is not there."""
-    if not 0 < pages <= MAX_PAGES or address < 0 or address % PAGE_SIZE:
-        raise PartitionError(f"process {process} asks about page frames that cannot be asked about")
-    good = frozenset(allowed)
-    keep = bytearray((pages + 7) // 8)
-    for index, frame in enumerate(read_frames(process, address, pages)):
-        if frame == ABSENT:
-            raise PartitionError(f"page {index} of those that process {process} offers is not there")
-        if colours.of(frame) in good:
-            keep[index // 8] |= 1 << index % 8
-    return bytes(keep)
+def _mappings(maps: str) -> Iterator[tuple[int, int, bool, bool]]:
+    """First page, number of pages, whether shared, whether writable, of each mapping of ``/proc/PID/maps``."""
+    for line in maps.splitlines():
+        words = line.split(maxsplit=5)
+        if len(words) == 6 and words[5].startswith(("[v", "[sigpage")):
+            continue  # the kernel's own, in every process: vdso, vvar, vsyscall
+        start, end = (int(word, 16) // PAGE for word in words[0].split("-"))
+        yield start, end - start, words[1][3] == "s", words[1][1] == "w"
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Where a placed window's pages are in the address space of ``process``: ``pages`` from ``guest`` on, or at the
-    same offset from ``side`` on."""
+def _sort(
+    data: bytes, start: int, shared: bool, written: bool, zero: int
+) -> tuple[list[int], list[int], list[int], array[int]]:
+    """The entries of pages from ``start`` on; all in C but for what there should be none of."""
+    # Little-endian in memory, whatever the machine: the top byte is then the eighth.
+    tops = data[7::8] if sys.byteorder == "little" else data[0::8]
+    mask = int.from_bytes(_FRAME.to_bytes(8, sys.byteorder) * (len(data) // 8), sys.byteorder)
+    frames = array("Q", (int.from_bytes(data, sys.byteorder) & mask).to_bytes(len(data), sys.byteorder))
 
-    process: int
-    guest: int
-    side: int
-    pages: int
+    def chosen(condition: bytes) -> Iterator[int]:
+        return compress(frames, tops.translate(condition))
 
-    def frames(self) -> list[int]:
-        """Each page's frame, wherever it is; while the domain runs, too. Raises PartitionError: a page has none."""
-        found: list[int] = []
-        for first in range(0, self.pages, _STEP):
-            found += self._step(first, min(_STEP, self.pages - first))
-        return found
-
-    def _step(self, first: int, count: int) -> list[int]:
-        frames = [ABSENT] * count
-        for look in range(_LOOKS):
-            if look:
-                time.sleep(_PAUSE)
-            for start in (self.guest, self.side):
-                for index, frame in enumerate(read_frames(self.process, start + first * PAGE_SIZE, count)):
-                    if frame == ABSENT:
-                        continue
-                    if frames[index] not in (ABSENT, frame):
-                        raise PartitionError(
-                            f"page {first + index} of process {self.process} has two page frames, or was migrated"
-                        )
-                    frames[index] = frame
-            if ABSENT not in frames:
-                return frames
-        missing = first + frames.index(ABSENT)
-        raise PartitionError(f"page {missing} of process {self.process} has no page frame")
+    held = sorted(chosen(_HELD_SHARED if shared and written else _HELD_PRIVATE if not shared else _NOTHING))
+    elsewhere = []
+    if not shared:
+        if zero in held[bisect_left(held, zero) : bisect_left(held, zero) + 1]:
+            held = [frame for frame in held if frame != zero]
+        elsewhere = [frame for frame in chosen(_PRIVATE_TWICE) if frame != zero]
+    elif written:
+        elsewhere = list(chosen(_SHARED_TWICE))
+    swapped = list(compress(range(start, start + len(tops)), tops.translate(_SWAPPED_OUT)))
+    read = array("Q", chosen(_FILE_PAGE if not shared else _NOTHING if written else _ANY))
+    return held, elsewhere, swapped, read
 
 
-def verify(
-    domains: Mapping[str, Memory], colours: Colours, allowed: Mapping[str, Sequence[int]]
-) -> dict[str, list[int]]:
-    """The frames of each domain's pages, after a check that each is of one of its colours, and nobody else's.
-
-    Raises PartitionError, which names the first page that is wrong.
-    """
-    owners: dict[int, tuple[str, int]] = {}
-    found = {}
-    for name, memory in sorted(domains.items()):
-        good = frozenset(allowed[name])
-        frames = found[name] = memory.frames()
-        for page, frame in enumerate(frames):
-            if colours.of(frame) not in good:
-                raise PartitionError(
-                    f"page {page} of domain {name} has frame {frame:#x} of colour {colours.of(frame)}, not its own"
-                )
-            other, there = owners.setdefault(frame, (name, page))
-            if (other, there) != (name, page):
-                raise PartitionError(
-                    f"frame {frame:#x} is page {page} of domain {name} and page {there} of domain {other}"
-                )
-    return found
+def _condition(test: int, value: int) -> bytes:
+    """A table for ``bytes.translate``: 1 where the bits of ``test`` are as in ``value``."""
+    return bytes(1 if top & test == value else 0 for top in range(256))
 
 
-def forbid_migration(root: Path = PROC / "sys") -> None:
-    """Keeps the kernel from moving locked pages to other frames, and checks that. Raises PartitionError."""
-    for name, path in _settings(root):
+_NOTHING = bytes(256)
+_ANY = _condition(_PRESENT, _PRESENT)
+_HELD_PRIVATE = _condition(_PRESENT | _FILE, _PRESENT)
+_HELD_SHARED = _ANY
+_FILE_PAGE = _condition(_PRESENT | _FILE, _PRESENT | _FILE)
+_PRIVATE_TWICE = _condition(_PRESENT | _FILE | _ONCE, _PRESENT)
+# Without the file bit it is a device's memory, which the kernel does not count mappings of.
+_SHARED_TWICE = _condition(_PRESENT | _FILE | _ONCE, _PRESENT | _FILE)
+_SWAPPED_OUT = _condition(_PRESENT | _SWAPPED | _GUARD, _SWAPPED)
+
+
+def _has_memory(pid: int) -> bool:
+    """Whether there is a process with memory of its own: not a thread of the kernel, not one that ends."""
+    try:
+        return Path(f"/proc/{pid}/statm").read_text().split()[0] != "0"
+    except OSError:
+        return False
+
+
+def _zero_frame() -> int:
+    """The frame of the page of zeros, which the kernel maps where memory was read and never written."""
+    with mmap.mmap(-1, 2 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory[0] = 1  # so that the other is not part of a huge page of zeros
+        if memory[PAGE]:
+            raise AssertionError
+        address = _address(memory)
         try:
-            path.write_text(_SYSCTLS[name] + "\n")
+            with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
+                entry = os.pread(pagemap.fileno(), 8, 8 * (address // PAGE + 1))
         except OSError as error:
-            raise PartitionError(f"{name.replace('/', '.')} cannot be set: {error.strerror}") from error
-    check_migration(root)
+            raise PartitionError(f"page frame numbers cannot be read: {error.strerror}", hint=RIGHT) from error
+    if not (frame := int.from_bytes(entry, sys.byteorder) & _FRAME):
+        raise PartitionError("the kernel hides page frame numbers", hint=RIGHT)
+    return frame
 
 
-def check_migration(root: Path = PROC / "sys") -> None:
-    """Raises PartitionError: the kernel may move locked pages to other frames."""
-    for name, path in _settings(root):
-        try:
-            value = path.read_text().strip()
-        except OSError as error:
-            raise PartitionError(f"{name.replace('/', '.')} cannot be read: {error.strerror}") from error
-        if value != _SYSCTLS[name]:
-            raise PartitionError(
-                f"the kernel may move pages to other frames: {name.replace('/', '.')} is {value[:20]!r}",
-                hint=f"set {name.replace('/', '.')}={_SYSCTLS[name]} at boot",
-            )
+def _address(memory: mmap.mmap) -> int:
+    import ctypes
 
-
-def _settings(root: Path) -> Iterator[tuple[str, Path]]:
-    for name in _SYSCTLS:
-        if (root / name).exists():
-            yield name, root / name
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))

@@ -29,6 +29,9 @@ from vambrace.realm import Application, Disk, RealmConfig, Zone
 FAKES = Path(__file__).parents[2] / "fakes"
 MIB = 1 << 20
 PATIENCE = 15.0
+#: Domains share what the tests may use, and nothing of the machine's is changed.
+CPUS = tuple(sorted(os.sched_getaffinity(0)))
+PROCESSORS: dict[str, Any] = {"vmm_cpus": CPUS, "shared_cpus": CPUS, "allow_affinity": True}
 SPECIFICATION = json.loads((Path(__file__).parents[3] / "vambrace" / "host" / "openapi.yaml").read_text())
 
 
@@ -123,7 +126,7 @@ class Daemon:
             listen="127.0.0.1",
             insecure=NO_TRUSTZONE,
             vmm_command=(sys.executable, str(FAKES / "fake_vmm.py")),
-            **{"port": 0, "guest_memory": 1 << 30, **changes},
+            **(PROCESSORS | {"port": 0, "guest_memory": 1 << 30, "cgroups": directory / "no-cgroups"} | changes),
         )
         self.hub_path = directory / "hub"
         self.hub = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

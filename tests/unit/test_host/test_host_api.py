@@ -16,12 +16,13 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from fake_trustzone import FakeTrustZone
-from harness import SPECIFICATION, Daemon, leftovers, run, soon
+from harness import CPUS, SPECIFICATION, Daemon, leftovers, run, soon
 from harness_certificates import Certificates
 from openapi_spec_validator import validate
 
@@ -324,6 +325,7 @@ def test_gate_and_signals(tmp_path: Path, certificates: Certificates) -> None:
         f'certificate = "{keys}/server.pem"\nkey = "{keys}/server.key"\nclient_ca = "{keys}/ca.pem"\n'
         f'state = "{tmp_path}/state"\nendorsement = "{tmp_path}/chain.pem"\n'
         f'vendor_root = "{certificates.vendor_root}"\nlisten = "127.0.0.1"\nport = {port}\ninsecure = "no-trustzone"\n'
+        f'vmm_cpus = [{CPUS[0]}]\nshared_cpus = [{CPUS[0]}]\nallow_affinity = true\ncgroups = "{tmp_path}/none"\n'
     )
     command = [sys.executable, "-m", "vambrace.host", "--config", str(config), "--gate", str(gate)]
     root = Path(__file__).parents[3]
@@ -367,8 +369,12 @@ def test_failures_at_start(tmp_path: Path, certificates: Certificates) -> None:
 
 
 def test_settings(tmp_path: Path) -> None:
-    paths = dict.fromkeys(("certificate", "key", "client_ca", "state", "endorsement", "vendor_root"), "/x")
+    files = ("certificate", "key", "client_ca", "state", "endorsement", "vendor_root")
+    paths: dict[str, Any] = dict.fromkeys(files, "/x")
     assert parse_settings({**paths, "vmm_cpus": [2, 3], "allow_debug": True}).vmm_cpus == (2, 3)
+    paths |= {"vmm_cpus": [1, 2]}
+    assert parse_settings({**paths, "shared_cpus": [2]}).shared_cpus == (2,)
+    assert parse_settings(paths).allow_affinity is False
     for change in (
         {"unknown": 1},
         {"vmm_command": ["sh"]},
@@ -380,12 +386,20 @@ def test_settings(tmp_path: Path) -> None:
         {"state": 7},
         {"vmm_cpus": [-1]},
         {"vmm_cpus": "0"},
+        {"vmm_cpus": []},
+        {"vmm_cpus": [1, 1]},
+        {"shared_cpus": [3]},
+        {"shared_cpus": [2, 2]},
+        {"allow_affinity": "yes"},
+        {"cgroups": "relative"},
         {"allow_debug": 1},
         {"guest_memory": -1},
         {"channels": 0},
     ):
         with pytest.raises(ConfigError):
             parse_settings({**paths, **change})
+    with pytest.raises(ConfigError, match="missing: vmm_cpus"):
+        parse_settings({name: path for name, path in paths.items() if name != "vmm_cpus"})
     with pytest.raises(ConfigError, match="missing: state"):
         parse_settings({name: path for name, path in paths.items() if name != "state"})
     (tmp_path / "bad.toml").write_text("= =")

@@ -27,7 +27,8 @@ settings = Settings(
     certificate=keys / "server.pem", key=keys / "server.key", client_ca=keys / "ca.pem", state=state,
     endorsement=state / "endorsement.pem", vendor_root=keys / "vendor-root.pem",
     listen="127.0.0.1", port=int(port), guest_memory=1 << 30,
-    insecure="no-trustzone", vmm_command=tuple(vmm),
+    insecure="no-trustzone", vmm_command=tuple(vmm), vmm_cpus=(0,), shared_cpus=(0,), allow_affinity=True,
+    cgroups=state / "no-cgroups",
 )
 asyncio.run(serve(settings))
 """

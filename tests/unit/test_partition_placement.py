@@ -23,7 +23,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from vambrace.errors import CapacityError, PagerError, PartitionError
 from vambrace.pager import PAGE_SIZE, Place, Window
 from vambrace.partition.colours import ColourLedger, Colours, colours_of
-from vambrace.partition.frames import (
+from vambrace.partition.geometry import configured
+from vambrace.partition.placement import (
     ABSENT,
     MAX_PAGES,
     Memory,
@@ -33,7 +34,6 @@ from vambrace.partition.frames import (
     read_frames,
     verify,
 )
-from vambrace.partition.geometry import configured
 
 #: 16 colours.
 COLOURS = colours_of(configured({"size": 1 << 20, "line": 64, "ways": 16}))

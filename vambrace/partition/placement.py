@@ -1,0 +1,163 @@
+"""Page frames: which ones a process's memory has, which of them to keep, and whether they are still the right ones.
+
+Linux, Documentation/admin-guide/mm/pagemap.rst. All of this needs CAP_SYS_ADMIN: others see no frame numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vambrace.errors import PartitionError
+from vambrace.pager import PAGE_SIZE
+from vambrace.partition.colours import Colours
+
+PROC = Path("/proc")
+ABSENT = -1
+
+_PRESENT = 1 << 63
+_FRAME = (1 << 55) - 1
+#: Most pages that a VMM, which may be hostile, asks about at a time.
+MAX_PAGES = 1 << 17
+#: Pages that are read at a time: what lies between the first and the last of them may move meanwhile.
+_STEP = 1 << 12
+#: How often a page is looked for that was seen at neither of its places: it was on its way.
+_LOOKS = 200
+_PAUSE = 0.005
+
+#: What makes the kernel move locked pages, and the value that ends it. A kernel that has not the file does not move.
+_SYSCTLS = {"vm/compact_unevictable_allowed": "0", "kernel/numa_balancing": "0"}
+
+
+def read_frames(process: int, address: int, pages: int) -> list[int]:
+    """The frame numbers of so many pages of a process, ABSENT where there is none (or it is being migrated).
+
+    Raises PartitionError: no such process, no right to see them, or an address that no process has.
+    """
+    entries = array("Q")
+    try:
+        with Path(f"/proc/{process}/pagemap").open("rb") as file:
+            file.seek(address // PAGE_SIZE * entries.itemsize)
+            entries.frombytes(file.read(pages * entries.itemsize))
+    except (OSError, ValueError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no such address"
+        raise PartitionError(f"the page frames of process {process} cannot be read: {reason}") from error
+    if len(entries) != pages:
+        raise PartitionError(f"the page frames of process {process} cannot be read: no such address")
+    frames = [entry & _FRAME if entry & _PRESENT else ABSENT for entry in entries]
+    if 0 in frames and not any(frame > 0 for frame in frames):
+        raise PartitionError(
+            f"the kernel hides the page frames of process {process}", hint="run as root, or give CAP_SYS_ADMIN"
+        )
+    return frames
+
+
+def choose(process: int, address: int, pages: int, colours: Colours, allowed: Iterable[int]) -> bytes:
+    """Which of so many pages of a process have an allowed colour: bit i % 8 of byte i // 8. This is the privileged
+    side of ``vambrace.pager.Place``; address and number may be a hostile process's. Raises PartitionError, also if a
+    page is not there."""
+    if not 0 < pages <= MAX_PAGES or address < 0 or address % PAGE_SIZE:
+        raise PartitionError(f"process {process} asks about page frames that cannot be asked about")
+    good = frozenset(allowed)
+    keep = bytearray((pages + 7) // 8)
+    for index, frame in enumerate(read_frames(process, address, pages)):
+        if frame == ABSENT:
+            raise PartitionError(f"page {index} of those that process {process} offers is not there")
+        if colours.of(frame) in good:
+            keep[index // 8] |= 1 << index % 8
+    return bytes(keep)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Where a placed window's pages are in the address space of ``process``: ``pages`` from ``guest`` on, or at the
+    same offset from ``side`` on."""
+
+    process: int
+    guest: int
+    side: int
+    pages: int
+
+    def frames(self) -> list[int]:
+        """Each page's frame, wherever it is; while the domain runs, too. Raises PartitionError: a page has none."""
+        found: list[int] = []
+        for first in range(0, self.pages, _STEP):
+            found += self._step(first, min(_STEP, self.pages - first))
+        return found
+
+    def _step(self, first: int, count: int) -> list[int]:
+        frames = [ABSENT] * count
+        for look in range(_LOOKS):
+            if look:
+                time.sleep(_PAUSE)
+            for start in (self.guest, self.side):
+                for index, frame in enumerate(read_frames(self.process, start + first * PAGE_SIZE, count)):
+                    if frame == ABSENT:
+                        continue
+                    if frames[index] not in (ABSENT, frame):
+                        raise PartitionError(
+                            f"page {first + index} of process {self.process} has two page frames, or was migrated"
+                        )
+                    frames[index] = frame
+            if ABSENT not in frames:
+                return frames
+        missing = first + frames.index(ABSENT)
+        raise PartitionError(f"page {missing} of process {self.process} has no page frame")
+
+
+def verify(
+    domains: Mapping[str, Memory], colours: Colours, allowed: Mapping[str, Sequence[int]]
+) -> dict[str, list[int]]:
+    """The frames of each domain's pages, after a check that each is of one of its colours, and nobody else's.
+
+    Raises PartitionError, which names the first page that is wrong.
+    """
+    owners: dict[int, tuple[str, int]] = {}
+    found = {}
+    for name, memory in sorted(domains.items()):
+        good = frozenset(allowed[name])
+        frames = found[name] = memory.frames()
+        for page, frame in enumerate(frames):
+            if colours.of(frame) not in good:
+                raise PartitionError(
+                    f"page {page} of domain {name} has frame {frame:#x} of colour {colours.of(frame)}, not its own"
+                )
+            other, there = owners.setdefault(frame, (name, page))
+            if (other, there) != (name, page):
+                raise PartitionError(
+                    f"frame {frame:#x} is page {page} of domain {name} and page {there} of domain {other}"
+                )
+    return found
+
+
+def forbid_migration(root: Path = PROC / "sys") -> None:
+    """Keeps the kernel from moving locked pages to other frames, and checks that. Raises PartitionError."""
+    for name, path in _settings(root):
+        try:
+            path.write_text(_SYSCTLS[name] + "\n")
+        except OSError as error:
+            raise PartitionError(f"{name.replace('/', '.')} cannot be set: {error.strerror}") from error
+    check_migration(root)
+
+
+def check_migration(root: Path = PROC / "sys") -> None:
+    """Raises PartitionError: the kernel may move locked pages to other frames."""
+    for name, path in _settings(root):
+        try:
+            value = path.read_text().strip()
+        except OSError as error:
+            raise PartitionError(f"{name.replace('/', '.')} cannot be read: {error.strerror}") from error
+        if value != _SYSCTLS[name]:
+            raise PartitionError(
+                f"the kernel may move pages to other frames: {name.replace('/', '.')} is {value[:20]!r}",
+                hint=f"set {name.replace('/', '.')}={_SYSCTLS[name]} at boot",
+            )
+
+
+def _settings(root: Path) -> Iterator[tuple[str, Path]]:
+    for name in _SYSCTLS:
+        if (root / name).exists():
+            yield name, root / name
