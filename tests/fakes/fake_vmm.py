@@ -3,9 +3,9 @@
 The "kernel" it is told to load is a JSON object: ``hub`` is the path of a SOCK_SEQPACKET listener of the
 test; ``load``, ``start`` and so on say what the fake does then: ``ok``, ``error``, ``die``, ``garbage``,
 ``silent``; ``eof``: ``ignore`` makes it live on without its daemon. ``encrypt``: ``slow`` is a change that is done
-when it was looked at four times, ``stuck`` one that never is, ``lies`` one of which it says nonsense. The test gets
-a copy of every request through the hub; what it sends there goes to the daemon as it is, but ``{"exit": n}`` ends
-the fake.
+when it was looked at four times, ``stuck`` one that is done when there is a file ``release``, ``lies`` one of which it
+says nonsense. The test gets a copy of every request through the hub; what it sends there goes to the daemon as it is,
+but ``{"exit": n}`` ends the fake.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class FakeVmm:
 
     def change(self, op: str) -> dict[str, Any]:
         pace = {"slow": 100, "stuck": 0}.get(self.script.get("encrypt", "ok"), 400)
+        if not pace and Path(self.script.get("release", "/nowhere")).exists():
+            pace = 400
         self.left = 400 if op == "encrypt" else self.left
         if self.script.get("encrypt") == "lies":
             return {"done": 1, "left": -1, "total": True}

@@ -156,7 +156,8 @@ def test_a_change_that_takes_long(tmp_path: Path, certificates: Certificates) ->
     """It goes on by itself, the system's zone first; meanwhile the agent is answered, and says how far it is."""
 
     async def test(daemon: Daemon) -> None:
-        handle, vmm, owner = await begin(daemon, script={"encrypt": "slow"})
+        release = tmp_path / "release"
+        handle, vmm, owner = await begin(daemon, script={"encrypt": "stuck", "release": str(release)})
         assert (await vmm.ask("change", zone=1))["change"] is None
         await vmm.tell("encrypt", message=owner.percent(1, 95, 1))
         reply = await vmm.hear_of("encrypt")
@@ -168,6 +169,7 @@ def test_a_change_that_takes_long(tmp_path: Path, certificates: Certificates) ->
         await vmm.tell("stats")
         await vmm.request("stats")
         assert (await vmm.hear())["zones"]
+        release.touch()
         second = await vmm.request("encrypt")
         assert (second["zone"], second["percent"]) == (1, 95)
         change = await until(vmm, 1, "done")
@@ -181,12 +183,14 @@ def test_orders_wait_for_their_turn(tmp_path: Path, certificates: Certificates) 
     """One zone after the other; the last order for a zone counts, and the same one again joins the one under way."""
 
     async def test(daemon: Daemon) -> None:
-        _, vmm, owner = await begin(daemon, script={"encrypt": "slow"}, follow=False)
+        release = tmp_path / "release"
+        _, vmm, owner = await begin(daemon, script={"encrypt": "stuck", "release": str(release)}, follow=False)
         await vmm.tell("encrypt", message=owner.percent(1, 95, 1))
         await vmm.hear_of("encrypt")
         for counter, (zone, wanted) in enumerate(((2, 60), (2, 70), (1, 95)), 2):
             change = (await vmm.ask("encrypt", message=owner.percent(zone, wanted, counter)))["change"]
             assert change["counter"] == counter and change["state"] == ("waiting" if zone == 2 else "running")
+        release.touch()
         asked = await vmm.request("encrypt")
         assert (asked["zone"], asked["percent"]) == (2, 70), "60 was overtaken"
         assert (await until(vmm, 2, "done"))["percent"] == 70
@@ -275,7 +279,8 @@ def test_no_sampling_while_a_percentage_changes(tmp_path: Path, certificates: Ce
     """It would wait for the change, and the VMM with it. To end it is noted, and done afterwards."""
 
     async def test(daemon: Daemon) -> None:
-        _, vmm, owner = await begin(daemon, script={"encrypt": "slow"}, follow=False)
+        release = tmp_path / "release"
+        _, vmm, owner = await begin(daemon, script={"encrypt": "stuck", "release": str(release)}, follow=False)
         await vmm.tell("sample", on=True, seconds=10)
         await vmm.request("sample")
         assert (await vmm.hear())["ok"]
@@ -283,6 +288,7 @@ def test_no_sampling_while_a_percentage_changes(tmp_path: Path, certificates: Ce
         await vmm.hear_of("encrypt")
         assert "being changed" in (await vmm.ask("sample", on=True, seconds=5))["error"]
         assert (await vmm.ask("sample", on=False))["ok"]
+        release.touch()
         assert (await vmm.request("sample"))["on"] is False
         assert (await until(vmm, 1, "done"))["percent"] == 95
 
