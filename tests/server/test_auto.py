@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from machine import eventually
 from user import User, await_log
 
@@ -10,6 +11,7 @@ from vambrace.attest.owner import Bounds
 BOUNDS = Bounds(30, 70, 50)
 
 
+@pytest.mark.soak
 def test_a_working_set_that_changes(user: User) -> None:
     """Up while all that is used fits into the window, down when it does not; never outside of the bounds."""
     realm = user.create(user.bundle({"name": "shifter", "memory": "64M", "percent": 60}))

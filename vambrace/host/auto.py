@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,11 @@ PAUSE_SECONDS = 30.0
 RELEASE_SECONDS = 1.0
 #: Most percentage points of one step. What is too slow is put right sooner than what could be safer.
 UP, DOWN = 10, 20
+#: So many rounds the percentage stays below one at which page faults took too long, though no sample said so.
+WARY_ROUNDS = 20
 #: The share of the allowed slowdown up to which a percentage is raised; it is lowered only beyond all of it.
 EASE = 0.75
+PAGE = 4096
 COUNT_LIMIT = 1 << 64
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,7 @@ class Regulator:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._room: int | None = None  # how high the round before would have gone
+        self._ceiling, self._wary = bounds.highest, 0  # for so many rounds more
 
     def within(self, percent: int) -> int:
         """The percentage within the bounds that is nearest."""
@@ -49,14 +54,23 @@ class Regulator:
         """After a round that tells nothing: the next one is not compared with those before."""
         self._room = None
 
-    def next(self, found: Advice) -> int:
-        """The percentage to go to, by what a round has ``found``."""
+    def next(self, found: Advice, spent: float = 0.0) -> int:
+        """The percentage to go to. ``spent`` is the share of time that went into page faults meanwhile: what returns
+        more seldom than a round lasts is in no sample, and yet has its faults."""
         allowed = self._bounds.slowdown / 1000
         now = self.within(found.percent)
         before, self._room = self._room, None
+        self._wary -= 1
         if found.share(now) > allowed:
             return max(self.within(found.highest(allowed)), now - DOWN)
+        if spent > allowed:
+            self._ceiling, self._wary = max(now - 1, self._bounds.lowest), WARY_ROUNDS
+            return self.within(now - DOWN)
+        if spent > allowed * EASE:
+            return now
         self._room = self.within(found.highest(allowed * EASE))
+        if self._wary > 0:
+            self._room = min(self._room, self._ceiling)
         agreed = now if before is None else min(before, self._room)
         return max(now, min(agreed, now + UP))
 
@@ -161,27 +175,33 @@ class Auto:
     async def _round(self, zone: int, held: Held, regulator: Regulator) -> None:
         # An idle zone is left alone until it has faults. It will have some as soon as it is used again: sampling has
         # set pages aside, a few of everywhere.
-        if held.idle_at is not None and held.idle_at == await self._faults(zone):
+        if held.idle_at is not None and held.idle_at == await self._count(zone, "faults"):
             return
-        found = await self._sampled(zone)
-        if not found.tells:
-            held.idle_at, held.expected = await self._faults(zone), None
+        found, spent = await self._sampled(zone)
+        if not found.tells and spent * 1000 <= held.bounds.slowdown:
+            held.idle_at, held.expected = await self._count(zone, "faults"), None
             regulator.forget()
             return
         held.idle_at = None
-        wanted = regulator.next(found)
-        held.expected = round(found.share(found.percent) * 1000)
+        wanted = regulator.next(found, spent)
+        held.expected = round(max(found.share(found.percent), spent) * 1000)
         await self._go_to(zone, held, wanted)
-        held.expected = round(found.share(wanted) * 1000)
+        if wanted != found.percent or spent * 1000 <= held.bounds.slowdown:
+            held.expected = round(found.share(wanted) * 1000)
 
     async def _go_to(self, zone: int, held: Held, percent: int) -> None:
         if percent != self._percentages.current[zone]:
             # By its turn the owner may have ordered otherwise.
             await self._percentages.set(zone, lambda: percent if self._held.get(zone) is held else None)
 
-    async def _sampled(self, zone: int) -> Advice:
-        """What a moment of sampling says of the zone. Raises RealmError, also where its owner samples it meanwhile."""
+    async def _sampled(self, zone: int) -> tuple[Advice, float]:
+        """What a moment of sampling says of the zone, and the share of this moment that its page faults took.
+
+        Raises RealmError, also where its owner samples it meanwhile.
+        """
+        self._check_alone()
         began = False
+        decrypted, started = await self._count(zone, "bytes_decrypted"), time.monotonic()
 
         async def begin() -> None:
             nonlocal began
@@ -202,18 +222,26 @@ class Auto:
             if not self._closed:
                 with contextlib.suppress(VambraceError):
                     await self._percentages.undisturbed(end)
-        if not began or self._advised():
-            # The agent need not be the owner's: who is held up for long should see why.
-            raise RealmError("it is being sampled for its owner's adviser")
+        self._check_alone()
+        if not began:
+            raise RealmError("its owner's adviser came first")
+        pages = (await self._count(zone, "bytes_decrypted") - decrypted) / PAGE
+        seconds = time.monotonic() - started
         answer = await self._request("reuse")
         stats = {"percent": self._percentages.current[zone], "pages": self._zones[zone].pages}
-        return advise(self._zones[zone].name, stats, self._of(answer, zone), answer.get("fault_ns"))
+        found = advise(self._zones[zone].name, stats, self._of(answer, zone), answer.get("fault_ns"))
+        return found, min(1.0, pages * found.fault / seconds)
 
-    async def _faults(self, zone: int) -> int:
-        faults = self._of(await self._request("stats"), zone).get("faults")
-        if type(faults) is not int or not 0 <= faults < COUNT_LIMIT:
+    def _check_alone(self) -> None:
+        if self._advised():
+            # The agent need not be the owner's: who is held up for long should see why.
+            raise RealmError("it is being sampled for its owner's adviser")
+
+    async def _count(self, zone: int, name: str) -> int:
+        count = self._of(await self._request("stats"), zone).get(name)
+        if type(count) is not int or not 0 <= count < COUNT_LIMIT:
             raise RealmError("the VMM's statistics are not understood")
-        return faults
+        return count
 
     def _of(self, answer: dict[str, Any], zone: int) -> dict[str, Any]:
         zones = answer.get("zones")

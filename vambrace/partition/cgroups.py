@@ -66,6 +66,8 @@ class Cgroups:
         group, wanted = self.path(domain), spell(cpus)
         try:
             group.mkdir()
+            if alone:
+                self._claim(group, wanted)
             (group / "cpuset.cpus").write_text(wanted)
             if alone:
                 self._isolate(group, wanted)
@@ -82,11 +84,13 @@ class Cgroups:
             self.remove(domain)
             raise
 
-    def _isolate(self, group: Path, cpus: str) -> None:
-        # From Linux 6.7 on. Without it another group that names these processors would end the partition; with it, that
-        # is refused.
+    def _claim(self, group: Path, cpus: str) -> None:
+        # From Linux 6.7 on, and before anything else: that another group has them is refused here, where merely to name
+        # them in cpuset.cpus would end the other's partition.
         if (group / "cpuset.cpus.exclusive").exists():
             (group / "cpuset.cpus.exclusive").write_text(cpus)
+
+    def _isolate(self, group: Path, cpus: str) -> None:
         (group / "cpuset.cpus.partition").write_text("isolated")
         # A partition that cannot be is not refused: the kernel says so here.
         if (state := (group / "cpuset.cpus.partition").read_text().strip()) != "isolated":

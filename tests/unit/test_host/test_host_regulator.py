@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from vambrace.advice import Advice
 from vambrace.attest.owner import Bounds
-from vambrace.host.auto import DOWN, UP, Regulator
+from vambrace.host.auto import DOWN, UP, WARY_ROUNDS, Regulator
 
 BOUNDS = Bounds(30, 90, 50)
 
@@ -57,6 +57,25 @@ def test_there_is_a_band_in_which_nothing_changes() -> None:
     assert regulator.next(curve(100, 60, below=0.051 / 0.949 / 1e-5)) == 60 - DOWN
 
 
+def test_faults_that_no_sample_explains_count_as_well() -> None:
+    """A circle that takes longer than a round: no page is seen to return, and all of them are decrypted each time."""
+    regulator, now, seen = Regulator(BOUNDS), 90, []
+    for _ in range(12):
+        now = regulator.next(curve(100, now), spent=0.8 if now > 55 else 0.0)
+        seen.append(now)
+    assert seen == [70, 50, 50, 60, 40, 40, 50, 59, 39, 39, 49, 58]
+    regulator = Regulator(BOUNDS)
+    for _ in range(4):
+        assert regulator.next(curve(100, 60), spent=0.045) == 60, "in the band"
+
+
+def test_it_is_wary_for_a_while() -> None:
+    regulator = Regulator(BOUNDS)
+    assert regulator.next(curve(100, 60), spent=0.5) == 40
+    seen = [regulator.next(curve(100, 59)) for _ in range(WARY_ROUNDS + 2)]
+    assert seen[: WARY_ROUNDS - 1] == [59] * (WARY_ROUNDS - 1) and seen[-1] == 69
+
+
 def test_bounds_count_more_than_any_sample() -> None:
     assert Regulator(BOUNDS).next(curve(0, 35)) == 30
     assert Regulator(BOUNDS).next(curve(0, 30)) == 30
@@ -73,18 +92,25 @@ def rising(steps: dict[int, float]) -> tuple[float, ...]:
     return tuple(sum(more for percent, more in steps.items() if percent <= p) for p in range(101))
 
 
-@given(st.lists(STEPS, min_size=1, max_size=6), BOTH, st.integers(1, 999), st.integers(0, 100))
-def test_whatever_the_samples_say(rounds: list[dict[int, float]], limits: list[int], slowdown: int, first: int) -> None:
+@given(
+    st.lists(st.tuples(STEPS, st.just(0.0) | st.floats(0, 1)), min_size=1, max_size=6),
+    BOTH,
+    st.integers(1, 999),
+    st.integers(0, 100),
+)
+def test_whatever_the_samples_say(
+    rounds: list[tuple[dict[int, float], float]], limits: list[int], slowdown: int, first: int
+) -> None:
     """Within the bounds, in limited steps, never up where it is too slow and never down where it is not."""
     bounds = Bounds(limits[0], limits[1], slowdown)
     regulator = Regulator(bounds)
     now = regulator.within(first)
-    for steps in rounds:
+    for steps, spent in rounds:
         found = Advice("x", now, 4096, 1000, 1e-5, rising(steps))
-        then = regulator.next(found)
+        then = regulator.next(found, spent)
         assert bounds.lowest <= then <= bounds.highest
         assert -DOWN <= then - now <= UP
-        too_slow = found.share(now) > slowdown / 1000
+        too_slow = max(found.share(now), spent) > slowdown / 1000
         assert then <= now if too_slow else then >= now
         assert then == bounds.lowest or found.share(then) <= slowdown / 1000 or too_slow
         now = then
