@@ -23,10 +23,13 @@ SCHEMA: Final = "vambrace.realm/1"
 FORMS: Final = ("application",)
 HASHES: Final = ("sha-256", "sm3")
 CIPHERS: Final = ("aes-256-gcm", "sm4-gcm")
+OFFER, CONNECT = ROLES = ("offer", "connect")
 
 MAX_CONFIG_BYTES: Final = 256 << 10
 MAX_APPLICATIONS: Final = 15  # Debian's arm64 kernel has 16 NUMA nodes, one is the system's
 MAX_DISKS: Final = 8
+MAX_ENDPOINTS: Final = 16
+FIRST_PORT, LAST_PORT = 1024, 65535  # an application has no capability for smaller ones
 MAX_VCPUS: Final = 16
 MAX_CMDLINE: Final = 2047  # arm64 COMMAND_LINE_SIZE is 2048 with its NUL
 MAX_SECONDS: Final = 7 * 24 * 3600
@@ -129,6 +132,33 @@ class Disk(Record):
             raise ConfigError(f"{where}: sizes must be multiples of {BLOCK} bytes", hint=_BUILD_AGAIN)
 
 
+class Endpoint(Record):
+    """Where programs of this Realm reach another one (``connect``), or are reached by it (``offer``): docs/messages.md.
+
+    ``port`` is the TCP port on the guest's loopback, of the agent or of the program that serves. The peer is a Realm of
+    the owner with the personalization value ``owner`` (hex); where given, with the measured name ``realm`` and the
+    launch ``measurement`` (hex). Both are empty where any will do.
+    """
+
+    name: str
+    role: str
+    port: int
+    owner: str
+    realm: str = ""
+    measurement: str = ""
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "endpoint")
+        where = f"endpoint {self.name}"
+        check_choice(self.role, ROLES, f"{where}: role")
+        check_integer(self.port, FIRST_PORT, LAST_PORT, f"{where}: port")
+        _hex(self.owner, 64, f"{where}: owner")
+        if self.realm != "":
+            check_name(self.realm, f"{where}: realm")
+        if self.measurement != "":
+            _hex(self.measurement, 32, f"{where}: measurement")
+
+
 class RealmConfig(Record):
     """Everything that determines a Realm, apart from the bytes of kernel and initrd.
 
@@ -148,6 +178,7 @@ class RealmConfig(Record):
     vcpus: int = 1
     verdict_seconds: int = 120
     collect_seconds: int = 300
+    endpoints: tuple[Endpoint, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name, "Realm")
@@ -166,6 +197,7 @@ class RealmConfig(Record):
         _unique([disk.name for disk in self.disks], "disk")
         if len(self.disks) > MAX_DISKS:
             raise ConfigError(f"{len(self.disks)} disks", hint=f"at most {MAX_DISKS}")
+        check_endpoints(self.endpoints)
 
     def _check_zones(self) -> None:
         check_application_count(len(self.applications))
@@ -214,6 +246,8 @@ class RealmConfig(Record):
         for zone in self.zones:
             zones.append({"name": zone.name, "memory": zone.memory, "percent": zone.percent})
         zones[0]["follow"] = self.zones[0].follow
+        # Left out where there are none: the bytes, and with them the measurement, are those of before there were any.
+        endpoints = {"endpoints": [endpoint.as_dict() for endpoint in self.endpoints]} if self.endpoints else {}
         return {
             "schema": SCHEMA,
             "name": self.name,
@@ -229,6 +263,7 @@ class RealmConfig(Record):
             "zones": zones,
             "applications": [application_object(application) for application in self.applications],
             "disks": [disk.as_dict() for disk in self.disks],
+            **endpoints,
         }
 
     @classmethod
@@ -272,6 +307,17 @@ class RealmConfig(Record):
             )
             for disk in top.objects("disks")
         )
+        endpoints = tuple(
+            Endpoint(
+                name=endpoint.string("name"),
+                role=endpoint.string("role"),
+                port=endpoint.integer("port"),
+                owner=endpoint.string("owner"),
+                realm=endpoint.string("realm"),
+                measurement=endpoint.string("measurement"),
+            )
+            for endpoint in (top.objects("endpoints") if "endpoints" in top else ())
+        )
         config = cls(
             name=top.string("name"),
             form=top.string("form"),
@@ -286,6 +332,7 @@ class RealmConfig(Record):
             zones=zones,
             applications=applications,
             disks=disks,
+            endpoints=endpoints,
         )
         # One check for every unknown key, every optional spelling and every odd number format.
         if config.encode() != data:
@@ -341,6 +388,9 @@ class _Object:
             raise ConfigError(f"{where}: an object is expected", hint=_BUILD_AGAIN)
         self._value: dict[str, Any] = value
         self._where = where
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._value
 
     def _get(self, key: str, kind: type, what: str) -> Any:
         if key not in self._value:
@@ -419,6 +469,19 @@ def check_application_count(count: int) -> None:
             f"applications: {count}, but at most {MAX_APPLICATIONS} are possible",
             hint="each needs a zone of its own and a guest has 16; put the others in a second Realm",
         )
+
+
+def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
+    """Several offers may lead to one port; of those that the agent listens on, each is another."""
+    if len(endpoints) > MAX_ENDPOINTS:
+        raise ConfigError(f"{len(endpoints)} endpoints", hint=f"at most {MAX_ENDPOINTS}")
+    _unique([endpoint.name for endpoint in endpoints], "endpoint")
+    listening = [endpoint.port for endpoint in endpoints if endpoint.role == CONNECT]
+    for endpoint in endpoints:
+        if listening.count(endpoint.port) > (endpoint.role == CONNECT):
+            raise ConfigError(
+                f"endpoint {endpoint.name}: port {endpoint.port} is another endpoint's", hint="choose another port"
+            )
 
 
 def check_percent(percent: object, where: str) -> None:

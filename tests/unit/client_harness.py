@@ -107,6 +107,7 @@ class Monitor:
         self.changes: dict[int, dict[str, Any]] = {}
         self.change_lies: dict[str, object] = {}
         self.pace, self.fails = 400, ""
+        self.traffic: object = []
         self.lies: dict[str, object] = {}  # instead of the statistics' own values
 
     def token(self, challenge: bytes) -> bytes:
@@ -172,6 +173,9 @@ class Monitor:
         if order.bounds is not None and not self.stubborn:
             self.percents[order.zone] = max(order.bounds.lowest, self.percents[order.zone])
         return self.autos
+
+    def messages(self) -> object:
+        return self.traffic
 
     def stats(self) -> dict[str, object]:
         zones = [
@@ -498,12 +502,12 @@ def make_bundle(directory: Path, owner: OwnerIdentity, **changes: Any) -> Bundle
     )
 
 
-def make_world(directory: Path, host_directory: Path) -> World:
-    """Everything but a running host; ``world.host`` is to be entered, then ``register``."""
+def make_world(directory: Path, host_directory: Path, **changes: Any) -> World:
+    """Everything but a running host; ``world.host`` is to be entered, then ``register``. ``changes``: of the image."""
     context = Context()
     context.owner.mkdir(parents=True, mode=0o700)
     owner = OwnerIdentity.create(context.owner)
-    bundle = make_bundle(directory, owner)
+    bundle = make_bundle(directory, owner, **changes)
     platform = make_platform()
     measurement = bundle.measurement()
     host = LoopbackHost(host_directory, platform, bundle.config, measurement)

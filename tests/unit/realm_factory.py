@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from vambrace.realm import Application, Disk, RealmConfig, Zone
+from vambrace.realm import Application, Disk, Endpoint, RealmConfig, Zone
 
 MIB = 1 << 20
 
@@ -62,6 +62,11 @@ def make_application(name: str = "analysis", **changes: Any) -> Application:
         "results": (f"/results/{name}/out.txt",),
     }
     return Application(name=name, **{**fields, **changes})
+
+
+def make_endpoint(name: str = "records", **changes: Any) -> Endpoint:
+    fields: dict[str, Any] = {"role": "offer", "port": 8000, "owner": "ef" * 64, "realm": "ward", "measurement": ""}
+    return Endpoint(name=name, **{**fields, **changes})
 
 
 def make_realm(names: tuple[str, ...] = ("analysis",), **changes: Any) -> RealmConfig:

@@ -56,6 +56,8 @@ class FakeMonitor:
                 "stats": {"zones": [{"pages": 1}], "auto": [None]},
                 "sample": {},
                 "reuse": {"zones": [{"touches": 2}], "fault_ns": 5},
+                "messages": {"messages": [{"endpoint": "records"}]},
+                "connect": {},
                 "report": {},
             }
             reply = {"id": request["id"], "ok": True, **answers[request["op"]]}
@@ -213,6 +215,8 @@ def test_the_main_path(make: Make, tmp_path: Path) -> None:
     assert client.ask("sample", on=True, seconds=5)[0]["ok"]
     assert not client.ask("sample", on=1)[0]["ok"]
     assert client.ask("reuse")[0] == {"ok": True, "zones": [{"touches": 2}], "fault_ns": 5}
+    assert client.ask("messages")[0] == {"ok": True, "messages": [{"endpoint": "records"}]}
+    assert not client.ask("connect", endpoint=0, stream=1)[0]["ok"]  # no request of an owner's
     assert realm.outcome is None
     client.ask("collected")
     assert realm.ended() == ("succeeded", "")

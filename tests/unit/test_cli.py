@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from client_harness import Monitor, World, make_auto, make_stats, make_world, register
+from realm_factory import make_endpoint
 
 from vambrace import Realm
 from vambrace.attest.owner import Bounds
@@ -332,6 +333,31 @@ def test_auto(world: World, capsys: Capture) -> None:
     assert main([*command, "--no-auto", "--json"]) == 0
     assert json_of(capsys)["auto"] is None and monitor.autos[1] is None
 
+
+def test_endpoints_for_people(tmp_path: Path, capsys: Capture) -> None:
+    made = make_world(tmp_path, tmp_path / "host", endpoints=(make_endpoint(measurement="ab" * 32),))
+    with made.host:
+        register(made, tmp_path)
+        assert main(["image", "inspect", str(made.bundle)]) == 0
+        who = f"ward of the owner {'ef' * 16}…, measured as {'ab' * 32}"
+        assert f"endpoint records: offer, port 8000, with {who}\n" in capsys.readouterr().out
+        assert main(["run", str(made.bundle), "--detach", "--json"]) == 0
+        capsys.readouterr()
+        counts = {"open": 1, "connections": 3, "refused": 0, "sent": 1 << 20, "received": 512 << 10}
+        none = {"endpoint": "records", "role": "offer", "peer": None} | dict.fromkeys(counts, 0)
+        made.record.monitor.traffic = [none, none | counts | {"peer": "ward"}]
+        assert main(["stats", "patients", "--json"]) == 0
+        assert json_of(capsys)["endpoints"] == made.record.monitor.traffic
+        assert main(["stats", "patients"]) == 0
+        assert capsys.readouterr().out.endswith(TRAFFIC)
+        made.agent.go()
+
+
+TRAFFIC = """
+ENDPOINT  ROLE   REALM     OPEN  CONNECTIONS  REFUSED  SENT     RECEIVED
+records   offer  (others)  0     0            0        0.0 MiB  0.0 MiB
+records   offer  ward      1     3            0        1.0 MiB  0.5 MiB
+"""
 
 AUTO = """\
 ZONE      PERCENT  AUTO       UP TO  EXPECTED  STATE

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from client_harness import Agent, World, make_auto, make_bundle, make_platform, make_stats, make_world, register
 from cryptography.hazmat.primitives.serialization import Encoding
+from realm_factory import make_endpoint
 
 from vambrace import Host, Owner, Realm, Trust
 from vambrace.attest.owner import Bounds
 from vambrace.attest.policy import Policy
-from vambrace.client import changes, channel, zones
+from vambrace.client import changes, channel, traffic, zones
 from vambrace.errors import (
     ChallengeMismatch,
     ConfigError,
@@ -338,6 +339,35 @@ def test_a_change_that_none_can_be(world: World, key: str, values: list[Any]) ->
     for value in ("done", [], 7, True, {}):
         with pytest.raises(RealmError, match="no possible"):
             changes.check(world.config, 1, value)
+
+
+ROW = {"endpoint": "records", "role": "offer", "peer": "ward", "open": 1, "connections": 2, "refused": 0, "sent": 5,
+       "received": 6}  # fmt: skip
+
+
+def test_messages(world: World) -> None:
+    """A Realm without endpoints is not asked."""
+    with Realm.run(world.bundle) as realm:
+        world.record.monitor.traffic = "nonsense"
+        assert realm.messages() == []
+
+
+def test_traffic_that_none_can_be() -> None:
+    wanted = (make_endpoint(), make_endpoint("other", role="connect", port=9000))
+    none = ROW | {"endpoint": "other", "role": "connect", "peer": None}
+    assert traffic.check(wanted, [ROW | {"more": 1}, none]) == [ROW, none]
+    (shown,) = traffic.check(wanted, [ROW | {"peer": "\x1b[2J", "role": "connect"}])
+    assert (shown["peer"], shown["role"]) == ("?[2J", "offer")
+    for items in (None, {}, "x", [1], [ROW] * 1025, [{}]):
+        with pytest.raises(RealmError, match="not understood"):
+            traffic.check(wanted, items)
+    for key in ("open", "connections", "refused", "sent", "received"):
+        for value in (-1, 1 << 64, True, "1", None, 1.5):
+            with pytest.raises(RealmError, match="not understood"):
+                traffic.check(wanted, [ROW | {key: value}])
+    for name in ("unknown", [], None, 1):
+        with pytest.raises(RealmError, match="not understood"):
+            traffic.check(wanted, [ROW | {"endpoint": name}])
 
 
 def test_bounds_of_a_percentage(world: World) -> None:

@@ -87,6 +87,17 @@ def test_any_change_is_measured(folder: Path, base: RuntimeBase, change: Callabl
     assert measure(folder, base) != before
 
 
+def test_endpoints_reach_the_configuration_and_the_agent(folder: Path, base: RuntimeBase) -> None:
+    """The agent learns where, and not who: that is the monitor's. Without endpoints its settings are what they were."""
+    manifest = folder / "manifest.yaml"
+    assert "endpoints" not in agent_settings(read_manifest(manifest))
+    manifest.write_text(manifest.read_text() + "endpoints: [{connect: records, port: 9000, realm: ward}]\n")
+    (endpoint,) = build_bundle(manifest, folder / "out", base).config.endpoints
+    assert (endpoint.name, endpoint.role, endpoint.port, endpoint.realm) == ("records", "connect", 9000, "ward")
+    found = agent_settings(read_manifest(manifest))["endpoints"]
+    assert found == [{"name": "records", "role": "connect", "port": 9000}]
+
+
 def test_the_agent_reads_what_is_measured(folder: Path, base: RuntimeBase) -> None:
     config = build_bundle(folder / "manifest.yaml", folder / "out", base).config
     (folder / SETTINGS).write_text(json.dumps(agent_settings(read_manifest(folder / "manifest.yaml"))))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from realm_factory import MIB, owner
+from realm_factory import MIB, make_certificate, owner
 
+from vambrace.certificate import owner_public_key, personalization
 from vambrace.errors import ConfigError
 from vambrace.image.manifest import parse_memory, read_manifest
+from vambrace.realm import Endpoint
 
 GOOD = """\
 name: patients
@@ -56,6 +58,43 @@ def test_a_good_one(folder: Path) -> None:
     assert analysis.merge
     assert report.application.command == ("python3", "-c", "print(1)")
     assert (report.zone.memory, report.zone.percent, report.files) == (128 * MIB, 30, ())
+
+
+def test_endpoints(folder: Path) -> None:
+    """The peer is the same owner's unless another certificate is named, and any Realm of theirs unless one is."""
+    (folder / "ward.pem").write_text(make_certificate()[0])
+    text = GOOD + (
+        "endpoints:\n"
+        "  - {offer: records, port: 8000, realm: ward, owner: ward.pem}\n"
+        f"  - {{connect: results, port: 9000, measurement: {'ab' * 32}}}\n"
+    )
+    (folder / "manifest.yaml").write_text(text)
+    records, results = read_manifest(folder / "manifest.yaml").endpoints
+    ward, ours = ((folder / name).read_text() for name in ("ward.pem", "owner.pem"))
+    assert records == Endpoint("records", "offer", 8000, personalization(owner_public_key(ward)).hex(), "ward")
+    mine = personalization(owner_public_key(ours)).hex()
+    assert results == Endpoint("results", "connect", 9000, mine, "", "ab" * 32)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{port: 8000}", "either offer or connect"),
+        ("{offer: a, connect: a, port: 8000}", "either offer or connect"),
+        ("{offer: a}", "port is 0"),
+        ("{offer: A, port: 8000}", "valid name"),
+        ("{offer: a, port: 80}", "port is 80"),
+        ("{offer: a, port: 8000, owner: none.pem}", "none.pem"),
+        ("{offer: a, port: 8000, realm: A}", "valid name"),
+        ("{offer: a, port: 8000, measurement: x}", "hexadecimal"),
+        ("{offer: a, port: 8000, peer: x}", "unknown key 'peer'"),
+        ("offer", "a mapping of keys"),
+    ],
+)
+def test_each_mistake_in_an_endpoint_has_its_line(folder: Path, line: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as found:
+        read(folder, f"{GOOD}endpoints:\n  - {line}\n")
+    assert found.value.line == len(GOOD.splitlines()) + 2
 
 
 def test_the_systems_own_percentage(folder: Path) -> None:

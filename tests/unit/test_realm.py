@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from realm_factory import MIB, make_application, make_certificate, make_disk, make_realm, owner
+from realm_factory import MIB, make_application, make_certificate, make_disk, make_endpoint, make_realm, owner
 
 from vambrace import realm
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
@@ -85,6 +85,68 @@ def changed(path: list[Any], value: Any) -> bytes:
     else:
         target[path[-1]] = value
     return canonical(top)
+
+
+def test_a_configuration_without_endpoints_is_what_it_was() -> None:
+    """Measurements of images that name no endpoint stay what they were; no other spelling of none is read."""
+    config = make_realm()
+    assert b"endpoints" not in config.encode()
+    with pytest.raises(ConfigError, match="unknown key endpoints"):
+        RealmConfig.parse(canonical(config.as_object() | {"endpoints": []}))
+
+
+def test_endpoints_are_measured() -> None:
+    records = make_endpoint()
+    more = make_endpoint("results", role="connect", port=9000, realm="", measurement="ab" * 32)
+    config = make_realm(endpoints=(records, more))
+    assert RealmConfig.parse(config.encode()) == config
+    variants = [
+        config.replace(endpoints=(records.replace(**change), more))
+        for change in (
+            *({"name": "other"}, {"role": "connect"}, {"port": 8001}),
+            *({"owner": "00" * 64}, {"realm": "x"}, {"realm": ""}, {"measurement": "00" * 32}),
+        )
+    ]
+    assert len({variant.encode() for variant in (config, config.replace(endpoints=()), *variants)}) == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "Records"}, "valid name"),
+        ({"role": "both"}, "role"),
+        ({"port": 1023}, "port"),
+        ({"port": 65536}, "port"),
+        ({"port": True}, "port"),
+        ({"owner": ""}, "owner"),
+        ({"owner": "ef" * 32}, "owner"),
+        ({"realm": "a/b"}, "valid name"),
+        ({"realm": None}, "realm must be a string"),
+        ({"measurement": "ab"}, "measurement"),
+        ({"measurement": "AB" * 32}, "measurement"),
+        ({"pin": 1}, "unknown key"),
+    ],
+)
+def test_each_mistake_in_an_endpoint(changes: dict[str, Any], message: str) -> None:
+    top = make_realm().as_object()
+    top["endpoints"] = [make_endpoint().as_dict() | changes]
+    with pytest.raises(ConfigError, match=message):
+        RealmConfig.parse(canonical(top))
+
+
+def test_endpoints_of_one_realm() -> None:
+    """Names differ, and so do ports that the agent listens on; several offers may lead to one program."""
+    offer, connect = make_endpoint(), make_endpoint("other", role="connect")
+    make_realm(endpoints=(offer, offer.replace(name="other")))
+    for endpoints in ((offer, connect), (connect, offer), (connect, connect.replace(name="more"))):
+        with pytest.raises(ConfigError, match="port 8000"):
+            make_realm(endpoints=endpoints)
+    with pytest.raises(ConfigError, match="twice"):
+        make_realm(endpoints=(offer, offer.replace(port=9000)))
+    many = tuple(make_endpoint(f"e{number}") for number in range(17))
+    assert make_realm(endpoints=many[:16])
+    with pytest.raises(ConfigError, match="17 endpoints"):
+        make_realm(endpoints=many)
 
 
 @pytest.mark.parametrize(

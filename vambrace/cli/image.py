@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vambrace.cli.output import Output, size, table
 from vambrace.cli.parser import Commands
@@ -106,6 +106,13 @@ def _inspect(options: argparse.Namespace, output: Output) -> int:
         *table(parts),
         "",
         *(f"{application.name}: {' '.join(application.command)}" for application in config.applications),
+        *(_endpoint(endpoint) for endpoint in value["config"].get("endpoints", ())),
     ]
     output.result(value, lines)
     return 0
+
+
+def _endpoint(endpoint: dict[str, Any]) -> str:
+    pinned = f", measured as {endpoint['measurement']}" if endpoint["measurement"] else ""
+    who = f"{endpoint['realm'] or 'any Realm'} of the owner {endpoint['owner'][:32]}…{pinned}"
+    return f"endpoint {endpoint['name']}: {endpoint['role']}, port {endpoint['port']}, with {who}"

@@ -68,8 +68,9 @@ def _encrypt(options: argparse.Namespace, output: Output) -> int:
 def _stats(options: argparse.Namespace, output: Output) -> int:
     with session.open_realm(options) as realm:
         output.progress("connecting")
-        zones = realm.stats()
-    output.result({"realm": realm.uuid, "zones": zones}, stats.lines(zones, histogram=options.histogram))
+        zones, traffic = realm.stats(), realm.messages()
+    lines = [*stats.lines(zones, histogram=options.histogram), *stats.traffic_lines(traffic)]
+    output.result({"realm": realm.uuid, "zones": zones, "endpoints": traffic}, lines)
     return 0
 
 

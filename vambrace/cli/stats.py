@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vambrace.cli.output import table
 
 if TYPE_CHECKING:
+    from vambrace.client.traffic import Traffic
     from vambrace.client.zones import ZoneStats
 
 BAR = 40  # letters of the longest bar
@@ -23,6 +24,16 @@ def lines(zones: Sequence[ZoneStats], *, histogram: bool) -> list[str]:
     for zone in zones if histogram else ():
         shown += ["", *_histogram(zone)]
     return shown
+
+
+def traffic_lines(traffic: Sequence[Traffic]) -> list[str]:
+    """A table of the messages with other Realms, nothing where there are no endpoints."""
+    rows = [["ENDPOINT", "ROLE", "REALM", "OPEN", "CONNECTIONS", "REFUSED", "SENT", "RECEIVED"]]
+    for row in traffic:
+        numbers = (row["open"], row["connections"], row["refused"])
+        ways = (_mebibytes(row["sent"]), _mebibytes(row["received"]))
+        rows.append([row["endpoint"], row["role"], row["peer"] or "(others)", *map(str, numbers), *ways])
+    return ["", *table(rows)] if traffic else []
 
 
 def _memory(zones: Sequence[ZoneStats]) -> Iterator[list[str]]:

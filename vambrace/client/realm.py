@@ -18,13 +18,14 @@ from vambrace.advice import Advice, advise
 from vambrace.attest.owner import Bounds, OwnerIdentity
 from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import VerifiedRealm
-from vambrace.client import changes, names, results, zones
+from vambrace.client import changes, names, results, traffic, zones
 from vambrace.client.changes import Change
 from vambrace.client.channel import OTHER_VERSION, Channel
 from vambrace.client.context import Context, RealmState
 from vambrace.client.host import Host, RealmInfo, plain
 from vambrace.client.progress import Progress, silent
 from vambrace.client.results import ResultFile
+from vambrace.client.traffic import Traffic
 from vambrace.client.trust import Expected, Trust
 from vambrace.client.zones import ZoneStats
 from vambrace.errors import (
@@ -361,6 +362,13 @@ class Realm:
         reply, _ = self._ask("stats")
         found, autos = self._of_zones(_objects(reply, "zones")), self._of_zones(reply.get("auto"))
         return [zones.check(*each) for each in zip(self.config.zones, found, autos, strict=True)]
+
+    def messages(self) -> list[Traffic]:
+        """What has gone through each endpoint of the image so far, by the other Realm. Raises ``RealmError``."""
+        if not self.config.endpoints:
+            return []
+        reply, _ = self._ask("messages")
+        return traffic.check(self.config.endpoints, reply.get("messages"))
 
     def advise(self, seconds: float = ADVICE_SECONDS, progress: Progress = silent) -> list[Advice]:
         """What each percentage would cost each zone, from ``seconds`` of sampling, which slows the Realm down a little.

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import random
+import resource
 import signal
 import ssl
 import sys
@@ -22,13 +23,16 @@ from aiohttp import web
 
 from vambrace.errors import HostError, VambraceError
 from vambrace.host.api import application, tls_context
-from vambrace.host.channel import Connector, connect_vsock
 from vambrace.host.host import Host
 from vambrace.host.platform import Platform, Session
 from vambrace.host.settings import Settings, load_settings
 from vambrace.host.store import Store
+from vambrace.host.vsock import Connector, connect_vsock
 from vambrace.trustzone import TrustZone
 from vambrace.trustzone.insecure import InsecurePlatform
+
+# Two for each stream between Realms, which may be some hundreds for each of them.
+DESCRIPTORS = 1 << 16
 
 log = logging.getLogger("vambrace.host")
 
@@ -67,6 +71,17 @@ def pass_gate(gate: Path) -> None:
     random.seed()
 
 
+def allow_descriptors() -> None:
+    """Let this process open ``DESCRIPTORS`` files, or as many as somebody who is not root may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft >= DESCRIPTORS:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, max(hard, DESCRIPTORS)))
+    except (OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def serve(
     settings: Settings, *, connect: Connector = connect_vsock, ready: asyncio.Future[int] | None = None
 ) -> None:
@@ -74,12 +89,13 @@ async def serve(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    allow_descriptors()
     context = tls_context(settings)
     async with contextlib.AsyncExitStack() as stack:
         session = stack.enter_context(_session(settings))
         store = Store(settings.state)
         platform = Platform(session, settings.endorsement, settings.vendor_root, insecure=bool(settings.insecure))
-        host = Host(settings, store, platform)
+        host = Host(settings, store, platform, connect)
         stack.push_async_callback(host.close)
         host.recover()
         runner = web.AppRunner(application(host, connect), access_log=None, shutdown_timeout=2)

@@ -24,7 +24,7 @@ CHALLENGE = 64
 DETAIL_LIMIT = 200
 #: Seconds: sampling slows a Realm down, and ends by itself.
 SAMPLE_LIMIT = 3600
-OPERATIONS = "identity, attest, encrypt, change, auto, stats, sample, reuse, report"
+OPERATIONS = "identity, attest, encrypt, change, auto, stats, sample, reuse, connect, messages, report"
 REPORTS = ("ready", "running", "succeeded", "failed")
 
 
@@ -99,6 +99,8 @@ class Monitor(Protocol):
     async def stats(self) -> list[Any]: ...
     async def sample(self, on: bool, seconds: int) -> None: ...
     async def reuse(self) -> dict[str, Any]: ...
+    def open_stream(self, endpoint: int, number: int) -> None: ...
+    def messages(self) -> list[dict[str, Any]]: ...
     def report(self, state: str, detail: str) -> None: ...
 
 
@@ -166,10 +168,7 @@ class AgentPort:
                 await self._bucket.take(4)
                 return {"change": await self._monitor.encrypt(_base64(request.get("message")))}
             case "change":
-                zone = request.get("zone")
-                if type(zone) is not int or zone < 0:
-                    raise UsageError("zone must be an integer from 0 up")
-                return {"change": self._monitor.change(zone)}
+                return {"change": self._monitor.change(_integer(request, "zone"))}
             case "auto":
                 await self._bucket.take(4)
                 await self._monitor.auto(_base64(request.get("message")))
@@ -185,6 +184,11 @@ class AgentPort:
                 return {}
             case "reuse":
                 return await self._monitor.reuse()
+            case "connect":
+                self._monitor.open_stream(_integer(request, "endpoint"), _integer(request, "stream"))
+                return {}
+            case "messages":
+                return {"messages": self._monitor.messages()}
             case "report":
                 state, detail = request.get("state"), request.get("detail", "")
                 if state not in REPORTS or not isinstance(detail, str):
@@ -211,6 +215,13 @@ def _number(request: dict[str, Any]) -> int:
     if type(number) is not int or not 0 <= number < 1 << 53:
         raise UsageError("id must be an integer from 0 to 2^53 - 1")
     return number
+
+
+def _integer(request: dict[str, Any], key: str) -> int:
+    value = request.get(key)
+    if type(value) is not int or not 0 <= value < 1 << 32:
+        raise UsageError(f"{key} must be an integer from 0 to 2^32 - 1")
+    return value
 
 
 def _hex(value: Any, length: int) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from vambrace.errors import ConfigError, Conflict, UsageError, VambraceError
-from vambrace.host.channel import Connector, connect_vsock, relay
+from vambrace.host.channel import relay
 from vambrace.host.host import Host, RealmRequest
 from vambrace.host.lifecycle import STEPS, State
 from vambrace.host.metrics import CONTENT_TYPE
@@ -23,6 +23,7 @@ from vambrace.host.problems import from_error, from_http, problem
 from vambrace.host.realm import Realm
 from vambrace.host.settings import Settings
 from vambrace.host.store import RealmRecord, StoredImage
+from vambrace.host.vsock import Connector, connect_vsock
 from vambrace.realm import check_realm_name
 
 BODY_LIMIT = 64 << 10
@@ -44,7 +45,7 @@ def specification() -> str:
 
 
 def application(host: Host, connect: Connector = connect_vsock) -> web.Application:
-    """The aiohttp application of ``host``; ``connect`` opens a stream to the agent of a guest's CID."""
+    """The aiohttp application of ``host``; ``connect`` opens streams to guests."""
     app = web.Application(middlewares=[_problems], client_max_size=BODY_LIMIT)
     app[HOST] = host
     app[CONNECT] = connect

@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from vambrace.errors import CapacityError, Conflict, HostError
 from vambrace.host.lifecycle import State
 from vambrace.host.realm import Realm
+from vambrace.host.vsock import OWNER_PORT, Connector
 
-AGENT_PORT = 4050
 CHUNK = 64 << 10
 MESSAGE_LIMIT = 1 << 20
 CONNECT_SECONDS = 30
 HEARTBEAT = 60
-
-Connector = Callable[[int], Awaitable[socket.socket]]
-
-
-async def connect_vsock(cid: int) -> socket.socket:
-    """A non-blocking stream to the agent of the guest ``cid``; raises ``OSError``."""
-    stream = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    try:
-        stream.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(stream, (cid, AGENT_PORT))
-    except BaseException:
-        stream.close()
-        raise
-    return stream
 
 
 async def relay(request: web.Request, realm: Realm, connect: Connector, limit: int) -> web.StreamResponse:
@@ -52,7 +37,7 @@ async def relay(request: web.Request, realm: Realm, connect: Connector, limit: i
     try:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                stream = await connect(realm.cid)
+                stream = await connect(realm.cid, OWNER_PORT)
         except (OSError, TimeoutError):
             raise HostError("the agent does not answer yet", hint="try again in a moment", status=503) from None
         with stream:

@@ -17,6 +17,7 @@ from typing import Any
 from vambrace import __version__
 from vambrace.errors import CapacityError, ConfigError, Conflict, ImageError, NotFound
 from vambrace.host.lifecycle import State
+from vambrace.host.messages import ENDPOINT_MEMORY, Messages
 from vambrace.host.metrics import Metrics, Watched, WindowTotals
 from vambrace.host.platform import Platform
 from vambrace.host.realm import Realm
@@ -25,6 +26,7 @@ from vambrace.host.shares import Shares
 from vambrace.host.standby import Standby
 from vambrace.host.store import RECORDS_KEPT, RealmRecord, Store, StoredImage
 from vambrace.host.vmm import kill_leftover
+from vambrace.host.vsock import Connector, connect_vsock
 from vambrace.partition.overlap import Verification
 
 # What a VMM process takes beyond guest memory, and what the host keeps for itself.
@@ -50,7 +52,9 @@ class RealmRequest:
 class Host:
     """Created in the event loop; ``recover`` before anything else, ``close`` at the end."""
 
-    def __init__(self, settings: Settings, store: Store, platform: Platform) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, platform: Platform, connect: Connector = connect_vsock
+    ) -> None:
         self.settings = settings
         self.store = store
         self.platform = platform
@@ -64,10 +68,12 @@ class Host:
         self._admission = asyncio.Lock()
         self._verifying = asyncio.Lock()
         self._next_cid = FIRST_CID
+        self.messages = Messages(self._living.values, connect, settings.message_rate)
         windows = WindowTotals(self._running)
         self.metrics = Metrics(self, windows)
-        self._refreshing = asyncio.create_task(windows.refresh())
-        self._refreshing.add_done_callback(_log_failure)
+        self._refreshing = [asyncio.create_task(part.refresh()) for part in (windows, self.messages)]
+        for task in self._refreshing:
+            task.add_done_callback(_log_failure)
 
     def recover(self) -> None:
         """End the VMMs of an earlier daemon and make its Realms ``failed``; a VMM is started for the first Realm."""
@@ -82,10 +88,12 @@ class Host:
 
     async def close(self) -> None:
         """Destroy every living Realm and wait for it."""
-        self._refreshing.cancel()
+        for task in self._refreshing:
+            task.cancel()
         for realm in tuple(self._living.values()):
             realm.finish(State.FAILED, "host stopped")
         await asyncio.gather(*(realm.ended() for realm in tuple(self._living.values())))
+        await self.messages.close()
         await self._standby.close()
         self.platform.close()
 
@@ -118,6 +126,7 @@ class Host:
                     "this host runs no debug Realms", hint="build the image without debug, or set allow_debug"
                 )
             memory = config.memory + config.memory // TABLES + VMM_OVERHEAD
+            memory += ENDPOINT_MEMORY * len(config.endpoints)
             place = await self.shares.reserve(uuid, request.name, memory, config.vcpus)
             record = RealmRecord(uuid, request.name, request.image, request.nonce, created=time.time(), memory=memory)
             realm = Realm(
@@ -128,6 +137,7 @@ class Host:
                 store=self.store,
                 platform=self.platform,
                 standby=self._standby,
+                messages=self.messages,
                 cid=self._new_cid(),
                 place=place,
             )

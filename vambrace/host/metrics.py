@@ -4,13 +4,15 @@ What a window does tells what its Realm does: from the page faults of one zone, 
 could learn which way a secret went. Hence nothing here is of one Realm or zone. What the windows of all Realms have
 done is read at a pace of the daemon's own, at most once a minute, and published in steps of ``GRAIN`` pages, at places
 that nobody knows. A host with a single Realm shows that one's totals, as coarsely.
+
+What is of two Realms is the traffic between them, once a minute and in steps, too: whom the host carries bytes for is
+what an operator sees of any network.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,10 +23,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from vambrace.errors import RealmError, VambraceError
+from vambrace.host.coarse import REFRESH_SECONDS, Coarse
 from vambrace.host.lifecycle import FINAL, State
+from vambrace.host.messages import GRAIN as MESSAGE_GRAIN
+from vambrace.host.messages import Messages
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-REFRESH_SECONDS = 60.0
 PAGE = 4096
 GRAIN = 1 << 16  # pages: 256 MiB of them
 COUNT_LIMIT = 1 << 64
@@ -35,35 +39,6 @@ TOTALS = {
     "bytes_encrypted": ("vambrace_window_encrypted_bytes", "Bytes encrypted", GRAIN * PAGE),
     "bytes_decrypted": ("vambrace_window_decrypted_bytes", "Bytes decrypted", GRAIN * PAGE),
 }
-
-
-class Coarse:
-    """A count that is published in multiples of ``grain`` only; the exact one never leaves.
-
-    Where within a grain the next step comes is random, and drawn anew for each. Were it at the multiples, an operator
-    with a Realm of their own, whose faults they know, could bring the sum just below one and wait for a single fault.
-    """
-
-    def __init__(self, grain: int) -> None:
-        self._grain = grain
-        self._exact = 0
-        self._steps = 0
-        self._next = self._place()
-
-    @property
-    def published(self) -> int:
-        return self._steps * self._grain
-
-    def add(self, count: int) -> None:
-        self._exact += count
-        whole = self._exact // self._grain
-        if whole > self._steps:
-            self._steps, self._next = whole, self._place()
-        if self._exact >= self._steps * self._grain + self._next:
-            self._steps, self._next = self._steps + 1, self._place()
-
-    def _place(self) -> int:
-        return 1 + secrets.randbelow(self._grain)
 
 
 class Watched(Protocol):
@@ -133,6 +108,7 @@ class Watch(Protocol):
     """The host as it is seen from here."""
 
     memory_limit: int
+    messages: Messages
 
     @property
     def memory_used(self) -> int: ...
@@ -187,3 +163,32 @@ class Metrics(Collector):
         for field, count in self._windows.published().items():
             name, text, grain = TOTALS[field]
             yield CounterMetricFamily(name, f"{text}, all Realms together, in steps of {grain}.", value=count)
+        yield from self._messages()
+
+    def _messages(self) -> Iterable[Metric]:
+        """Of each pair of Realms that have an endpoint in common and have used it, as long as both live."""
+        labels = ["caller", "offerer", "endpoint"]
+        connections = CounterMetricFamily(
+            "vambrace_message_connections", "Streams carried between two Realms.", labels=labels
+        )
+        refused = CounterMetricFamily(
+            "vambrace_message_refused", "Streams that were beyond bounds, or not answered.", labels=labels
+        )
+        carried = CounterMetricFamily(
+            "vambrace_message_bytes",
+            f"Bytes carried from one Realm to another, in steps of {MESSAGE_GRAIN}.",
+            labels=[*labels, "to"],
+        )
+        denied = CounterMetricFamily(
+            "vambrace_message_denied", "Streams to endpoints that no running Realm agreed to.", labels=["realm"]
+        )
+        published = self._watch.messages.published
+        for pair in published.pairs:
+            names = [pair.caller, pair.offerer, pair.endpoint]
+            connections.add_metric(names, pair.connections)
+            refused.add_metric(names, pair.refused)
+            carried.add_metric([*names, "offerer"], pair.upwards)
+            carried.add_metric([*names, "caller"], pair.downwards)
+        for name, count in published.refused:
+            denied.add_metric([name], count)
+        yield from (connections, refused, carried, denied)

@@ -18,6 +18,7 @@ from vambrace.errors import AgentFlood, CapacityError, Conflict, RealmError, Usa
 from vambrace.host.agent import AgentPort
 from vambrace.host.auto import Auto
 from vambrace.host.lifecycle import Lifecycle, State, require
+from vambrace.host.messages import Messages
 from vambrace.host.percent import Percentages
 from vambrace.host.platform import Platform
 from vambrace.host.settings import Settings
@@ -63,6 +64,7 @@ class Realm:
         store: Store,
         platform: Platform,
         standby: Standby,
+        messages: Messages,
         cid: int,
         place: Place,
     ) -> None:
@@ -81,6 +83,7 @@ class Realm:
         self._store = store
         self._platform = platform
         self._standby = standby
+        self._messages = messages
         self._percentages = Percentages(config.zones, self._request)
         self._auto = Auto(config.zones, self._percentages, self._request, lambda: self._advised)
         self._spawning: asyncio.Task[Vmm] | None = None
@@ -215,6 +218,13 @@ class Realm:
             raise RealmError("the VMM did not say what it sampled")
         return {"zones": answer["zones"], "fault_ns": answer["fault_ns"]}
 
+    def open_stream(self, endpoint: int, number: int) -> None:
+        """Begin a stream to another Realm. Raises as ``Messages.open``."""
+        self._messages.open(self, endpoint, number)
+
+    def messages(self) -> list[dict[str, Any]]:
+        return self._messages.counts(self)
+
     def report(self, state: str, detail: str) -> None:
         if state == "succeeded":
             self.finish(State.SUCCEEDED, detail or "all applications have succeeded", "by its agent")
@@ -248,6 +258,7 @@ class Realm:
         self.record.reason = outcome.reason
         log.info("realm %s: ends: %s", self.record.uuid, outcome.logged)
         await self._leave(State.DESTROYING)
+        self._messages.leave(self)
         for close in tuple(self.closers):
             close()
         # A VMM that was being spawned when the end came is waited for, then ended like any other.

@@ -21,6 +21,7 @@ class Settings:
 
     ``guest_memory`` 0 means: what the machine has available when the daemon starts.
     ``vmm_cpus`` are the domains' processors, each one domain's alone, but for those of them that are ``shared_cpus``.
+    ``message_rate`` is what two Realms may exchange, in bytes per second.
     ``insecure`` is empty or ``"no-trustzone"``; the latter uses software keys and every token says so.
     """
 
@@ -43,6 +44,7 @@ class Settings:
     agent_seconds: int = 300
     vmm_seconds: int = 300
     channels: int = 8
+    message_rate: int = 256 << 20
     # Not in the file: the program that is started for each domain.
     vmm_command: tuple[str, ...] = (sys.executable, "-m", "vambrace.machine")
 
@@ -53,12 +55,12 @@ class Settings:
         _check(bool(self.vmm_cpus), "vmm_cpus must name a processor")
         _check(all(0 <= cpu < 4096 for cpu in self.vmm_cpus), "vmm_cpus must name processors by number")
         _check(set(self.shared_cpus) <= set(self.vmm_cpus), "shared_cpus must be some of vmm_cpus")
-        for name in ("image_limit", "agent_seconds", "vmm_seconds", "channels"):
+        for name in ("image_limit", "agent_seconds", "vmm_seconds", "channels", "message_rate"):
             _check(getattr(self, name) > 0, f"{name} must be positive")
 
 
 PATHS = frozenset(("certificate", "key", "client_ca", "state", "endorsement", "vendor_root", "cgroups"))
-NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vmm_seconds", "channels"))
+NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vmm_seconds", "channels", "message_rate"))
 STRINGS = frozenset(("listen", "insecure"))
 PROCESSORS = frozenset(("vmm_cpus", "shared_cpus"))
 INTERNAL = frozenset(("vmm_command",))

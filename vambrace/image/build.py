@@ -88,6 +88,7 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Realm
         vcpus=manifest.vcpus,
         verdict_seconds=manifest.verdict_seconds,
         collect_seconds=manifest.collect_seconds,
+        endpoints=manifest.endpoints,
     )
 
 
@@ -96,12 +97,18 @@ def agent_settings(manifest: Manifest) -> dict[str, Any]:
     applications = []
     for program in manifest.programs:
         applications.append(application_object(program.application) | {"memory": program.zone.memory})
-    return {
+    settings: dict[str, Any] = {
         "name": manifest.name,
         "owner": manifest.owner,
         "collect_seconds": manifest.collect_seconds,
         "applications": applications,
     }
+    if manifest.endpoints:
+        # Not who the peer is: that is the monitor's to judge.
+        settings["endpoints"] = [
+            {"name": endpoint.name, "role": endpoint.role, "port": endpoint.port} for endpoint in manifest.endpoints
+        ]
+    return settings
 
 
 def _disk(name: str, verity: VerityDisk) -> Disk:

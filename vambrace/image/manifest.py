@@ -10,6 +10,11 @@ applications:
     memory: 128M
     percent: 80
     results: [result.txt]        # below /results/analysis
+endpoints:                       # for messages between Realms, docs/messages.md
+  - offer: records               # or connect: records
+    port: 8000                   # on the loopback of this Realm
+    realm: ward                  # the other one's name; any, unless given
+    owner: ward.pem              # its owner's certificate; the same owner, unless given
 """
 
 from __future__ import annotations
@@ -24,20 +29,25 @@ from typing import Any, Final
 
 import yaml
 
-from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
+from vambrace.certificate import certificate_der, certificate_pem, owner_public_key, personalization
 from vambrace.errors import ConfigError
 from vambrace.realm import (
     CIPHERS,
+    FIRST_PORT,
     HASHES,
+    LAST_PORT,
     MAX_SECONDS,
     MAX_VCPUS,
     MIN_APPLICATION_MEMORY,
     MIN_SYSTEM_MEMORY,
+    ROLES,
     SYSTEM,
     Application,
+    Endpoint,
     Zone,
     check_application_count,
     check_choice,
+    check_endpoints,
     check_integer,
     check_memory,
     check_name,
@@ -77,6 +87,7 @@ class Manifest:
     collect_seconds: int
     system: Zone
     programs: tuple[Program, ...]
+    endpoints: tuple[Endpoint, ...] = ()
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -116,7 +127,8 @@ def _manifest(path: Path, top: _Map) -> Manifest:
     with top.at("name"):
         name = top.string("name")
         check_name(name, "Realm")
-    owner = _owner(top, folder)
+    with top.at("owner"):
+        owner = _certificate(folder / top.string("owner"))
     numbers: dict[str, int] = {}
     for key, least, most, default in (
         ("vcpus", 1, MAX_VCPUS, 1),
@@ -143,6 +155,9 @@ def _manifest(path: Path, top: _Map) -> Manifest:
                 raise ConfigError(f"application {program.zone.name}: appears twice", hint="choose another name")
         programs.append(program)
     system = _system(top, max(program.zone.percent for program in programs))
+    endpoints = tuple(_endpoint(item, folder, owner) for item in top.maps("endpoints", required=False))
+    with top.at("endpoints"):
+        check_endpoints(endpoints)
     top.done()
     return Manifest(
         path=path,
@@ -151,6 +166,7 @@ def _manifest(path: Path, top: _Map) -> Manifest:
         debug=debug,
         system=system,
         programs=tuple(programs),
+        endpoints=endpoints,
         vcpus=numbers["vcpus"],
         verdict_seconds=numbers["verdict_seconds"],
         collect_seconds=numbers["collect_seconds"],
@@ -159,25 +175,46 @@ def _manifest(path: Path, top: _Map) -> Manifest:
     )
 
 
-def _owner(top: _Map, folder: Path) -> str:
-    with top.at("owner"):
-        path = folder / top.string("owner")
-        hint = "owner is the path of the owner's certificate in PEM form, relative to the manifest"
-        try:
-            text = path.read_text(encoding="ascii")
-        except OSError as error:
-            raise ConfigError(f"owner: {path}: {error.strerror}", hint=hint) from None
-        except ValueError:  # not ASCII, or no path at all
-            raise ConfigError(f"owner: {path} is not in PEM form", hint=hint) from None
-        if "PRIVATE KEY" in text:
-            raise ConfigError(f"owner: {path} holds a private key", hint="give the certificate; the key stays with you")
-        # One spelling, whatever wrote the file.
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if lines[:1] != ["-----BEGIN CERTIFICATE-----"] or lines[-1] != "-----END CERTIFICATE-----":
-            raise ConfigError(f"owner: {path} is not one certificate in PEM form", hint=hint)
-        pem = certificate_pem(certificate_der("\n".join(lines) + "\n"))
-        owner_public_key(pem)
-        return pem
+def _certificate(path: Path) -> str:
+    """The owner's certificate at ``path``, in the one spelling that a configuration has."""
+    hint = "owner is the path of the owner's certificate in PEM form, relative to the manifest"
+    try:
+        text = path.read_text(encoding="ascii")
+    except OSError as error:
+        raise ConfigError(f"owner: {path}: {error.strerror}", hint=hint) from None
+    except ValueError:  # not ASCII, or no path at all
+        raise ConfigError(f"owner: {path} is not in PEM form", hint=hint) from None
+    if "PRIVATE KEY" in text:
+        raise ConfigError(f"owner: {path} holds a private key", hint="give the certificate; the key stays with you")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines[:1] != ["-----BEGIN CERTIFICATE-----"] or lines[-1] != "-----END CERTIFICATE-----":
+        raise ConfigError(f"owner: {path} is not one certificate in PEM form", hint=hint)
+    pem = certificate_pem(certificate_der("\n".join(lines) + "\n"))
+    owner_public_key(pem)
+    return pem
+
+
+def _endpoint(item: _Map, folder: Path, owner: str) -> Endpoint:
+    """One endpoint of a Realm of ``owner``, who is the peer's as well unless another one is named."""
+    roles = [role for role in ROLES if role in item]
+    if len(roles) != 1:
+        raise ConfigError("endpoint: either offer or connect is expected", hint="offer: NAME", line=item.line)
+    role = roles[0]
+    with item.at(role):
+        name = item.string(role)
+        check_name(name, "endpoint")
+    with item.at("owner"):
+        peer = _certificate(folder / item.string("owner")) if "owner" in item else owner
+    with item.at("port"):
+        port = item.integer("port", 0)
+        check_integer(port, FIRST_PORT, LAST_PORT, f"endpoint {name}: port")
+    with item.at("realm"):
+        realm = item.string("realm", "")
+    with item.at("measurement"):
+        measurement = item.string("measurement", "")
+        endpoint = Endpoint(name, role, port, personalization(owner_public_key(peer)).hex(), realm, measurement)
+    item.done()
+    return endpoint
 
 
 def _system(top: _Map, highest: int) -> Zone:
@@ -338,8 +375,8 @@ class _Map:
         node = self._get(key)
         return None if node is None else _Map(node, key)
 
-    def maps(self, key: str) -> list[_Map]:
-        return [_Map(item, f"{key}[{number}]") for number, item in enumerate(self._list(key, required=True))]
+    def maps(self, key: str, *, required: bool = True) -> list[_Map]:
+        return [_Map(item, f"{key}[{number}]") for number, item in enumerate(self._list(key, required=required))]
 
     def _get(self, key: str) -> yaml.Node | None:
         self._asked.add(key)

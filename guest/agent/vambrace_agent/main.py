@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from vambrace_agent import AgentError, channel, confine, monitor, settings, system
 from vambrace_agent.channel import Channel
+from vambrace_agent.endpoints import Endpoints, listen_vsock
 from vambrace_agent.logs import Log
 from vambrace_agent.monitor import Monitor
 from vambrace_agent.service import Service
@@ -127,4 +128,6 @@ def _life(port: Monitor) -> tuple[str, str]:
     supervisor = Supervisor(processes, confine.launch, confine.stop, loop.poll)
     service = Service(supervisor, port, channel.public_key(certificate), port.identity(), loop.wake)
     doors = Channel(listener, context, wanted.owner, service, loop.wake)
+    if wanted.endpoints:
+        Endpoints(wanted.endpoints, listen_vsock(), port.connect).start()
     return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds)

@@ -93,6 +93,14 @@ class Monitor:
         reply = self._call("reuse")
         return {"zones": reply.get("zones"), "fault_ns": reply.get("fault_ns")}
 
+    def connect(self, endpoint: int, stream: int) -> None:
+        """Ask for a stream to the Realm behind an endpoint: the monitor will connect, and name this number."""
+        self._call("connect", endpoint=endpoint, stream=stream)
+
+    def messages(self) -> object:
+        """What has gone through each endpoint, as the monitor gives it."""
+        return self._call("messages").get("messages")
+
     def report(self, state: str, detail: str = "") -> None:
         self._call("report", state=state, detail=detail[:200])
 

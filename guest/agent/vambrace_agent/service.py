@@ -147,6 +147,9 @@ class Service:
     def reuse(self, _request: Reply) -> tuple[Reply, bytes]:
         return self._monitor.reuse(), b""
 
+    def messages(self, _request: Reply) -> tuple[Reply, bytes]:
+        return {"messages": self._monitor.messages()}, b""
+
     def _process(self, request: Reply) -> Process:
         name = request.get("application")
         for process in self._supervisor.processes:
@@ -191,6 +194,7 @@ HANDLERS: dict[str, Handler] = {
     "stats": Service.stats,
     "sample": Service.sample,
     "reuse": Service.reuse,
+    "messages": Service.messages,
 }
 
 

@@ -29,6 +29,20 @@ class Application:
         return "/results/" + self.name
 
 
+class Endpoint:
+    """Where another Realm is reached or reaches this one: ``role`` is "connect" or "offer", ``port`` the loopback's."""
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.name: str = fields["name"]
+        self.role: str = fields["role"]
+        self.port: int = fields["port"]
+
+    @property
+    def variable(self) -> tuple[str, str]:
+        """What tells a program where it is: name and value of an environment variable."""
+        return "ENDPOINT_" + self.name.upper().replace("-", "_"), f"127.0.0.1:{self.port}"
+
+
 class Settings:
     """``owner`` is the DER form of the certificate of the only user that the agent serves."""
 
@@ -37,7 +51,10 @@ class Settings:
         self.owner_pem: str = fields["owner"]
         self.owner = base64.b64decode("".join(self.owner_pem.splitlines()[1:-1]))
         self.collect_seconds: int = fields["collect_seconds"]
+        self.endpoints = [Endpoint(item) for item in fields.get("endpoints", ())]
         self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]
+        for application in self.applications:
+            application.environment = {**dict(e.variable for e in self.endpoints), **application.environment}
 
 
 def load(path: str) -> Settings:

@@ -134,6 +134,7 @@ class Daemon:
         self.hub.listen(16)
         self.hub.setblocking(False)
         self.agent_path = directory / "agent"
+        self.dialled: list[tuple[int, int]] = []
 
     async def __aenter__(self) -> Daemon:
         await self.start()
@@ -163,8 +164,9 @@ class Daemon:
         with contextlib.suppress(asyncio.CancelledError):
             await self.task
 
-    async def connect(self, cid: int) -> socket.socket:
-        """In place of vsock: the test listens on ``agent_path``."""
+    async def connect(self, cid: int, port: int) -> socket.socket:
+        """In place of vsock: the test listens on ``agent_path``; ``dialled`` has whom the daemon wanted."""
+        self.dialled.append((cid, port))
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         stream.setblocking(False)
         try:

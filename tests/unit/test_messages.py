@@ -1,0 +1,633 @@
+"""Messages between Realms: who may, what arrives, and what a hostile side can do to the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from messages_world import (
+    PATIENCE,
+    Realm,
+    World,
+    agent_settings,
+    certificate,
+    connect,
+    dial,
+    echo,
+    endpoints,
+    eventually,
+    free_port,
+    offer,
+    read_all,
+    reset,
+    serving,
+)
+
+from vambrace.host import __main__ as daemon
+from vambrace.host import messages
+from vambrace.host.agent import Bucket
+from vambrace.host.lifecycle import Lifecycle, State
+from vambrace.host.messages import CHUNK, GRAIN, STREAMS, Messages, Pair, agreed, header, pump, unsent
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with World(tmp_path) as world:
+        yield world
+
+
+class Two:
+    """Realms of two owners: ``caller`` reaches at ``near`` what a program of ``offerer`` serves at ``far``."""
+
+    def __init__(self, world: World, name: str = "records", **agents: bool) -> None:
+        self.near, self.far = free_port(), free_port()
+        self.offerer = world.realm(
+            "bob", "registry", offer(name, self.far, "alice", "ward"), agent=agents.get("offerer", True)
+        )
+        self.caller = world.realm(
+            "alice", "ward", connect(name, self.near, "bob", "registry"), agent=agents.get("caller", True)
+        )
+
+
+# --- who may ------------------------------------------------------------------------------------------------
+
+
+OFFER = offer("records", 8000, "alice", "ward")
+CONNECT = connect("records", 9000, "bob", "registry")
+MEASURED = f"{4:064x}"  # of the offerer, in ``agreement``
+OTHER = "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("changes", "agree"),
+    [
+        ({}, True),
+        ({"connect": {"realm": ""}, "offer": {"realm": ""}}, True),  # any of the owner's
+        ({"connect": {"measurement": MEASURED}}, True),
+        ({"connect": {"measurement": OTHER}}, False),
+        ({"connect": {"measurement": OTHER, "realm": ""}}, False),
+        ({"offer": {"measurement": OTHER}}, False),
+        ({"connect": {"name": "other"}}, False),
+        ({"connect": {"realm": "other"}}, False),
+        ({"offer": {"realm": "other"}}, False),
+        # One-sided: the other side offers, or asks for, something else, or nothing.
+        ({"offer": None}, False),
+        ({"offer": {"role": "connect"}}, False),
+        # Another owner's Realm that bears the right name, on either side, or that does not even claim it.
+        ({"offerer": "mallory"}, False),
+        ({"caller": "mallory"}, False),
+        ({"caller": "mallory", "offer": {"realm": ""}}, False),
+        ({"offerer": "mallory", "connect": {"realm": ""}}, False),
+        # What the operator calls a Realm is nothing.
+        ({"offerer name": "other"}, False),
+        ({"caller name": "other"}, False),
+    ],
+)
+def test_both_must_name_each_other(world: World, changes: dict[str, object], agree: bool) -> None:
+    def changed(endpoint: object, what: str) -> list[object]:
+        change = changes.get(what, {})
+        return [] if change is None else [endpoint.replace(**change)]  # type: ignore[attr-defined]
+
+    def realm(what: str, owner: str, name: str, wanted: list[object]) -> Realm:
+        owner, measured = str(changes.get(what, owner)), str(changes.get(f"{what} name", name))
+        made = world.realm(owner, measured, *wanted, agent=False)  # type: ignore[arg-type]
+        made.record.name = name  # as an operator may call any of them
+        return made
+
+    caller = realm("caller", "alice", "ward", changed(CONNECT, "connect"))
+    offerer = realm("offerer", "bob", "registry", changed(OFFER, "offer"))
+    assert offerer.record.measurement == MEASURED
+    assert agreed(caller, 0, offerer) == (0 if agree else None)
+
+
+def test_debug_realms_among_themselves(world: World) -> None:
+    two = Two(world, caller=False, offerer=False)
+    configs = [(realm.config, realm.config.replace(debug=True)) for realm in (two.caller, two.offerer)]
+    for caller, two.caller.config in enumerate(configs[0]):
+        for offerer, two.offerer.config in enumerate(configs[1]):
+            assert agreed(two.caller, 0, two.offerer) == (0 if caller == offerer else None)
+
+
+def test_denied_by_default(world: World) -> None:
+    """A program that nobody agreed with has its connection reset, no agent is troubled, and both counts are right."""
+    two = Two(world)
+    stranger_port = free_port()
+    stranger = world.realm("mallory", "ward", connect("records", stranger_port, "bob", "registry"))
+    with serving(two.far, echo):
+        assert reset(stranger_port)
+        with dial(two.near) as program:
+            program.sendall(b"known")
+            assert program.recv(100) == b"known"
+    (denied,) = world.counts(stranger)
+    assert (denied["refused"], denied["connections"], denied["peer"], denied["sent"]) == (1, 0, None, 0)
+    none, pair = world.counts(two.offerer)
+    assert none["refused"] == pair["refused"] == 0
+    assert (pair["peer"], pair["connections"], pair["received"], pair["sent"]) == ("ward", 1, 5, 5)
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.RUNNING])
+@pytest.mark.parametrize("which", ["caller", "offerer"])
+def test_only_between_running_realms(world: World, state: State, which: str) -> None:
+    """Before its owner's yes, and from its end on, no Realm is anybody's peer: images are anyone's to send."""
+    two = Two(world)
+    getattr(two, which).lifecycle = Lifecycle(state)
+    with serving(two.far, echo):
+        assert reset(two.near)
+    assert world.counts(two.caller)[0]["refused"] == 1
+
+
+def test_the_oldest_of_several(world: World) -> None:
+    near, ports = free_port(), (free_port(), free_port())
+    first, second = (world.realm("bob", "registry", offer("records", port, "alice")) for port in ports)
+    world.realm("alice", "ward", connect("records", near, "bob"))
+    with (
+        serving(ports[0], lambda stream: stream.sendall(b"first")),
+        serving(ports[1], lambda stream: stream.sendall(b"second")),
+    ):
+        assert read_all(dial(near)) == b"first"
+        world.leave(first)
+        assert read_all(dial(near)) == b"second"
+    assert world.counts(second)[1]["connections"] == 1
+
+
+def test_what_an_agent_may_ask_for(world: World) -> None:
+    two = Two(world)
+    for realm, index in ((two.caller, 1), (two.caller, -1), (two.offerer, 0)):
+        with pytest.raises(endpoints.AgentError, match="no such endpoint"):
+            world.ask(realm, index, 1)
+
+
+# --- what arrives -------------------------------------------------------------------------------------------
+
+
+def test_ordinary_programs(world: World, tmp_path: Path) -> None:
+    """Python's web server in one Realm, urllib in the other; neither knows."""
+    two = Two(world)
+    content = random.Random(1).randbytes(3 << 20)
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www/data").write_bytes(content)
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(two.far)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=tmp_path / "www", **quiet) as server:  # type: ignore[call-overload]
+        try:
+            found = b""
+            deadline = time.monotonic() + PATIENCE
+            while not found and time.monotonic() < deadline:
+                try:  # until the server listens, its Realm's agent finds nobody
+                    with urllib.request.urlopen(f"http://127.0.0.1:{two.near}/data", timeout=PATIENCE) as answer:
+                        found = answer.read()
+                except OSError:
+                    time.sleep(0.1)
+        finally:
+            server.kill()
+    assert found == content
+    assert world.pair(two.caller)["received"] > len(content)
+
+
+def random_pieces(stream: socket.socket, data: bytes, seed: int) -> None:
+    choose = random.Random(seed)
+    while data:
+        size = choose.choice((1, 100, 4096, 70_000, 1 << 20))
+        stream.sendall(data[:size])
+        data = data[size:]
+
+
+SIZES = st.one_of(st.integers(0, 3), st.integers(0, 300_000), st.integers(0, 3 << 20))
+
+
+@given(sizes=st.tuples(SIZES, SIZES), seed=st.integers(0, 1 << 20), cut=st.none() | st.integers(0, 300_000))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_order_and_integrity(tmp_path_factory: pytest.TempPathFactory, sizes: tuple[int, int], seed: int,
+                             cut: int | None) -> None:  # fmt: skip
+    """Both directions at once, each ended by itself. Cut off at any place, what arrived is a beginning of what went."""
+    up, down = (random.Random(seed + way).randbytes(size) for way, size in enumerate(sizes))
+    got: list[bytes] = []
+
+    def serve(stream: socket.socket) -> None:
+        writer = threading.Thread(target=answer, args=(stream,))
+        writer.start()
+        try:
+            received = bytearray()
+            while more := stream.recv(1 << 16):
+                received += more
+        except OSError:
+            pass
+        got.append(bytes(received))
+        writer.join()
+
+    def answer(stream: socket.socket) -> None:
+        try:
+            random_pieces(stream, down, seed)
+            stream.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    with World(tmp_path_factory.mktemp("world")) as world:
+        two = Two(world)
+        with serving(two.far, serve), dial(two.near) as program:
+            back = bytearray()
+
+            def read() -> None:
+                try:
+                    while more := program.recv(1 << 16):
+                        back.extend(more)
+                except OSError:
+                    pass
+
+            reader = threading.Thread(target=read)
+            reader.start()
+            if cut is None:
+                random_pieces(program, up, seed)
+                program.shutdown(socket.SHUT_WR)
+                reader.join(PATIENCE)
+                assert eventually(lambda: bool(got))
+                assert (got[0], bytes(back)) == (up, down)
+                assert eventually(lambda: world.pair(two.caller)["open"] == 0)
+                counts = world.pair(two.caller)
+                assert (counts["sent"], counts["received"]) == sizes
+            else:
+                random_pieces(program, up[:cut], seed)
+                program.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                program.shutdown(socket.SHUT_RDWR)
+                reader.join(PATIENCE)
+                program.close()
+                assert eventually(lambda: bool(got))
+                assert up.startswith(got[0])
+                assert down.startswith(bytes(back))
+                assert eventually(lambda: world.pair(two.caller)["open"] == 0)
+
+
+def test_half_closed(world: World) -> None:
+    """An answer that is given only when the question has ended arrives whole."""
+    two = Two(world)
+    with serving(two.far, lambda stream: stream.sendall(read_all(stream)[::-1])), dial(two.near) as program:
+        program.sendall(b"abc" * 100_000)
+        program.shutdown(socket.SHUT_WR)
+        assert read_all(program) == b"cba" * 100_000
+
+
+def test_an_answer_before_the_question_has_ended(world: World) -> None:
+    """A server that says no and closes at once: what it said arrives, though the caller is still sending."""
+    two = Two(world)
+    with serving(two.far, lambda stream: stream.sendall(b"no")), dial(two.near) as program:
+        assert program.recv(2) == b"no"
+
+
+def test_nobody_serves(world: World) -> None:
+    two = Two(world)
+    with dial(two.near) as program:
+        assert program.recv(1) == b""
+    assert eventually(lambda: world.pair(two.caller)["open"] == 0)
+
+
+# --- hostile sides --------------------------------------------------------------------------------------------
+
+
+def flood(stream: socket.socket, seconds: float = 1.0) -> int:
+    """Send until nothing has been taken for ``seconds``; returns how many bytes were."""
+    sent, block = 0, bytes(1 << 16)
+    stream.settimeout(seconds)
+    try:
+        while True:
+            sent += stream.send(block)
+    except OSError:
+        return sent
+
+
+def test_who_never_reads(world: World) -> None:
+    """Backpressure reaches the sender after bounded buffers, and another pair of Realms goes on undisturbed."""
+    two, others = Two(world), Two(world, "other")
+    release = threading.Event()
+    with (
+        serving(two.far, lambda stream: release.wait(PATIENCE)),
+        serving(others.far, echo),
+        dial(two.near) as program,
+    ):
+        sent = flood(program)
+        pair = world.pair(two.caller)
+        assert sent < 32 << 20  # the buffers of two TCP connections mostly: Linux lets them grow to megabytes
+        with dial(others.near) as other:
+            other.sendall(b"x" * 1000)
+            other.shutdown(socket.SHUT_WR)
+            assert read_all(other) == b"x" * 1000
+        assert world.pair(two.caller)["sent"] == pair["sent"]
+        release.set()
+
+
+@pytest.mark.parametrize("moment", ["at once", "after the header", "after some bytes", "between two others"])
+@pytest.mark.parametrize("which", ["caller", "offerer"])
+def test_an_agent_that_goes_at_every_moment(world: World, which: str, moment: str) -> None:
+    two = Two(world, caller=which != "caller", offerer=which != "offerer")
+    hostile = getattr(two, which)
+
+    def misbehave() -> None:
+        stream = hostile.accept()
+        if moment != "at once":
+            assert len(stream.recv(5)) == 5
+        if moment == "after some bytes":
+            stream.sendall(b"some")
+        if moment == "between two others":
+            if which == "caller":  # the other side has nothing to say first
+                stream.sendall(bytes(1000))
+            stream.recv(100)
+        stream.close()
+
+    with serving(two.far, echo):
+        for number in range(3):
+            thread = threading.Thread(target=misbehave)
+            thread.start()
+            if which == "caller":
+                world.ask(two.caller, 0, number)
+            else:
+                with dial(two.near) as program:
+                    flood(program, 0.2)
+            thread.join(PATIENCE)
+            assert eventually(lambda: not any(row["open"] for row in world.counts(two.caller)))
+
+
+def test_an_agent_that_takes_no_stream(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon gives up, the caller sees the end, and it counts as refused."""
+    two = Two(world)
+    two.offerer.path.unlink()
+    with dial(two.near) as program:
+        assert program.recv(1) == b""
+    assert eventually(lambda: world.pair(two.caller)["refused"] == 1)
+    assert world.pair(two.caller)["connections"] == 0
+
+
+def test_streams_are_bounded(world: World) -> None:
+    """Of each endpoint; another endpoint of the same Realms is as free as before."""
+    near, far, ports = free_port(), free_port(), (free_port(), free_port())
+    names = ("records", "other")
+    world.realm("bob", "registry", *(offer(name, port, "alice") for name, port in zip(names, ports, strict=True)))
+    caller = world.realm("alice", "ward", connect("records", near, "bob"), connect("other", far, "bob"))
+    with serving(ports[0], echo), serving(ports[1], echo):
+        programs = [dial(near) for _ in range(STREAMS)]
+        for program in programs:
+            program.sendall(b"x")
+            assert program.recv(1) == b"x"
+        # Its own agent refuses one more; another agent than ours would be refused by the daemon.
+        assert reset(near)
+        with pytest.raises(endpoints.AgentError, match="16 streams already"):
+            world.ask(caller, 0, 99)
+        with dial(far) as free:
+            free.sendall(b"y")
+            assert free.recv(1) == b"y"
+        for program in programs:
+            program.close()
+        assert eventually(lambda: not any(row["open"] for row in world.counts(caller)))
+        with dial(near) as again:
+            again.sendall(b"z")
+            assert again.recv(1) == b"z"
+    assert [row["refused"] for row in world.counts(caller)] == [0, 1, 0, 0]
+
+
+def test_the_rate_is_a_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many streams they use; small pieces cost as much as larger ones."""
+    monkeypatch.setattr(messages, "BURST", 256 << 10)
+    with World(tmp_path, rate=2 << 20) as world:
+        two = Two(world)
+        with serving(two.far, read_all):
+            begin = time.monotonic()
+            programs = [dial(two.near) for _ in range(4)]
+            for program in programs:
+                threading.Thread(target=program.sendall, args=(bytes(256 << 10),), daemon=True).start()
+            assert eventually(lambda: world.pair(two.caller)["sent"] == 1 << 20)
+            took = time.monotonic() - begin
+            assert took >= (1024 - 256) / 2048 * 0.95
+            for program in programs:
+                program.close()
+
+
+def test_the_loop_stays_free(world: World) -> None:
+    """While Realms exchange all that they can, what else the daemon does has its turn."""
+    pairs = [Two(world, f"e{number}") for number in range(3)]
+    stop = threading.Event()
+
+    async def watch() -> float:
+        worst = 0.0
+        while not stop.is_set():
+            before = time.monotonic()
+            await asyncio.sleep(0.001)
+            worst = max(worst, time.monotonic() - before)
+        return worst
+
+    def send(program: socket.socket) -> None:
+        try:
+            while not stop.is_set():
+                program.sendall(bytes(1 << 20))
+        except OSError:
+            pass
+
+    def drain(stream: socket.socket) -> None:
+        view = bytearray(1 << 18)
+        while stream.recv_into(view):
+            pass
+
+    with contextlib.ExitStack() as stack:
+        for two in pairs:
+            stack.enter_context(serving(two.far, drain))
+            for _ in range(4):
+                program = stack.enter_context(dial(two.near))
+                threading.Thread(target=send, args=(program,), daemon=True).start()
+        assert eventually(lambda: all(world.pair(two.caller)["sent"] > 8 << 20 for two in pairs))
+        watching = asyncio.run_coroutine_threadsafe(watch(), world.loop)
+        time.sleep(1)
+        stop.set()
+        assert watching.result(PATIENCE) < 0.5
+
+
+def test_a_realm_ends(world: World) -> None:
+    """Its streams are cut, its peers learn it, and what they exchanged stays counted for the one that lives."""
+    two = Two(world)
+    with serving(two.far, echo), dial(two.near) as program:
+        program.sendall(b"abc")
+        assert program.recv(10) == b"abc"
+        world.leave(two.offerer)
+        assert program.recv(1) == b""
+        (row,) = world.counts(two.caller)
+        assert row == {"endpoint": "records", "role": "connect", "peer": None, "open": 0} | {
+            "connections": 1,
+            "refused": 0,
+            "sent": 3,
+            "received": 3,
+        }
+
+
+# --- what is shown --------------------------------------------------------------------------------------------
+
+
+def test_what_the_operator_sees(world: World) -> None:
+    """By the operator's own names, bytes in steps, and only as of the last time that it was published."""
+    two = Two(world)
+    stranger = world.realm("mallory", "ward", connect("records", free_port(), "bob"))
+    with pytest.raises(endpoints.AgentError):
+        world.ask(stranger, 0, 1)
+    with serving(two.far, read_all), dial(two.near) as program:
+        program.sendall(bytes(3 << 20))
+        assert eventually(lambda: world.pair(two.caller)["sent"] == 3 << 20)
+    assert world.messages.published.pairs == ()
+    world.do(world.messages.publish)
+    (pair,) = world.messages.published.pairs
+    assert (pair.caller, pair.offerer, pair.endpoint) == ("called-4", "called-3", "records")
+    assert (pair.connections, pair.refused, pair.downwards) == (1, 0, 0)
+    assert pair.upwards % GRAIN == 0 and 2 * GRAIN <= pair.upwards <= 4 * GRAIN
+    assert world.messages.published.refused == (("called-5", 1),)
+
+
+# --- parts ----------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_that_takes_more_than_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel would queue for it is bounded by us, and nothing of it is lost."""
+    monkeypatch.setattr(messages, "UNSENT", 64 << 10)
+    content = random.Random(2).randbytes(8 << 20)
+
+    async def body() -> tuple[int, bytes]:
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            target = socket.create_connection(listener.getsockname())
+            target.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 << 20)
+            guest, _ = listener.accept()
+        source, feeder = socket.socketpair()
+        for stream in (target, source, feeder, guest):
+            stream.setblocking(False)
+        done = [0]
+
+        def count(length: int) -> None:
+            done[0] += length
+
+        feeding = asyncio.create_task(loop.sock_sendall(feeder, content))
+        pumping = asyncio.create_task(pump(source, target, Bucket(1 << 30, 4 << 20), count))
+        await asyncio.sleep(0.5)
+        assert unsent(target) <= messages.UNSENT + CHUNK
+        held = done[0]
+        received = bytearray()
+        while len(received) < len(content):
+            received += await loop.sock_recv(guest, 1 << 20)
+        await feeding
+        feeder.close()
+        await asyncio.wait_for(pumping, PATIENCE)
+        assert await loop.sock_recv(guest, 1) == b""
+        for stream in (target, source, guest):
+            stream.close()
+        return held, bytes(received)
+
+    held, received = asyncio.run(body())
+    assert 0 < held < 4 << 20
+    assert received == content
+
+
+def test_descriptors_for_many_streams() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        daemon.allow_descriptors()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert soft == min(max(before[0], daemon.DESCRIPTORS), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_pair_is_of_its_two_realms(world: World) -> None:
+    two = Two(world, caller=False, offerer=False)
+    pair = Pair(two.caller, 0, two.offerer, 0, Bucket(1, 1))
+    assert (pair.side(two.caller), pair.side(two.offerer)) == (0, 0)
+    assert pair.side(world.realm("alice", "ward", agent=False)) is None
+    assert Messages(list, world._connect, 1).published.pairs == ()
+
+
+# --- the agent ------------------------------------------------------------------------------------------------
+
+
+def knock(realm: Realm, data: bytes) -> socket.socket:
+    """Connect to a Realm's agent as the daemon does."""
+    stream = socket.socket(socket.AF_UNIX)
+    stream.settimeout(PATIENCE)
+    stream.connect(str(realm.path))
+    stream.sendall(data)
+    return stream
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        header("connect", 7),  # never asked for
+        header("offer", 1),  # no such endpoint
+        header("offer", 1 << 31),
+        b"x\0\0\0\0",
+        b"o\0",
+        b"",
+    ],
+)
+def test_streams_that_an_agent_does_not_expect(world: World, data: bytes) -> None:
+    two = Two(world)
+    for realm in (two.offerer, two.caller):
+        with knock(realm, data) as stream:
+            stream.shutdown(socket.SHUT_WR)
+            assert stream.recv(1) == b""
+    with knock(two.caller, header("offer", 0)) as stream:  # one of the other kind
+        assert stream.recv(1) == b""
+
+
+def test_an_agent_does_not_wait_for_ever(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream that the monitor granted and never opened: the program is told, and a late one is closed."""
+    monkeypatch.setattr(endpoints, "ANSWER_SECONDS", 0.2)
+    granted: list[int] = []
+    realm = Realm(77, world.folder, "alice", "ward", ())
+    port = free_port()
+    wanted = [agent_settings.Endpoint({"name": "records", "role": "connect", "port": port})]
+    endpoints.Endpoints(wanted, realm.listener, lambda index, number: granted.append(number)).start()
+    assert reset(port)
+    with knock(realm, header("connect", granted[0])) as late:
+        assert late.recv(1) == b""
+
+
+def test_an_agent_paces_its_requests(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that its owner's have their turn at the monitor."""
+    monkeypatch.setattr(endpoints, "BURST", 2.0)
+    monkeypatch.setattr(endpoints, "RATE", 20.0)
+    two = Two(world)
+    with serving(two.far, echo):
+        begin = time.monotonic()
+        for _ in range(6):
+            with dial(two.near) as program:
+                program.sendall(b"x")
+                assert program.recv(1) == b"x"
+        assert time.monotonic() - begin >= 4 / 20 * 0.95
+
+
+def test_a_port_that_is_taken(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(endpoints.AgentError, match="records: port"):
+        world.realm("alice", "ward", connect("records", other.getsockname()[1], "bob"))
+
+
+def test_programs_are_told_where() -> None:
+    fields = {"name": "w", "command": ["x"], "environment": {"A": "b"}, "directory": "/", "restarts": 0}
+    fields |= {"results": [], "memory": 1}
+    wanted = agent_settings.Settings(
+        {
+            "name": "r",
+            "owner": certificate("alice"),
+            "collect_seconds": 1,
+            "applications": [fields, fields | {"environment": {"ENDPOINT_RAW_DATA": "mine"}}],
+            "endpoints": [{"name": "raw-data", "role": "connect", "port": 9000}],
+        }
+    )
+    told, own = (application.environment for application in wanted.applications)
+    assert told == {"ENDPOINT_RAW_DATA": "127.0.0.1:9000", "A": "b"}
+    assert own == {"ENDPOINT_RAW_DATA": "mine"}
