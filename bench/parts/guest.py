@@ -22,8 +22,8 @@ from vambrace.image.build import build_bundle
 from vambrace.image.bundle import Bundle
 from vambrace.realm import RealmConfig
 
-MEMORY = {"system": "256M", "hello": "32M", "work": "64M"}
-WORK = "#!/bin/busybox sh\nexec /usr/bin/python3 -I -S -B /app/work/driver.py boot\n"
+MEMORY = {"system": "256M", "hello": "32M", "worker": "64M"}
+WORK = "#!/bin/busybox sh\nexec /usr/bin/python3 -I -S -B /app/worker/driver.py boot\n"
 OFF = "#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n"
 
 
@@ -58,7 +58,7 @@ def build_guest(cache: Cache, work: Path) -> Guest:
 
 def build_worker(cache: Cache, work: Path) -> Bundle:
     """An image with ``driver.py`` and a zone for it, built in ``work``, a new folder. Raises BuildError."""
-    program = work / "work"
+    program = work / "worker"
     program.mkdir(parents=True)
     shutil.copyfile(driver.__file__, program / "driver.py")
     (program / "init").write_text(WORK)
@@ -69,7 +69,7 @@ def build_worker(cache: Cache, work: Path) -> Bundle:
 def without_agent(config: RealmConfig) -> RealmConfig:
     """The worker's configuration, in which ``driver.py`` takes the agent's place: no manifest can say that."""
     words = [word for word in config.cmdline.split() if not word.startswith("vambrace.init=")]
-    changed: RealmConfig = config.replace(cmdline=" ".join([*words, "vambrace.init=/app/work/init"]))
+    changed: RealmConfig = config.replace(cmdline=" ".join([*words, "vambrace.init=/app/worker/init"]))
     return changed
 
 
