@@ -52,7 +52,7 @@ static inline void stay_on(int cpu)
 	CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
 }
 
-static inline struct vb_window *open_with_grace(const struct vb_zone_config *zones, size_t count, int grace_ms)
+static inline struct vb_window *create(const struct vb_zone_config *zones, size_t count, int grace_ms, bool placed)
 {
 	int cpus[2];
 	struct vb_config config = {
@@ -63,6 +63,7 @@ static inline struct vb_window *open_with_grace(const struct vb_zone_config *zon
 		.key = test_key,
 		.instance = test_instance,
 		.grace_ms = grace_ms,
+		.placed = placed,
 	};
 	struct vb_window *window = NULL;
 	int status = vb_window_create(&config, &window);
@@ -71,6 +72,11 @@ static inline struct vb_window *open_with_grace(const struct vb_zone_config *zon
 		fprintf(stderr, "vb_window_create: %s\n", vb_status_message(status));
 	CHECK(status == VB_OK);
 	return window;
+}
+
+static inline struct vb_window *open_with_grace(const struct vb_zone_config *zones, size_t count, int grace_ms)
+{
+	return create(zones, count, grace_ms, false);
 }
 
 static inline struct vb_window *open_window(const struct vb_zone_config *zones, size_t count)
@@ -95,21 +101,9 @@ enum { DRAW = 500, COLOURS = 2 };
 /* A placed window, of frames of colour 1 of COLOURS, or, where their numbers are hidden, of every second one. */
 static inline struct vb_window *open_placed(const struct vb_zone_config *zones, size_t count)
 {
-	int cpus[2];
-	struct vb_config config = {
-		.handler_cpus = cpus,
-		.handler_count = (size_t)two_cpus(cpus),
-		.zones = zones,
-		.zone_count = count,
-		.key = test_key,
-		.instance = test_instance,
-		.grace_ms = -1,
-		.placed = true,
-	};
-	struct vb_window *window = NULL;
+	struct vb_window *window = create(zones, count, -1, true);
 	size_t missing = 1;
 
-	CHECK(vb_window_create(&config, &window) == VB_OK);
 	while (missing) {
 		uint8_t keep[(DRAW + 7) / 8] = {0};
 		void *drawn;
