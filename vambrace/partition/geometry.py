@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vambrace.errors import ConfigError, PartitionError
+from vambrace.partition.processors import parse_list
 
 SYSFS = Path("/sys/devices/system/cpu")
 DEVICE_TREE = Path("/proc/device-tree")
@@ -22,7 +23,6 @@ MAX_SIZE = 1 << 32
 MAX_LINE = 4096
 MAX_WAYS = 4096
 _MAX_TEXT = 4096  # bytes: what sysfs writes into one file
-_MAX_CPU = 1 << 16
 _MAX_NODES = 1 << 16  # of a device tree
 
 _HINT = "describe the last-level cache in the host's settings: size, line and ways"
@@ -225,16 +225,13 @@ def _size(path: Path) -> int:
 
 def _cpu_list(path: Path) -> frozenset[int]:
     """The CPUs of a list as sysfs writes it, '0-3,8'."""
-    cpus: set[int] = set()
     text = _text(path)
-    for part in text.split(","):
-        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", part)
-        first = int(match[1]) if match else _MAX_CPU
-        last = int(match[2]) if match and match[2] else first
-        if not first <= last < _MAX_CPU:
-            raise PartitionError(f"sysfs: {_short(path)}: {text[:40]!r} is no list of CPUs", hint=_HINT)
-        cpus.update(range(first, last + 1))
-    return frozenset(cpus)
+    try:
+        if cpus := parse_list(text):
+            return frozenset(cpus)
+    except ValueError:
+        pass
+    raise PartitionError(f"sysfs: {_short(path)}: {text[:40]!r} is no list of CPUs", hint=_HINT)
 
 
 def _short(path: Path) -> str:

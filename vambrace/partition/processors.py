@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from vambrace.partition.ledger import spell
 
 SYSFS = Path("/sys/devices/system/cpu")
 INTERRUPTS = Path("/proc/irq")
+#: More processors than the kernel knows.
+MAX_CPU = 1 << 16
 
 _PR_SCHED_CORE = 62
 _PR_SCHED_CORE_CREATE = 1
@@ -24,11 +27,15 @@ _WHOLE_PROCESS = 1  # PIDTYPE_TGID
 
 
 def parse_list(text: str) -> tuple[int, ...]:
-    """A list as the kernel writes it, ``0-3,7``. Raises ``ValueError``."""
+    """A list as the kernel writes it, ``0-3,7``. Raises ``ValueError``: it is none, or of more than there can be."""
     numbers: set[int] = set()
-    for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        numbers.update(range(int(first), int(last or first) + 1))
+    for part in text.strip().split(",") if text.strip() else ():
+        match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", part)
+        first = int(match[1]) if match else MAX_CPU
+        last = int(match[2]) if match and match[2] else first
+        if not first <= last < MAX_CPU:
+            raise ValueError(f"{part[:40]!r} is no list of processors")
+        numbers.update(range(first, last + 1))
     return tuple(sorted(numbers))
 
 
