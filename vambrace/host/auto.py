@@ -18,7 +18,7 @@ from vambrace.advice import Advice, advise
 from vambrace.attest.owner import Bounds
 from vambrace.errors import RealmError, VambraceError
 from vambrace.host.percent import Percentages, Request
-from vambrace.realm import Zone
+from vambrace.realm import PAGE, Zone
 
 #: Seconds of sampling, which slows a Realm down, and of the pause after it.
 SAMPLE_SECONDS = 2.0
@@ -31,7 +31,6 @@ UP, DOWN = 10, 20
 WARY_ROUNDS = 20
 #: The share of the allowed slowdown up to which a percentage is raised; it is lowered only beyond all of it.
 EASE = 0.75
-PAGE = 4096
 COUNT_LIMIT = 1 << 64
 
 log = logging.getLogger(__name__)
@@ -151,7 +150,7 @@ class Auto:
         regulator = Regulator(held.bounds)
         while True:
             try:
-                await self._enter(zone, held, regulator)
+                await self._go_to(zone, held, regulator.within)
                 await self._round(zone, held, regulator)
                 held.error = ""
             except VambraceError as error:
@@ -161,16 +160,6 @@ class Auto:
                 log.exception("a percentage on auto: internal error")
                 held.error, held.expected = "internal error of the host", None
             await asyncio.sleep(PAUSE_SECONDS)
-
-    async def _enter(self, zone: int, held: Held, regulator: Regulator) -> None:
-        """Into the bounds, from where the zone is when its turn comes: what runs before may leave them."""
-
-        def choose() -> int | None:
-            now = self._percentages.current[zone]
-            wanted = regulator.within(now)
-            return wanted if wanted != now and self._held.get(zone) is held else None
-
-        await self._percentages.set(zone, choose)
 
     async def _round(self, zone: int, held: Held, regulator: Regulator) -> None:
         # An idle zone is left alone until it has faults. It will have some as soon as it is used again: sampling has
@@ -185,14 +174,20 @@ class Auto:
         held.idle_at = None
         wanted = regulator.next(found, spent)
         held.expected = round(max(found.share(found.percent), spent) * 1000)
-        await self._go_to(zone, held, wanted)
+        await self._go_to(zone, held, lambda now: wanted)
         if wanted != found.percent or spent * 1000 <= held.bounds.slowdown:
             held.expected = round(found.share(wanted) * 1000)
 
-    async def _go_to(self, zone: int, held: Held, percent: int) -> None:
-        if percent != self._percentages.current[zone]:
-            # By its turn the owner may have ordered otherwise.
-            await self._percentages.set(zone, lambda: percent if self._held.get(zone) is held else None)
+    async def _go_to(self, zone: int, held: Held, wanted: Callable[[int], int]) -> None:
+        """To what is wanted from where the zone is when its turn comes: what runs before may leave the bounds, and the
+        owner may have ordered otherwise."""
+
+        def choose() -> int | None:
+            now = self._percentages.current[zone]
+            percent = wanted(now)
+            return percent if percent != now and self._held.get(zone) is held else None
+
+        await self._percentages.set(zone, choose)
 
     async def _sampled(self, zone: int) -> tuple[Advice, float]:
         """What a moment of sampling says of the zone, and the share of this moment that its page faults took.
