@@ -224,3 +224,16 @@ def eventually(condition: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+class Two:
+    """Realms of two owners: ``caller`` reaches at ``near`` what a program of ``offerer`` serves at ``far``."""
+
+    def __init__(self, world: World, name: str = "records", **agents: bool) -> None:
+        self.near, self.far = free_port(), free_port()
+        self.offerer = world.realm(
+            "bob", "registry", offer(name, self.far, "alice", "ward"), agent=agents.get("offerer", True)
+        )
+        self.caller = world.realm(
+            "alice", "ward", connect(name, self.near, "bob", "registry"), agent=agents.get("caller", True)
+        )
