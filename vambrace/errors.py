@@ -26,7 +26,8 @@
     │   ├── InsecurePlatform        the platform states that it is insecure, in debug or not provisioned
     │   ├── ComponentChanged        firmware or host component differs from the reference values
     │   ├── MeasurementMismatch     another image or configuration
-    │   └── OwnerMismatch           another owner's key
+    │   ├── OwnerMismatch           another owner's key
+    │   └── CacheShared             the cache is not divided as it is demanded
     ├── MessageRefused              an owner's message is forged, replayed, late or for another instance
     ├── PagerError                  the encrypted window failed
     │   └── PageAuthenticationError a page's ciphertext was changed
@@ -185,6 +186,14 @@ class MeasurementMismatch(VerificationError):
 
 class OwnerMismatch(VerificationError):
     pass
+
+
+class CacheShared(VerificationError):
+    """``stated`` is what the token says of the cache's partition."""
+
+    def __init__(self, message: str, *, stated: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.stated = stated
 
 
 class MessageRefused(VambraceError):

@@ -6,6 +6,7 @@
 #include "eventlog.h"
 #include "keys.h"
 #include "lifecycle.h"
+#include "request.h"
 
 #include <string.h>
 #include <vambrace_platform.h>
@@ -173,18 +174,8 @@ static TEE_Result compose_realm(const struct signing_key *rak, const struct real
 	cbor_int(&claims, CLAIM_INSECURE);
 	cbor_bool(&claims, false);
 	cbor_int(&claims, CLAIM_CACHE_PARTITION);
-	cbor_text(&claims, "none");
+	cbor_text(&claims, partition_text(request->cache_partition));
 	return cose_sign1(rak, &claims, token);
-}
-
-static bool valid(const struct realm_request *request)
-{
-	static const uint8_t zeros[sizeof(request->reserved)];
-
-	return request->version == REQUEST_VERSION && !(request->flags & ~REQUEST_DEBUG) &&
-	       (request->hash_algorithm == REQUEST_HASH_SHA256 || request->hash_algorithm == REQUEST_HASH_SM3) &&
-	       request->key_storage == REQUEST_KEY_IN_DRAM && request->cache_partition == REQUEST_PARTITION_NONE &&
-	       !memcmp(request->reserved, zeros, sizeof(zeros));
 }
 
 TEE_Result compose_evidence(const struct realm_request *request, void *out, size_t *size)
@@ -194,7 +185,7 @@ TEE_Result compose_evidence(const struct realm_request *request, void *out, size
 	struct cbor collection;
 	struct cbor platform;
 	struct cbor realm;
-	TEE_Result res = valid(request) ? TEE_SUCCESS : TEE_ERROR_BAD_PARAMETERS;
+	TEE_Result res = request_valid(request) ? TEE_SUCCESS : TEE_ERROR_BAD_PARAMETERS;
 
 	cbor_init(&platform, platform_token, sizeof(platform_token));
 	cbor_init(&realm, realm_token, sizeof(realm_token));

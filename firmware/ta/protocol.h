@@ -28,7 +28,11 @@
 #define REQUEST_HASH_SHA256 1
 #define REQUEST_HASH_SM3 2
 #define REQUEST_KEY_IN_DRAM 1
+/* How the last-level cache is divided: what the monitor says, which is measured. */
 #define REQUEST_PARTITION_NONE 0
+#define REQUEST_PARTITION_WAYS 1
+#define REQUEST_PARTITION_COLOURS_UNCONFIRMED 2
+#define REQUEST_PARTITION_COLOURS_CONFIRMED 3
 
 /* Little-endian, 320 bytes, no padding; reserved bytes are zero. */
 struct realm_request {

@@ -7,4 +7,5 @@ srcs-y += keys.c
 srcs-y += cbor.c
 srcs-y += eventlog.c
 srcs-y += lifecycle.c
+srcs-y += request.c
 srcs-y += evidence.c

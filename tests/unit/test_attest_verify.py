@@ -29,15 +29,16 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from vambrace.attest.challenge import channel_challenge, launch_challenge
-from vambrace.attest.claims import Component
+from vambrace.attest.claims import CACHE_PARTITIONS, Component
 from vambrace.attest.cose import encode_key
 from vambrace.attest.endorsement import VendorAuthority, certificate_builder, certificate_name, key_usage
-from vambrace.attest.policy import Policy
+from vambrace.attest.policy import CACHE_DEMANDS, Policy
 from vambrace.attest.references import ReferenceValues
 from vambrace.attest.token import decode_evidence, describe
 from vambrace.attest.verify import verify_channel, verify_launch
 from vambrace.errors import (
     AnotherRealm,
+    CacheShared,
     CertificateExpired,
     ChallengeMismatch,
     ComponentChanged,
@@ -381,6 +382,34 @@ def test_wrong_hash(platform: Platform) -> None:
 def test_other_owner(platform: Platform) -> None:
     with pytest.raises(OwnerMismatch):
         verify(platform.token(), platform, personalization=bytes(64))
+
+
+def test_a_demand_on_the_cache(platform: Platform) -> None:
+    accepted = {
+        "none": [],
+        "colours-unconfirmed": ["divided"],
+        "colours-confirmed": ["divided", "confirmed"],
+        "ways": ["divided", "confirmed"],
+    }
+    assert set(accepted) == set(CACHE_PARTITIONS)
+    for stated, demands in accepted.items():
+        token = platform.token(realm=claim(-70005, stated))
+        assert verify(token, platform).cache_partition == stated, "nothing is demanded"
+        for demand, partitions in CACHE_DEMANDS.items():
+            policy = Policy(cache_partitions=partitions)
+            if demand in demands:
+                assert verify(token, platform, policy=policy).cache_partition == stated
+            else:
+                said = f"is '{stated}', and .*'colours-confirmed' is demanded"
+                with pytest.raises(CacheShared, match=said) as caught:
+                    verify(token, platform, policy=policy)
+                assert caught.value.stated == stated
+
+
+@pytest.mark.parametrize("stated", ["colours", "Ways", "none ", "colours confirmed"])
+def test_a_partition_that_is_not_known(platform: Platform, stated: str) -> None:
+    with pytest.raises(MalformedEvidence, match="partition of the cache"):
+        verify(platform.token(realm=claim(-70005, stated)), platform)
 
 
 # --- shape ------------------------------------------------------------------------------------------------

@@ -12,9 +12,11 @@ import pytest
 from attest_factory import COMPONENTS, INSTANCE, MEASUREMENT, NONCE, NOW, PERSONALIZATION, Platform, verify
 
 from vambrace.attest.challenge import channel_challenge
+from vambrace.attest.policy import CACHE_DEMANDS, Policy
 from vambrace.attest.verify import verify_channel, verify_launch
 from vambrace.errors import (
     AnotherRealm,
+    CacheShared,
     CertificateExpired,
     ChallengeMismatch,
     ComponentChanged,
@@ -73,6 +75,7 @@ def component(index: int) -> Platform:
     return replace(GOOD, components=changed)
 
 
+DIVIDED = Policy(cache_partitions=CACHE_DEMANDS["divided"])
 OLD = GOOD.token(nonce=bytes(32))
 WAYS: dict[str, tuple[type[VerificationError], Callable[[], None]]] = {
     "wrong nonce": (ChallengeMismatch, lambda: launch(GOOD.token(), nonce=bytes(32))),
@@ -85,6 +88,7 @@ WAYS: dict[str, tuple[type[VerificationError], Callable[[], None]]] = {
     "changed component": (ComponentChanged, lambda: launch(component(0).token())),
     "expired certificate": (CertificateExpired, lambda: launch(GOOD.token(), now=NOW + timedelta(days=4000))),
     "another owner": (OwnerMismatch, lambda: launch(GOOD.token(), personalization=bytes(64))),
+    "undivided cache": (CacheShared, lambda: launch(GOOD.token(), policy=DIVIDED)),
 }
 
 

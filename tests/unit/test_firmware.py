@@ -6,12 +6,15 @@ import hashlib
 import struct
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from vambrace.trustzone import RealmClaims
 
 ROOT = Path(__file__).parents[2]
 TESTS, TA, STUB = (ROOT / "firmware" / name for name in ("tests", "ta", "stub"))
@@ -312,5 +315,28 @@ def test_sha256_of_the_stub(tmp_path: Path) -> None:
     assert answers == [hashlib.sha256(stream[-length or len(stream) :]).hexdigest() for length in lengths]
 
 
+# --- requests ----------------------------------------------------------------------------------------------
+
+
+def test_requests(tmp_path: Path) -> None:
+    """Every value of every byte that is a choice, and one flipped bit in each that is reserved."""
+    program = compiled(tmp_path, "request", TA / "request.c")
+    claims = RealmClaims(bytes(16), bytes(32), (bytes(32),) * 4, bytes(64), bytes(64))
+    good = claims.encode()
+    known = {0: "none", 1: "ways", 2: "colours-unconfirmed", 3: "colours-confirmed"}
+    assert {replace(claims, cache_partition=text).encode()[10]: text for text in known.values()} == known
+    cases = {with_byte(good, 10, value): known.get(value, "refused") for value in range(256)}
+    cases |= {with_byte(good, 8, value): "none" if value in (1, 2) else "refused" for value in range(256)}
+    cases |= {with_byte(good, 9, value): "none" if value == 1 else "refused" for value in range(256)}
+    cases |= {with_byte(good, 4, value): "none" if value in (0, 1) else "refused" for value in range(256)}
+    cases |= {with_byte(good, at, 1 << bit): "refused" for at in (1, 2, 3, 5, 6, 7) for bit in range(8)}
+    cases |= {with_byte(good, at, 1 << bit): "refused" for at in range(11, 16) for bit in range(8)}
+    assert output([program], b"".join(cases)) == list(cases.values())
+
+
+def with_byte(data: bytes, at: int, value: int) -> bytes:
+    return data[:at] + bytes([value]) + data[at + 1 :]
+
+
 def test_every_program_is_run() -> None:
-    assert {path.stem for path in TESTS.glob("*.c")} == {"eventlog", "cbor", "sha256"}
+    assert {path.stem for path in TESTS.glob("*.c")} == {"eventlog", "cbor", "sha256", "request"}

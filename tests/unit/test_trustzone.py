@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from vambrace.attest.claims import CACHE_PARTITIONS
 from vambrace.errors import TrustZoneError
 from vambrace.trustzone import RealmClaims, TrustZone, session
 from vambrace.trustzone.insecure import InsecurePlatform
@@ -42,6 +43,11 @@ def test_the_request_has_the_layout_of_protocol_h() -> None:
     assert wire[offsets["key_storage"]] == 1
     assert wire[offsets["cache_partition"]] == 0
     assert not any(wire[offsets["reserved"] : offsets["instance"]])
+    for partition in CACHE_PARTITIONS:
+        word = partition.upper().replace("-", "_")
+        found = re.search(rf"^#define REQUEST_PARTITION_{word} (\d+)$", header, re.MULTILINE)
+        stated = replace(CLAIMS, cache_partition=partition).encode()[offsets["cache_partition"]]
+        assert found and stated == int(found[1])
     for name in ("instance", "personalization", "challenge", "rim"):
         value = getattr(CLAIMS, name)
         assert wire[offsets[name] : offsets[name] + len(value)] == value
@@ -70,7 +76,7 @@ def test_commands_are_those_of_protocol_h() -> None:
         {"challenge": b""},
         {"hash_algorithm": "md5"},
         {"key_storage": "trustzone"},
-        {"cache_partition": "ways"},
+        {"cache_partition": "colours"},
     ],
     ids=lambda change: "-".join(change),
 )

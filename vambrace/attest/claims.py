@@ -45,6 +45,8 @@ COMPONENT_HASH: Final = 6
 MAX_COMPONENTS: Final = 64
 MAX_TEXT: Final = 128
 UEID_RANDOM: Final = 0x01  # RFC 9711, 4.2.1.1: the type of a UEID that is a hash
+#: How a Realm's share of the last-level cache is kept from others, the weakest first.
+CACHE_PARTITIONS: Final = ("none", "colours-unconfirmed", "ways", "colours-confirmed")
 HASH_BYTES: Final = {"sha-256": 32, "sha-384": 48, "sha-512": 64, "sm3": 32}
 
 Kind = TypeVar("Kind", bytes, str, int, bool, list[Any])
@@ -152,6 +154,8 @@ def decode_realm(claims: Any) -> UnverifiedRealm:
         cache_partition=reader.text(CACHE_PARTITION),
     )
     reader.finish()
+    if realm.cache_partition not in CACHE_PARTITIONS:
+        raise MalformedEvidence("the realm token states a partition of the cache that is not known")
     if realm.rak_hash_algorithm != "sha-256":
         raise MalformedEvidence("the realm token binds its key with a hash that is not known")
     return realm

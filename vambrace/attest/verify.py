@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 from vambrace.attest.chain import PLATFORM_PURPOSE, verify_chain
 from vambrace.attest.challenge import channel_challenge, launch_challenge
-from vambrace.attest.claims import Component, UnverifiedPlatform, UnverifiedRealm
+from vambrace.attest.claims import CACHE_PARTITIONS, Component, UnverifiedPlatform, UnverifiedRealm
 from vambrace.attest.cose import decode_key, encode_key
 from vambrace.attest.endorsement import platform_instance_id
 from vambrace.attest.policy import Policy, lifecycle_name
@@ -28,6 +28,7 @@ from vambrace.attest.references import ReferenceValues
 from vambrace.attest.token import UnverifiedEvidence, decode_evidence, describe_component
 from vambrace.errors import (
     AnotherRealm,
+    CacheShared,
     ChallengeMismatch,
     ComponentChanged,
     InsecurePlatform,
@@ -164,7 +165,7 @@ def verify_evidence(
     Raises, in the order of the checks: ``MalformedEvidence``; ``UnknownRoot``, ``CertificateExpired``;
     ``SignatureInvalid`` (either half, or halves that do not belong together); ``InsecurePlatform``;
     ``ReplayedToken``, ``AnotherRealm``, ``ChallengeMismatch``; ``ComponentChanged``; ``MeasurementMismatch``;
-    ``OwnerMismatch``.
+    ``OwnerMismatch``; ``CacheShared``.
     """
     policy = policy or Policy()
     evidence = decode_evidence(token)
@@ -183,6 +184,13 @@ def verify_evidence(
         )
     if realm.personalization != personalization:
         raise OwnerMismatch("the Realm was started for another owner")
+    if realm.cache_partition not in policy.cache_partitions:
+        demanded = _either(policy.cache_partitions)
+        raise CacheShared(
+            f"the Realm's cache partition is {realm.cache_partition!r}, and {demanded} is demanded",
+            stated=realm.cache_partition,
+            hint="use a host that divides its cache so, or demand less",
+        )
     return VerifiedRealm(
         instance=realm.instance,
         measurement=realm.measurement,
@@ -202,6 +210,10 @@ def verify_evidence(
         endorsement=certificate.subject.rfc4514_string(),
         token_sha256=hashlib.sha256(token).digest(),
     )
+
+
+def _either(partitions: Container[str]) -> str:
+    return " or ".join(repr(known) for known in CACHE_PARTITIONS if known in partitions)
 
 
 def _check_signatures(evidence: UnverifiedEvidence, key: EllipticCurvePublicKey) -> None:

@@ -89,3 +89,8 @@ def policy_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-insecure", action="store_true", help="accept a platform without TrustZone: PROVES NOTHING"
     )
+    parser.add_argument(
+        "--cache",
+        choices=("divided", "confirmed"),
+        help="demand that the last-level cache is divided: by ways or colours, or by what is certain to divide it",
+    )

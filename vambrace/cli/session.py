@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vambrace.errors import ConfigError, HostUnreachable, UsageError, VambraceError
@@ -34,9 +35,10 @@ def open_host(options: argparse.Namespace, context: Context) -> Host:
 
 
 def open_policy(options: argparse.Namespace) -> Policy:
-    from vambrace.attest.policy import Policy
+    from vambrace.attest.policy import CACHE_DEMANDS, Policy
 
-    return Policy(allow_debug=options.allow_debug, allow_insecure=options.allow_insecure)
+    policy = Policy(allow_debug=options.allow_debug, allow_insecure=options.allow_insecure)
+    return replace(policy, cache_partitions=CACHE_DEMANDS[options.cache]) if options.cache else policy
 
 
 def open_trust(options: argparse.Namespace, context: Context) -> Trust:

@@ -11,7 +11,7 @@ from cryptography import x509
 
 from vambrace.attest import chain, references
 from vambrace.attest.claims import INSECURE_COMPONENT
-from vambrace.attest.policy import Policy
+from vambrace.attest.policy import CACHE_DEMANDS, Policy
 from vambrace.attest.references import ReferenceValues
 from vambrace.attest.verify import VerifiedRealm, verify_channel, verify_launch
 from vambrace.client.context import Context
@@ -20,11 +20,13 @@ from vambrace.errors import ConfigError
 
 @dataclass(frozen=True)
 class Expected:
-    """What the user expects: the launch measurement and the owner's personalization (64 bytes)."""
+    """What the user expects: the launch measurement and the owner's personalization (64 bytes); ``cache_required``: the
+    measured configuration demands a part of the cache."""
 
     measurement: bytes
     personalization: bytes
     hash_algorithm: str = "sha-256"
+    cache_required: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,10 @@ class Trust:
         )
 
     def _policy(self, expected: Expected) -> Policy:
-        return dataclasses.replace(self.policy, hash_algorithm=expected.hash_algorithm)
+        policy = dataclasses.replace(self.policy, hash_algorithm=expected.hash_algorithm)
+        if not expected.cache_required:
+            return policy
+        return dataclasses.replace(policy, cache_partitions=policy.cache_partitions & CACHE_DEMANDS["divided"])
 
 
 def _read(path: Path | str, what: str) -> bytes:

@@ -17,5 +17,5 @@ class CachePartition(Enum):
 
     NONE = "none"
     WAYS = "ways"
-    UNCONFIRMED = "colours unconfirmed"  # placed by colour, but nothing has shown that the colours are real
-    CONFIRMED = "colours confirmed"  # the probe has shown it on this machine
+    UNCONFIRMED = "colours-unconfirmed"  # placed by colour, but nothing has shown that the colours are real
+    CONFIRMED = "colours-confirmed"  # the probe has shown it on this machine

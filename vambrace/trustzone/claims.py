@@ -13,7 +13,7 @@ _VERSION: Final = 1
 _DEBUG: Final = 1
 _HASHES: Final = {"sha-256": 1, "sm3": 2}
 _KEY_STORAGE: Final = {"dram": 1}
-_CACHE_PARTITION: Final = {"none": 0}
+_CACHE_PARTITION: Final = {"none": 0, "ways": 1, "colours-unconfirmed": 2, "colours-confirmed": 3}
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class RealmClaims:
     """One Realm, to be attested.
 
     ``instance`` 16 bytes; ``rim`` and the four ``rems`` 32 each; ``personalization`` and ``challenge`` 64 each;
-    ``hash_algorithm`` "sha-256" or "sm3"; ``key_storage`` "dram"; ``cache_partition`` "none".
+    ``hash_algorithm`` "sha-256" or "sm3"; ``key_storage`` "dram"; ``cache_partition`` "none", "ways",
+    "colours-unconfirmed" or "colours-confirmed".
     Raises TrustZoneError if anything is of another size or value.
     """
 
