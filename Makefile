@@ -10,11 +10,13 @@ PACKAGES ?= yes
 demo: $(VENV)/ready
 	$(BIN)/python -m examples.patients.demo
 
+# The server's tests share one emulated machine, which needs all processors.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not server" --numprocesses auto
+	$(BIN)/pytest -m server
 
 unit: $(VENV)/ready
-	$(BIN)/pytest -m "not server"
+	$(BIN)/pytest -m "not server" --numprocesses auto
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
