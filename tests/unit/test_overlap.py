@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -275,6 +277,22 @@ def test_a_device(start: Start) -> None:
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/net/tun"), reason="no taps here")  # noqa: PTH110
+def test_a_network_card(start: Start) -> None:
+    """Every card is of one device file: what counts is the interface that the descriptor is of."""
+    taps = [os.open("/dev/net/tun", os.O_RDWR) for _ in range(3)]
+    try:
+        for tap in taps[:2]:
+            fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"planted%d", 0x1002))  # TUNSETIFF: IFF_TAP, IFF_NO_PI
+        first = start(pass_fds=(taps[0], taps[2]))
+        assert look(first, start(pass_fds=(taps[1], taps[2]))).passed
+        line = only(look(first, start(pass_fds=(taps[0],))))
+        assert line.startswith("first and second have the same network card open: planted")
+    finally:
+        for tap in taps:
+            os.close(tap)
 
 
 def test_sockets_and_pipes(start: Start) -> None:

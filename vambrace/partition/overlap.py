@@ -24,9 +24,10 @@ _KERNEL_THREAD = 0x00200000  # PF_KTHREAD of proc(5)'s flags
 COMMON_DEVICES = frozenset(
     (
         *("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/kvm", "/dev/userfaultfd"),
-        *("/dev/vhost-vsock", "/dev/vhost-net", "/dev/net/tun", "/dev/vfio/vfio"),
+        *("/dev/vhost-vsock", "/dev/vhost-net", "/dev/vfio/vfio"),
     )
 )
+TUN = "/dev/net/tun"
 #: Processes outside that one line names.
 NAMED = 4
 
@@ -171,14 +172,14 @@ def _cgroup(pid: int) -> str | None:
 class _File:
     """What a descriptor is of: two that are the same thing are equal in ``thing``."""
 
-    thing: tuple[str, int, int]
+    thing: tuple[str, int | str, int]
     path: str
     written: bool
 
 
 def _files(domains: Sequence[Domain]) -> tuple[int, list[str]]:
     count = 0
-    users: dict[tuple[str, int, int], dict[str, _File]] = defaultdict(dict)
+    users: dict[tuple[str, int | str, int], dict[str, _File]] = defaultdict(dict)
     for domain in domains:
         for pid in domain.pids:
             for file in _descriptors(pid):
@@ -213,8 +214,12 @@ def _descriptors(pid: int) -> Iterator[_File]:
 
 
 def _identify(path: str, info: os.stat_result, flags: str) -> Iterable[_File]:
-    mode = next((int(line.split()[1], 8) for line in flags.splitlines() if line.startswith("flags:")), os.O_RDWR)
-    written = mode & os.O_ACCMODE != os.O_RDONLY
+    fields = dict(line.split(":\t", 1) for line in flags.splitlines() if ":\t" in line)
+    written = int(fields.get("flags", "02"), 8) & os.O_ACCMODE != os.O_RDONLY
+    if path == TUN:
+        # Each descriptor is of one interface, or of none yet.
+        card = printable(fields.get("iff", ""))
+        return (_File(("network card", card, 0), card, written),) if card else ()
     if stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode):
         if path in COMMON_DEVICES:
             return ()
