@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "machine": {"measure", "virtio", "pager", "kvm", "realm", "record", "errors"},
     "partition": {"pager", "errors"},
     "measure": {"errors"},
-    "virtio": {"errors"},
+    "virtio": {"record", "errors"},
     "pager": {"record", "errors"},
     "kvm": {"errors"},
     "realm": {"certificate", "record", "errors"},
