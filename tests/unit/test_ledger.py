@@ -77,6 +77,49 @@ def test_refusals_say_what_is_asked_free_and_held() -> None:
     assert ledger.shares == before
 
 
+def test_colours_of_domains_and_of_the_host() -> None:
+    """What the host keeps for itself is named in refusals like anybody's."""
+    ledger = Ledger(0, [Kind.single("colours", range(16))])
+    ledger.reserve("host", "the host", Request(named={"colours": (0, 1)}))
+    assert ledger.reserve("a", "a", Request(counts={"colours": 6})).of("colours") == tuple(range(2, 8))
+    assert ledger.reserve("b", "b", Request(counts={"colours": 6})).of("colours") == tuple(range(8, 14))
+    with pytest.raises(CapacityError) as caught:
+        ledger.reserve("c", "c", Request(counts={"colours": 3}))
+    assert caught.value.message == (
+        "c cannot be given 3 colours (free: 2 of 16 colours: 14-15; a holds 2-7; b holds 8-13; the host holds 0-1)"
+    )
+    ledger.release("a")
+    assert ledger.reserve("c", "c", Request(counts={"colours": 7})).of("colours") == (*range(2, 8), 14)
+
+
+def test_ways_are_given_in_a_row() -> None:
+    ledger = Ledger(0, [Kind.single("ways", range(12), in_a_row=True)])
+    ledger.reserve("host", "the host", Request(named={"ways": (0, 1)}))
+    assert ledger.reserve("a", "a", Request(counts={"ways": 4})).of("ways") == (8, 9, 10, 11)
+    assert ledger.reserve("b", "b", Request(counts={"ways": 3})).of("ways") == (5, 6, 7)
+    ledger.release("a")
+    before = ledger.shares
+    with pytest.raises(CapacityError) as caught:
+        ledger.reserve("c", "c", Request(counts={"ways": 5}))
+    assert caught.value.message == (
+        "c cannot be given 5 ways in a row (free: 7 of 12 ways: 2-4,8-11; b holds 5-7; the host holds 0-1)"
+    )
+    assert ledger.shares == before
+    assert ledger.reserve("c", "c", Request(counts={"ways": 2})).of("ways") == (10, 11)
+    assert ledger.reserve("d", "d", Request(counts={"ways": 3})).of("ways") == (2, 3, 4)
+    with pytest.raises(CapacityError, match="13 ways in a row"):
+        ledger.reserve("e", "e", Request(counts={"ways": 13}))
+    assert ledger.reserve("e", "e", Request(counts={"ways": 0})).of("ways") == ()
+
+
+def test_a_kind_that_comes_later() -> None:
+    ledger = make_ledger()
+    ledger.add(Kind.single("ways", range(4)))
+    assert ledger.free("ways") == (0, 1, 2, 3)
+    with pytest.raises(UsageError, match="its ways already"):
+        ledger.add(Kind.single("ways", range(2)))
+
+
 def test_a_refusal_stays_one_line_on_a_host_with_many() -> None:
     ledger = Ledger(100 * MIB)
     for number in range(50):

@@ -1,16 +1,13 @@
-"""Colours of page frames, and who has them."""
+"""Colours of page frames."""
 
 from __future__ import annotations
-
-import random
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from vambrace.errors import CapacityError, PartitionError, UsageError
-from vambrace.partition.colours import ColourLedger, Colours, colours_of
+from vambrace.errors import PartitionError
+from vambrace.partition.colours import Colours, colours_of
 from vambrace.partition.geometry import Cache, configured
 
 MIB = 1 << 20
@@ -53,80 +50,8 @@ def test_numbers_of_colours_that_cannot_be(count: int) -> None:
         Colours(count)
 
 
-def test_least_colours_for_a_domain() -> None:
+def test_how_many_colours_a_domain_needs() -> None:
     colours = Colours(16)
-    assert [colours.least(pages, 1600) for pages in (1, 100, 101, 1600)] == [1, 1, 2, 16]
-    for pages, frames in ((1601, 1600), (1, 0)):
-        with pytest.raises(PartitionError, match="do not fit"):
-            colours.least(pages, frames)
-
-
-def test_a_refusal_says_what_is_free_and_who_holds_the_rest() -> None:
-    ledger = ColourLedger(Colours(16))
-    assert ledger.assign("a", 6) == (0, 1, 2, 3, 4, 5)
-    assert ledger.assign("b", 8) == tuple(range(6, 14))
-    with pytest.raises(CapacityError) as raised:
-        ledger.assign("c", 3)
-    assert raised.value.message == "domain c wants 3 cache colours; of 16, 2 are free; a holds 6, b holds 8"
-    assert "c" not in ledger.held and ledger.free == (14, 15)
-    ledger.release("a")
-    assert ledger.assign("c", 7) == (0, 1, 2, 3, 4, 5, 14)
-    ledger.release("nobody")
-
-
-def test_colours_of_a_domain_that_was_there_before() -> None:
-    ledger = ColourLedger(Colours(8))
-    assert ledger.take("old", [5, 3, 3]) == (3, 5)
-    assert ledger.assign("new", 4) == (0, 1, 2, 4)
-    with pytest.raises(CapacityError, match="colour 4 is held by new"):
-        ledger.take("other", [6, 4])
-    for domain, colours in (("old", [7]), ("other", []), ("other", [8]), ("other", [-1])):
-        with pytest.raises(UsageError):
-            ledger.take(domain, colours)
-    with pytest.raises(UsageError):
-        ledger.assign("other", 0)
-    assert set(ledger.held) == {"old", "new"}
-
-
-class Assignments(RuleBasedStateMachine):
-    """Whatever comes and goes, no colour has two holders, and none is lost."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ledger = ColourLedger(Colours(32))
-        self.sizes: dict[str, int] = {}
-
-    @rule(domain=st.sampled_from("abcdef"), count=st.integers(-1, 40))
-    def assign(self, domain: str, count: int) -> None:
-        free = len(self.ledger.free)
-        try:
-            colours = self.ledger.assign(domain, count)
-        except UsageError:
-            assert count < 1 or domain in self.sizes
-        except CapacityError:
-            assert count > free and len(self.ledger.free) == free
-        else:
-            assert len(colours) == count
-            self.sizes[domain] = count
-
-    @rule(domain=st.sampled_from("abcdef"))
-    def release(self, domain: str) -> None:
-        self.ledger.release(domain)
-        self.sizes.pop(domain, None)
-
-    @rule(seed=st.integers(0, 1000))
-    def restart(self, seed: int) -> None:
-        held = list(self.ledger.held.items())
-        random.Random(seed).shuffle(held)
-        self.ledger = ColourLedger(Colours(32))
-        for domain, colours in held:
-            assert self.ledger.take(domain, colours) == colours
-
-    @invariant()
-    def each_has_its_own(self) -> None:
-        assert {domain: len(colours) for domain, colours in self.ledger.held.items()} == self.sizes
-        everything = [*self.ledger.free, *(colour for held in self.ledger.held.values() for colour in held)]
-        assert sorted(everything) == list(range(32))
-
-
-test_assignments = Assignments.TestCase
+    assert [colours.part(percent) for percent in (1, 6, 7, 25, 26, 100)] == [1, 1, 2, 4, 5, 16]
+    assert [colours.least(pages, 1600) for pages in (1, 80, 81, 640, 1280, 1281, 1600)] == [1, 1, 2, 8, 16, 16, 16]
+    assert colours.least(1, 0) == 16

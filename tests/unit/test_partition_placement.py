@@ -20,9 +20,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from vambrace.errors import CapacityError, PagerError, PartitionError
+from vambrace.errors import PagerError, PartitionError
 from vambrace.pager import PAGE_SIZE, Place, Window
-from vambrace.partition.colours import ColourLedger, Colours, colours_of
+from vambrace.partition.colours import Colours, colours_of
 from vambrace.partition.geometry import configured
 from vambrace.partition.placement import (
     ABSENT,
@@ -30,6 +30,7 @@ from vambrace.partition.placement import (
     Memory,
     check_migration,
     choose,
+    findings,
     forbid_migration,
     read_frames,
     verify,
@@ -97,27 +98,36 @@ def test_a_hostile_question() -> None:
 @pytest.mark.parametrize("percent", [0, 50, 100])
 def test_every_frame_is_of_the_right_colour(percent: int) -> None:
     with placed((700, percent), (100, 0), allowed=(2, 3, 11)) as window:
-        frames = verify({"a": memory_of(window)}, COLOURS, {"a": (2, 3, 11)})["a"]
+        verify({"a": memory_of(window)}, COLOURS, {"a": (2, 3, 11)})
+        frames = memory_of(window).frames()
         assert len(set(frames)) == 800 and {COLOURS.of(frame) for frame in frames} == {2, 3, 11}
         data = os.urandom(window.size)
         window.load(0, data)
         assert window.read(0, window.size) == data
         assert memory_of(window).frames() == frames
-        with pytest.raises(PartitionError, match=r"of colour 11, not its own"):
-            verify({"a": memory_of(window)}, COLOURS, {"a": (2, 3)})
+        wrong = [page for page, frame in enumerate(frames) if COLOURS.of(frame) == 11]
+        for held, whose in (({"a": (2, 3)}, "nobody"), ({"a": (2, 3), "b": (11,)}, "b")):
+            (found,) = findings({"a": memory_of(window)}, COLOURS, held)
+            assert found == (
+                f"a: page {wrong[0]} has frame {frames[wrong[0]]:#x} of colour 11, which is {whose}'s, "
+                f"and {len(wrong) - 1} more are wrong"
+            )
+            with pytest.raises(PartitionError, match="of colour 11"):
+                verify({"a": memory_of(window)}, COLOURS, held)
 
 
 def test_two_domains_share_no_colour() -> None:
-    ledger = ColourLedger(COLOURS)
-    first, second = ledger.assign("a", 8), ledger.assign("b", 4)
+    held = {"a": tuple(range(8)), "b": tuple(range(8, 12))}
+    first, second = held["a"], held["b"]
     with placed((300, 60), allowed=first) as a, placed((200, 0), allowed=second) as b:
         domains = {"a": memory_of(a), "b": memory_of(b)}
-        frames = verify(domains, COLOURS, ledger.held)
+        verify(domains, COLOURS, held)
+        frames = {name: domain.frames() for name, domain in domains.items()}
         assert not {COLOURS.of(frame) for frame in frames["a"]} & {COLOURS.of(frame) for frame in frames["b"]}
-        with pytest.raises(PartitionError, match=r"is page \d+ of domain c and page \d+ of domain a"):
-            verify(domains | {"c": domains["a"]}, COLOURS, {**ledger.held, "c": first})
-    with pytest.raises(CapacityError):
-        ledger.assign("c", 5)
+        wrong, common = findings(domains | {"c": domains["a"]}, COLOURS, {**held, "c": ()})
+        assert wrong.startswith("c: page 0 has frame ") and wrong.endswith("which is a's, and 299 more are wrong")
+        assert common.startswith("c and a have 300 page frames in common, frame 0x")
+        assert int(common.split()[10].rstrip(","), 16) in frames["a"]
 
 
 def test_too_few_pages_of_the_colour() -> None:
@@ -175,7 +185,8 @@ def test_verified_while_pages_come_and_go(busy: tuple[Window, list[int]]) -> Non
         window.set_percent(0, percent)
         window.set_percent(1, 100 - percent)
         window.discard(100 * PAGE_SIZE, 300 * PAGE_SIZE)
-        assert verify({"a": memory_of(window)}, COLOURS, {"a": (0, 5, 6)})["a"] == frames
+        verify({"a": memory_of(window)}, COLOURS, {"a": (0, 5, 6)})
+        assert memory_of(window).frames() == frames
 
 
 # --- two processes: one that cannot see frame numbers, and one that names them -------------------------------
@@ -255,17 +266,18 @@ class Domain:
 
 
 def test_domains_in_processes_of_their_own() -> None:
-    ledger = ColourLedger(COLOURS)
-    domains = {name: Domain(ledger.assign(name, count)) for name, count in (("a", 5), ("b", 3))}
+    held = {"a": (0, 1, 2, 3, 4), "b": (5, 6, 7)}
+    domains = {name: Domain(colours) for name, colours in held.items()}
     memories = {name: domain.memory for name, domain in domains.items()}
     assert all(domain.hidden for domain in domains.values()), "they do not see the frames that they have"
-    frames = verify(memories, COLOURS, ledger.held)
+    frames = {name: memory.frames() for name, memory in memories.items()}
     for _ in range(10):
-        assert verify(memories, COLOURS, ledger.held) == frames
+        verify(memories, COLOURS, held)
+        assert {name: memory.frames() for name, memory in memories.items()} == frames
     assert not set(frames["a"]) & set(frames["b"])
     assert [domain.end() for domain in domains.values()] == [0, 0]
     with pytest.raises(PartitionError):
-        verify(memories, COLOURS, ledger.held)
+        verify(memories, COLOURS, held)
 
 
 # --- whatever happens ---------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import pytest
 from fakes.resctrl import FakeResctrl
 from hypothesis import given, settings
 
-from vambrace.errors import CapacityError, PartitionError, UsageError
+from vambrace.errors import CapacityError, Conflict, PartitionError, UsageError
+from vambrace.partition.ledger import Kind, Ledger, Request
 from vambrace.partition.ways import PREFIX, Tree, Ways
 
 
@@ -24,45 +25,49 @@ def shown(tree: FakeResctrl, group: str = "") -> str:
 
 def test_a_domain_gets_ways_of_its_own_in_every_cache(tree: FakeResctrl) -> None:
     ways = Ways(tree)
-    assert (ways.resource, ways.count, ways.held) == ("L3", 12, {})
-    assert ways.assign("a", 4) == 0xF00
+    assert (ways.resource, ways.items, ways.least, ways.held) == ("L3", tuple(range(12)), 2, {})
+    ways.assign("a", range(8, 12))
     assert shown(tree, PREFIX + "a") == "L3:0=f00;1=f00"
     assert shown(tree) == "L3:0=ff;1=ff"
     assert (tree.root / f"{PREFIX}a/mode").read_text() == "exclusive\n"
     ways.add("a", [17, 18])
     assert (tree.root / f"{PREFIX}a/tasks").read_text() == "17\n18\n"
-    assert ways.assign("b", 3) == 0x0E0
+    ways.assign("b", (7, 6, 5))
     ways.verify()
-    assert Ways(tree).held == {"a": 0xF00, "b": 0x0E0}, "a daemon that starts again finds them"
+    assert Ways(tree).held == {"a": (8, 9, 10, 11), "b": (5, 6, 7)}, "a daemon that starts again finds them"
     ways.release("a")
-    assert shown(tree) == "L3:0=1f;1=1f" and ways.held == {"b": 0x0E0}
+    assert shown(tree) == "L3:0=1f;1=1f" and ways.held == {"b": (5, 6, 7)}
     ways.release("b")
     ways.release("b")
     assert shown(tree) == "L3:0=fff;1=fff" and ways.held == {}
 
 
-def test_a_refusal_says_what_is_free_and_who_holds_the_rest(tree: FakeResctrl) -> None:
+def test_how_many_ways_a_part_is(tree: FakeResctrl) -> None:
     ways = Ways(tree)
-    ways.assign("a", 4)
-    ways.assign("b", 4)
+    assert [ways.part(percent) for percent in (1, 16, 17, 25, 26, 50, 100)] == [2, 2, 3, 3, 4, 6, 12]
+
+
+def test_ways_that_are_not_free(tree: FakeResctrl) -> None:
+    ways = Ways(tree)
+    ways.assign("a", range(8, 12))
+    ways.assign("b", range(4, 8))
     before = shown(tree)
-    with pytest.raises(CapacityError) as raised:
-        ways.assign("c", 3)
-    assert raised.value.message == (
-        "domain c wants 3 cache ways in one block; of 12, 4 are free, 2 of them the host's; a holds 4, b holds 4"
-    )
+    for wanted in (range(3, 5), range(1, 4), range(4)):
+        with pytest.raises(CapacityError, match=r"the ways [0-9-]+ of the cache are not free"):
+            ways.assign("c", wanted)
     assert shown(tree) == before and set(ways.held) == {"a", "b"}
-    ways.assign("c", 2)
-    with pytest.raises(CapacityError, match="all 4 of resctrl's groups are in use"):
-        ways.assign("d", 2)
+    ways.assign("c", (2, 3))
+    with pytest.raises(CapacityError, match="all 4 groups of resctrl are in use"):
+        ways.assign("d", (0, 1))
 
 
 def test_calls_that_make_no_sense(tree: FakeResctrl) -> None:
     ways = Ways(tree)
-    ways.assign("a", 2)
-    for domain, count in (("a", 2), ("b", 1), ("b", 0), ("../b", 2), ("", 2), ("b\n", 2)):
+    ways.assign("a", (10, 11))
+    wrong = (("a", (4, 5)), ("b", (4,)), ("b", ()), ("../b", (4, 5)), ("", (4, 5)), ("b\n", (4, 5)))
+    for domain, wanted in (*wrong, ("b", (4, 6)), ("b", (11, 12)), ("b", (-1, 0))):
         with pytest.raises(UsageError):
-            ways.assign(domain, count)
+            ways.assign(domain, wanted)
     assert tree.groups() == [PREFIX + "a"]
 
 
@@ -70,7 +75,10 @@ def test_ways_that_hardware_shares_are_no_domains(tmp_path: Path) -> None:
     tree = FakeResctrl(tmp_path / "resctrl")
     (tree.root / "info/L3/shareable_bits").write_text("c00\n")
     ways = Ways(tree)
-    assert ways.assign("a", 4) == 0x3C0
+    assert ways.items == tuple(range(10))
+    with pytest.raises(UsageError):
+        ways.assign("a", range(7, 11))
+    ways.assign("a", range(6, 10))
     assert shown(tree) == "L3:0=3f;1=3f"
 
 
@@ -80,7 +88,10 @@ def test_groups_of_others_are_respected(tree: FakeResctrl) -> None:
     tree.write("theirs/schemata", "L3:0=f00;1=f00\n")
     ways = Ways(tree)
     assert ways.held == {}
-    assert ways.assign("a", 4) == 0x0F0
+    with pytest.raises(CapacityError, match="the ways 5-8 of the cache are not free") as raised:
+        ways.assign("a", range(5, 9))
+    assert raised.value.hint is not None and "another program" in raised.value.hint
+    ways.assign("a", range(4, 8))
     ways.release("a")
     assert shown(tree, "theirs") == "L3:0=f00;1=f00" and shown(tree) == "L3:0=ff;1=ff"
 
@@ -90,15 +101,16 @@ def test_nothing_is_left_half_done(tree: FakeResctrl, file: str) -> None:
     ways = Ways(tree)
     tree.fail = f"{PREFIX}{file}"
     with pytest.raises(PartitionError, match=r"Invalid argument \(as the test wants it\)"):
-        ways.assign("a", 4)
+        ways.assign("a", range(8, 12))
     assert tree.groups() == [] and shown(tree) == "L3:0=fff;1=fff"
     tree.fail = None
-    assert ways.assign("a", 4) == 0xF00
+    ways.assign("a", range(8, 12))
+    assert shown(tree, PREFIX + "a") == "L3:0=f00;1=f00"
 
 
 def test_an_overlap_is_found(tree: FakeResctrl) -> None:
     ways = Ways(tree)
-    ways.assign("a", 4)
+    ways.assign("a", range(8, 12))
     ways.verify()
     tree._show(tree.root, dict.fromkeys(tree.caches, 0x1FF))
     with pytest.raises(PartitionError, match="the host and vambrace-a share the ways 100"):
@@ -146,18 +158,24 @@ def test_a_tree_that_cannot_be(tree: FakeResctrl, name: str, text: str) -> None:
 @settings(max_examples=20)
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 8)), max_size=12))
 def test_whatever_comes_and_goes(tmp_path_factory: pytest.TempPathFactory, calls: list[tuple[str, int]]) -> None:
-    """Masks stay disjoint, and in the end the host has all again."""
+    """What the ledger gives can be given, masks stay disjoint, and in the end the host has all again."""
     tree = FakeResctrl(tmp_path_factory.mktemp("ways") / "resctrl", closids=16)
     ways = Ways(tree)
+    ledger = Ledger(0, [Kind.single("ways", ways.items, in_a_row=True)])
+    ledger.reserve("the host", "the host", Request(named={"ways": ways.items[: ways.least]}))
     for domain, count in calls:
         before = ways.held
+        if not count:
+            ways.release(domain)
+            ledger.release(domain)
+            continue
         try:
-            if count:
-                assert ways.assign(domain, count).bit_count() == count
-            else:
-                ways.release(domain)
-        except (CapacityError, UsageError):
+            share = ledger.reserve(domain, domain, Request(counts={"ways": max(count, ways.least)}))
+        except (CapacityError, Conflict):
             assert ways.held == before
+        else:
+            ways.assign(domain, [way for way in share.of("ways") if isinstance(way, int)])
+            assert ways.held == {**before, domain: share.of("ways")}
         ways.verify()
     for domain in ways.held:
         ways.release(domain)

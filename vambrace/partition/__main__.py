@@ -17,7 +17,7 @@ def main() -> int:
     certain = False
     try:
         ways = Ways()
-        print(f"ways: {ways.count} of {ways.resource}")
+        print(f"ways: {len(ways.items)} of {ways.resource}")
         certain = True
     except PartitionError as error:
         print(f"ways: none ({error.message})")

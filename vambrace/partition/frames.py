@@ -1,4 +1,4 @@
-"""Page frames of processes, from the kernel's page maps (Documentation/admin-guide/mm/pagemap.rst): root only.
+"""Which page frames processes have, and whether two have the same one: root only.
 
 A domain *holds* a frame if its process has it in anonymous memory, or in a mapping that is shared and writable. Nobody
 else may map such a frame, not even to read it. What processes have in common by right, pages of program files that
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import sys
 import time
 from array import array
 from bisect import bisect_left
@@ -19,8 +18,8 @@ from itertools import compress
 from pathlib import Path
 
 from vambrace.errors import PartitionError
+from vambrace.partition.pagemap import FILE, GUARD, ONCE, PAGE, PRESENT, RIGHT, SWAPPED, Entries, PageMap
 
-PAGE = mmap.PAGESIZE
 #: Pages whose entries are read at once.
 BATCH = 1 << 15
 #: Frames of one table: with 4096-byte pages 1 GiB, and the table has 512 KiB.
@@ -32,15 +31,10 @@ REMEMBERED = 1 << 16
 ROUNDS = 3
 PAUSE = 0.2
 
-_FRAME = (1 << 55) - 1
-# The top byte of an entry.
-_PRESENT, _SWAPPED, _FILE, _GUARD, _ONCE = 0x80, 0x40, 0x20, 0x04, 0x01
-
 #: (domain, domain or what else is wrong) → frames, or pages where there is no frame.
 Suspects = dict[tuple[str, str], set[int]]
-RIGHT = "the daemon needs CAP_SYS_ADMIN to read them"
 ELSEWHERE = "mapped by another process as well"
-SWAPPED = "swapped out"
+SWAPPED_OUT = "swapped out"
 NONE = "not to be seen"
 
 
@@ -65,7 +59,7 @@ def _look(domains: Mapping[str, Sequence[int]], zero: int) -> Suspects:
     """One round: every process's page map is read once."""
     suspects: Suspects = defaultdict(set)
     names = list(domains)
-    owners = _Owners()
+    owners = Owners()
     read_only: list[tuple[int, array[int]]] = []
     for number, (name, pids) in enumerate(domains.items(), 1):
         seen = alive = False
@@ -75,7 +69,7 @@ def _look(domains: Mapping[str, Sequence[int]], zero: int) -> Suspects:
                 seen = seen or bool(held)
                 for frame, other in owners.take(number, held):
                     _remember(suspects, (names[other - 1], name), frame)
-                for kind, values in ((ELSEWHERE, others), (SWAPPED, swapped)):
+                for kind, values in ((ELSEWHERE, others), (SWAPPED_OUT, swapped)):
                     for value in values:
                         _remember(suspects, (name, kind), value)
                 if frames:
@@ -95,7 +89,7 @@ def _remember(suspects: Suspects, key: tuple[str, str], value: int) -> None:
         suspects[key].add(value)
 
 
-class _Owners:
+class Owners:
     """Who holds each frame: tables of 16-bit numbers, made where there are frames. 0 is nobody."""
 
     def __init__(self) -> None:
@@ -132,23 +126,20 @@ def _entries(pid: int, zero: int) -> Iterator[tuple[list[int], list[int], list[i
     pages that are swapped out; frames that it only reads. Nothing once the process has ended."""
     try:
         maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-        pagemap = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        pagemap = PageMap(pid)
     except (FileNotFoundError, ProcessLookupError):
         return
     except OSError as error:
         raise PartitionError(f"page frame numbers cannot be read: {error.strerror}", hint=RIGHT) from error
-    try:
+    with pagemap:
         for first, pages, shared, written in _mappings(maps):
             for start in range(first, first + pages, BATCH):
-                count = min(BATCH, first + pages - start)
                 try:
-                    data = os.pread(pagemap, 8 * count, 8 * start)
+                    entries = pagemap.read(start, min(BATCH, first + pages - start))
                 except OSError:
                     return
-                if data.count(0) < len(data):
-                    yield _sort(data, start, shared, written, zero)
-    finally:
-        os.close(pagemap)
+                if not entries.nothing():
+                    yield _sort(entries, start, shared, written, zero)
 
 
 def _mappings(maps: str) -> Iterator[tuple[int, int, bool, bool]]:
@@ -162,13 +153,10 @@ def _mappings(maps: str) -> Iterator[tuple[int, int, bool, bool]]:
 
 
 def _sort(
-    data: bytes, start: int, shared: bool, written: bool, zero: int
+    entries: Entries, start: int, shared: bool, written: bool, zero: int
 ) -> tuple[list[int], list[int], list[int], array[int]]:
     """The entries of pages from ``start`` on; all in C but for what there should be none of."""
-    # Little-endian in memory, whatever the machine: the top byte is then the eighth.
-    tops = data[7::8] if sys.byteorder == "little" else data[0::8]
-    mask = int.from_bytes(_FRAME.to_bytes(8, sys.byteorder) * (len(data) // 8), sys.byteorder)
-    frames = array("Q", (int.from_bytes(data, sys.byteorder) & mask).to_bytes(len(data), sys.byteorder))
+    tops, frames = entries.tops, entries.frames()
 
     def chosen(condition: bytes) -> Iterator[int]:
         return compress(frames, tops.translate(condition))
@@ -181,7 +169,7 @@ def _sort(
         elsewhere = [frame for frame in chosen(_PRIVATE_TWICE) if frame != zero]
     elif written:
         elsewhere = list(chosen(_SHARED_TWICE))
-    swapped = list(compress(range(start, start + len(tops)), tops.translate(_SWAPPED_OUT)))
+    swapped = list(compress(range(start, start + len(tops)), tops.translate(_IN_SWAP)))
     read = array("Q", chosen(_FILE_PAGE if not shared else _NOTHING if written else _ANY))
     return held, elsewhere, swapped, read
 
@@ -192,14 +180,14 @@ def _condition(test: int, value: int) -> bytes:
 
 
 _NOTHING = bytes(256)
-_ANY = _condition(_PRESENT, _PRESENT)
-_HELD_PRIVATE = _condition(_PRESENT | _FILE, _PRESENT)
+_ANY = _condition(PRESENT, PRESENT)
+_HELD_PRIVATE = _condition(PRESENT | FILE, PRESENT)
 _HELD_SHARED = _ANY
-_FILE_PAGE = _condition(_PRESENT | _FILE, _PRESENT | _FILE)
-_PRIVATE_TWICE = _condition(_PRESENT | _FILE | _ONCE, _PRESENT)
+_FILE_PAGE = _condition(PRESENT | FILE, PRESENT | FILE)
+_PRIVATE_TWICE = _condition(PRESENT | FILE | ONCE, PRESENT)
 # Without the file bit it is a device's memory, which the kernel does not count mappings of.
-_SHARED_TWICE = _condition(_PRESENT | _FILE | _ONCE, _PRESENT | _FILE)
-_SWAPPED_OUT = _condition(_PRESENT | _SWAPPED | _GUARD, _SWAPPED)
+_SHARED_TWICE = _condition(PRESENT | FILE | ONCE, PRESENT | FILE)
+_IN_SWAP = _condition(PRESENT | SWAPPED | GUARD, SWAPPED)
 
 
 def _has_memory(pid: int) -> bool:
@@ -216,13 +204,12 @@ def _zero_frame() -> int:
         memory[0] = 1  # so that the other is not part of a huge page of zeros
         if memory[PAGE]:
             raise AssertionError
-        address = _address(memory)
         try:
-            with Path("/proc/self/pagemap").open("rb", buffering=0) as pagemap:
-                entry = os.pread(pagemap.fileno(), 8, 8 * (address // PAGE + 1))
+            with PageMap(os.getpid()) as pagemap:
+                frame = pagemap.read(_address(memory) // PAGE + 1, 1).frames()[0]
         except OSError as error:
             raise PartitionError(f"page frame numbers cannot be read: {error.strerror}", hint=RIGHT) from error
-    if not (frame := int.from_bytes(entry, sys.byteorder) & _FRAME):
+    if not frame:
         raise PartitionError("the kernel hides page frame numbers", hint=RIGHT)
     return frame
 

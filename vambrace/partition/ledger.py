@@ -21,10 +21,12 @@ MIB = 1 << 20
 @dataclass(frozen=True)
 class Kind:
     """Things of one kind, ``name`` in the plural. The items of a group are given together: siblings of one processor
-    core, devices of one IOMMU group."""
+    core, devices of one IOMMU group. With ``in_a_row`` a count of them is a count of groups that follow each other,
+    the last ones that are free: ways of a cache."""
 
     name: str
     groups: tuple[tuple[Item, ...], ...]
+    in_a_row: bool = False
 
     def __post_init__(self) -> None:
         items = self.items
@@ -32,9 +34,9 @@ class Kind:
             raise UsageError(f"{self.name}: an item is in one group, and a group has some")
 
     @classmethod
-    def single(cls, name: str, items: Iterable[Item]) -> Kind:
+    def single(cls, name: str, items: Iterable[Item], *, in_a_row: bool = False) -> Kind:
         """A kind whose items are given one by one."""
-        return cls(name, tuple((item,) for item in items))
+        return cls(name, tuple((item,) for item in items), in_a_row)
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -75,6 +77,12 @@ class Ledger:
     def shares(self) -> tuple[Share, ...]:
         """In the order in which they were given."""
         return tuple(self._shares.values())
+
+    def add(self, kind: Kind) -> None:
+        """A further kind, of which nobody has anything yet. Raises ``UsageError``: there is one of this name."""
+        if kind.name in self.kinds:
+            raise UsageError(f"this host has its {kind.name} already")
+        self.kinds[kind.name] = kind
 
     def share(self, domain: str) -> Share | None:
         return self._shares.get(domain)
@@ -138,6 +146,8 @@ class Ledger:
     def _pick(self, name: str, count: int, named: Sequence[Item]) -> tuple[Item, ...]:
         """Whole free groups: those with a named item, then others until there are ``count`` items, or all."""
         free = set(self.free(name))
+        if self._kind(name).in_a_row and not named:
+            return self._row(name, free, count)
         groups = [group for group in self._kind(name).groups if free.issuperset(group)]
         picked = [group for group in groups if not set(named).isdisjoint(group)]
         for group in groups:
@@ -148,6 +158,15 @@ class Ledger:
         items = self._kind(name).items
         return tuple(sorted((item for group in picked for item in group), key=items.index))
 
+    def _row(self, name: str, free: set[Item], count: int) -> tuple[Item, ...]:
+        """The last ``count`` groups that are free and follow each other, or none."""
+        groups = self._kind(name).groups
+        for first in range(len(groups) - count, -1, -1):
+            items = tuple(item for group in groups[first : first + count] for item in group)
+            if free.issuperset(items):
+                return items
+        return ()
+
     def _short_of_memory(self, memory: int) -> str:
         # Up and down: what is asked is never less than what is said to be free.
         asked, free = -(-memory // MIB), self.memory_free // MIB
@@ -155,7 +174,8 @@ class Ledger:
         return f"{asked} MiB of memory (free: {free} of {self.memory // MIB} MiB{_holders(holders)})"
 
     def _short_of(self, name: str, count: int, named: Sequence[Item]) -> str:
-        asked = ", ".join(map(str, named)) if named else f"{count} {name}"
+        row = " in a row" if self._kind(name).in_a_row else ""
+        asked = ", ".join(map(str, named)) if named else f"{count} {name}{row}"
         free, items = self.free(name), self._kind(name).items
         holders = {share.label: (len(share.of(name)), spell(share.of(name))) for share in self.shares if share.of(name)}
         which = f": {spell(free)}" if free else ""

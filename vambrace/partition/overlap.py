@@ -77,7 +77,7 @@ def _memory(domains: Sequence[Domain]) -> Iterator[str]:
     for (name, other), count in frames.check({domain.name: domain.pids for domain in domains}).items():
         if other == frames.NONE:
             yield f"{name}: the kernel shows none of its page frames"
-        elif other in (frames.ELSEWHERE, frames.SWAPPED):
+        elif other in (frames.ELSEWHERE, frames.SWAPPED_OUT):
             # More are not remembered.
             yield f"{name}: {_number(count)} of its pages {'are' if count > 1 else 'is'} {other}"
         else:

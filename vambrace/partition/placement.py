@@ -1,12 +1,8 @@
-"""Page frames: which ones a process's memory has, which of them to keep, and whether they are still the right ones.
-
-Linux, Documentation/admin-guide/mm/pagemap.rst. All of this needs CAP_SYS_ADMIN: others see no frame numbers.
-"""
+"""Page frames chosen by their colour: which ones to keep, and whether they are still the right ones. Root only."""
 
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +10,12 @@ from pathlib import Path
 from vambrace.errors import PartitionError
 from vambrace.pager import PAGE_SIZE
 from vambrace.partition.colours import Colours
+from vambrace.partition.frames import Owners
+from vambrace.partition.pagemap import PRESENT, PageMap
 
 PROC = Path("/proc")
 ABSENT = -1
 
-_PRESENT = 1 << 63
-_FRAME = (1 << 55) - 1
 #: Most pages that a VMM, which may be hostile, asks about at a time.
 MAX_PAGES = 1 << 17
 #: Pages that are read at a time: what lies between the first and the last of them may move meanwhile.
@@ -37,17 +33,16 @@ def read_frames(process: int, address: int, pages: int) -> list[int]:
 
     Raises PartitionError: no such process, no right to see them, or an address that no process has.
     """
-    entries = array("Q")
     try:
-        with Path(f"/proc/{process}/pagemap").open("rb") as file:
-            file.seek(address // PAGE_SIZE * entries.itemsize)
-            entries.frombytes(file.read(pages * entries.itemsize))
+        with PageMap(process) as pagemap:
+            entries = pagemap.read(address // PAGE_SIZE, pages)
     except (OSError, ValueError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no such address"
         raise PartitionError(f"the page frames of process {process} cannot be read: {reason}") from error
     if len(entries) != pages:
         raise PartitionError(f"the page frames of process {process} cannot be read: no such address")
-    frames = [entry & _FRAME if entry & _PRESENT else ABSENT for entry in entries]
+    numbers = zip(entries.frames(), entries.tops, strict=True)
+    frames = [frame if top & PRESENT else ABSENT for frame, top in numbers]
     if 0 in frames and not any(frame > 0 for frame in frames):
         raise PartitionError(
             f"the kernel hides the page frames of process {process}", hint="run as root, or give CAP_SYS_ADMIN"
@@ -83,10 +78,12 @@ class Memory:
 
     def frames(self) -> list[int]:
         """Each page's frame, wherever it is; while the domain runs, too. Raises PartitionError: a page has none."""
-        found: list[int] = []
+        return [frame for _, frames in self.steps() for frame in frames]
+
+    def steps(self) -> Iterator[tuple[int, list[int]]]:
+        """The same little by little: a page's number, and the frames from this page on."""
         for first in range(0, self.pages, _STEP):
-            found += self._step(first, min(_STEP, self.pages - first))
-        return found
+            yield first, self._step(first, min(_STEP, self.pages - first))
 
     def _step(self, first: int, count: int) -> list[int]:
         frames = [ABSENT] * count
@@ -108,29 +105,40 @@ class Memory:
         raise PartitionError(f"page {missing} of process {self.process} has no page frame")
 
 
-def verify(
-    domains: Mapping[str, Memory], colours: Colours, allowed: Mapping[str, Sequence[int]]
-) -> dict[str, list[int]]:
-    """The frames of each domain's pages, after a check that each is of one of its colours, and nobody else's.
+def findings(
+    domains: Mapping[str, Memory], colours: Colours, held: Mapping[str, Sequence[int]]
+) -> Iterator[str]:
+    """A line for each domain of which a page has a frame of a colour that is not its own, or that another one has too.
+    ``held`` are the colours of all domains, and of the host, by their names."""
+    holders = {colour: name for name, own in held.items() for colour in own}
+    owners, names = Owners(), list(domains)
+    for number, (name, memory) in enumerate(domains.items(), 1):
+        wrong: tuple[int, int] | None = None
+        shared: dict[str, list[int]] = {}
+        count = 0
+        try:
+            for first, frames in memory.steps():
+                for page, frame in enumerate(frames, first):
+                    if holders.get(colours.of(frame)) != name:
+                        wrong = wrong or (page, frame)
+                        count += 1
+                for frame, other in owners.take(number, sorted(frames)):
+                    shared.setdefault(names[other - 1], []).append(frame)
+        except PartitionError as error:
+            yield f"{name}: {error.message}"
+        if wrong:
+            page, frame = wrong
+            whose = holders.get(colours.of(frame), "nobody")
+            more = f", and {count - 1} more are wrong" if count > 1 else ""
+            yield f"{name}: page {page} has frame {frame:#x} of colour {colours.of(frame)}, which is {whose}'s{more}"
+        for whose, common in shared.items():
+            yield f"{name} and {whose} have {len(common)} page frames in common, frame {min(common):#x} among them"
 
-    Raises PartitionError, which names the first page that is wrong.
-    """
-    owners: dict[int, tuple[str, int]] = {}
-    found = {}
-    for name, memory in sorted(domains.items()):
-        good = frozenset(allowed[name])
-        frames = found[name] = memory.frames()
-        for page, frame in enumerate(frames):
-            if colours.of(frame) not in good:
-                raise PartitionError(
-                    f"page {page} of domain {name} has frame {frame:#x} of colour {colours.of(frame)}, not its own"
-                )
-            other, there = owners.setdefault(frame, (name, page))
-            if (other, there) != (name, page):
-                raise PartitionError(
-                    f"frame {frame:#x} is page {page} of domain {name} and page {there} of domain {other}"
-                )
-    return found
+
+def verify(domains: Mapping[str, Memory], colours: Colours, held: Mapping[str, Sequence[int]]) -> None:
+    """Raises PartitionError with the first of ``findings``."""
+    for finding in findings(domains, colours, held):
+        raise PartitionError(finding)
 
 
 def forbid_migration(root: Path = PROC / "sys") -> None:

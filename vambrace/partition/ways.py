@@ -1,16 +1,19 @@
 """Ways of the last-level cache for each domain, through the kernel's resctrl (MPAM on arm64, CAT on x86-64).
 
 Linux, Documentation/filesystems/resctrl.rst. A domain gets a control group whose mask of ways no other group has; the
-default group, where the host and all else are, keeps the rest. Ways divide the cache whatever addresses it hashes, and
-leave huge pages possible. No machine with MPAM was at hand: this is tested against files in the documented format only.
+default group, where the host and all else are, keeps the rest. Which ways are whose, ``ledger`` knows. Ways divide the
+cache whatever addresses it hashes, and leave huge pages possible. No machine with MPAM was at hand: this is tested
+against files in the documented format only.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from vambrace.errors import CapacityError, PartitionError, UsageError
+from vambrace.partition.ledger import spell
 
 ROOT = Path("/sys/fs/resctrl")
 #: What the names of our groups begin with.
@@ -100,40 +103,52 @@ class Ways:
         self._caches = sorted(self._masks(""))
 
     @property
-    def count(self) -> int:
-        """How many ways there are for the host and all domains."""
-        return self._mask.bit_count()
+    def items(self) -> tuple[int, ...]:
+        """The ways that domains may have, and of which the host keeps ``least`` at least."""
+        return _bits(self._mask & ~self._shareable)
 
     @property
-    def held(self) -> dict[str, int]:
-        """The mask of each domain. Raises PartitionError."""
-        return {
-            group.removeprefix(PREFIX): self._union(group) for group in self._tree.groups() if group.startswith(PREFIX)
-        }
+    def least(self) -> int:
+        """The fewest ways that one group can have."""
+        return self._least
 
-    def assign(self, domain: str, count: int) -> int:
-        """``count`` ways, exclusively; their mask. All or nothing.
+    @property
+    def held(self) -> dict[str, tuple[int, ...]]:
+        """The ways of each domain. Raises PartitionError."""
+        groups = [group for group in self._tree.groups() if group.startswith(PREFIX)]
+        return {group.removeprefix(PREFIX): _bits(self._union(group)) for group in groups}
 
-        Raises CapacityError: not so many lie free side by side, beside the host's least, or the groups are used up;
-        UsageError: the domain has some, or asks for fewer than the hardware can give; PartitionError.
+    def part(self, percent: int) -> int:
+        """How many ways are at least so much of the cache."""
+        return max(self._least, -(-self._mask.bit_count() * percent // 100))
+
+    def assign(self, domain: str, ways: Iterable[int]) -> None:
+        """These ways, exclusively. All or nothing.
+
+        Raises CapacityError: somebody has one of them, too few are left to the host, or the groups are used up;
+        UsageError: the domain has some, or asks for what the hardware cannot give; PartitionError.
         """
         if not _DOMAIN.fullmatch(domain):
             raise UsageError("a domain's name for resctrl has letters, digits, '-' and '_' only")
-        if count < self._least:
-            raise UsageError(f"domain {domain}: {count} ways cannot be asked for; {self._least} is the least")
+        wanted = tuple(sorted(set(ways)))
+        if len(wanted) < self._least or not set(wanted) <= set(self.items) or wanted[-1] - wanted[0] >= len(wanted):
+            raise UsageError(
+                f"ways {spell(wanted) or 'none'} of a cache cannot be given: {self._least} in a row, or more"
+            )
+        mask = sum(1 << way for way in wanted)
         taken = {group: self._union(group) for group in self._tree.groups()}
         if PREFIX + domain in taken:
             raise UsageError(f"domain {domain} has its ways already")
         held = 0
-        for mask in taken.values():
-            held |= mask
-        state = self._state(taken)
+        for other in taken.values():
+            held |= other
         if len(taken) + 1 >= self._closids:
-            raise CapacityError(f"domain {domain}: all {self._closids} of resctrl's groups are in use; {state}")
-        mask = self._block(count, held)
+            raise CapacityError(f"all {self._closids} groups of resctrl are in use", hint="destroy a Realm with ways")
         rest = self._rest(held | mask)
-        if not mask or not rest:
-            raise CapacityError(f"domain {domain} wants {count} cache ways in one block; {state}")
+        if held & mask or not rest:
+            raise CapacityError(
+                f"the ways {spell(wanted)} of the cache are not free", hint="does another program use resctrl?"
+            )
         before = self._union("")
         group = PREFIX + domain
         try:
@@ -147,7 +162,6 @@ class Ways:
             self._tree.remove(group)
             self._set("", before)
             raise
-        return mask
 
     def add(self, domain: str, tasks: list[int]) -> None:
         """Threads of the domain, by their numbers; those that they make later follow them. Raises PartitionError."""
@@ -211,36 +225,18 @@ class Ways:
         if any(found != mask for found in self._masks(group).values()):
             raise PartitionError(f"resctrl: {name} is not as it was written")
 
-    def _block(self, count: int, held: int) -> int:
-        """The highest free block, for the host's lies at the low end, but for ways that hardware shares; 0: none."""
-        blocked = held | self._shareable
-        for shift in range(self.count - count, -1, -1):
-            mask = ((1 << count) - 1) << shift
-            if not mask & blocked:
-                return mask
-        return 0
-
     def _rest(self, held: int) -> int:
         """The host's ways where domains hold others: the longest free block, the lowest of several; 0: too short."""
         best = block = 0
-        for bit in range(self.count + 1):
-            if bit < self.count and not held >> bit & 1:
+        count = self._mask.bit_count()
+        for bit in range(count + 1):
+            if bit < count and not held >> bit & 1:
                 block |= 1 << bit
                 continue
             if block.bit_count() > best.bit_count():
                 best = block
             block = 0
         return best if best.bit_count() >= self._least else 0
-
-    def _state(self, taken: dict[str, int]) -> str:
-        held = 0
-        for mask in taken.values():
-            held |= mask
-        holders = ", ".join(f"{name.removeprefix(PREFIX)} holds {mask.bit_count()}" for name, mask in taken.items())
-        free = self.count - held.bit_count()
-        return f"of {self.count}, {free} are free, {self._least} of them the host's" + (
-            f"; {holders}" if holders else ""
-        )
 
     def _optional_mask(self, name: str) -> int:
         return _mask(self._tree.read(name), name) if (self._tree.root / name).exists() else 0
@@ -250,6 +246,10 @@ def _mask(text: str, name: str) -> int:
     if not re.fullmatch(r"\s*[0-9a-fA-F]{1,16}\s*", text):
         raise PartitionError(f"resctrl: {name}: {text[:40]!r} is no mask")
     return int(text, 16)
+
+
+def _bits(mask: int) -> tuple[int, ...]:
+    return tuple(bit for bit in range(mask.bit_length()) if mask >> bit & 1)
 
 
 def _number(text: str, name: str) -> int:
