@@ -605,7 +605,21 @@ static PyObject *time_walk(PyObject *module, PyObject *arguments)
 	return valid ? PyLong_FromUnsignedLongLong(ns) : fail(module, VB_INVALID);
 }
 
+static PyObject *address_of(PyObject *module, PyObject *memory)
+{
+	Py_buffer view;
+	uintptr_t address;
+
+	(void)module;
+	if (PyObject_GetBuffer(memory, &view, PyBUF_WRITABLE) != 0)
+		return NULL;
+	address = (uintptr_t)view.buf;
+	PyBuffer_Release(&view);
+	return PyLong_FromUnsignedLongLong(address);
+}
+
 static PyMethodDef module_methods[] = {
+	{"address_of", address_of, METH_O, NULL},
 	{"time_walk", time_walk, METH_VARARGS, NULL},
 	{"lock_process", lock_process, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},

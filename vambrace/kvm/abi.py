@@ -15,6 +15,7 @@ GET_VCPU_MMAP_SIZE: Final = 0xAE04
 # ioctls on a VM
 CREATE_VCPU: Final = 0xAE41
 SET_USER_MEMORY_REGION: Final = 0x4020AE46
+SET_GSI_ROUTING: Final = 0x4008AE6A
 IRQFD: Final = 0x4020AE76
 IOEVENTFD: Final = 0x4040AE79
 ARM_PREFERRED_TARGET: Final = 0x8020AEAF
@@ -29,11 +30,13 @@ SET_ONE_REG: Final = 0x4010AEAC
 ARM_VCPU_INIT: Final = 0x4020AEAE
 
 # capabilities
+CAP_IRQ_ROUTING: Final = 25
 CAP_IRQFD: Final = 32
 CAP_IOEVENTFD: Final = 36
 CAP_MAX_VCPUS: Final = 66
 CAP_ONE_REG: Final = 70
 CAP_ARM_PSCI_0_2: Final = 102
+CAP_MSI_DEVID: Final = 131
 CAP_IMMEDIATE_EXIT: Final = 136
 CAP_ARM_VM_IPA_SIZE: Final = 165
 
@@ -44,6 +47,14 @@ VCPU_PSCI_0_2: Final = 2
 # struct kvm_ioeventfd, flags
 IOEVENTFD_DATAMATCH: Final = 1 << 0
 
+# struct kvm_irqfd, flags
+IRQFD_DEASSIGN: Final = 1 << 0
+
+# struct kvm_irq_routing_entry
+ROUTE_IRQCHIP: Final = 1
+ROUTE_MSI: Final = 2
+MSI_VALID_DEVID: Final = 1 << 0
+
 # the interrupt controller as a KVM device (virt/kvm/devices/arm-vgic-v3.rst)
 DEV_TYPE_ARM_VGIC_V3: Final = 7
 VGIC_GRP_ADDR: Final = 0
@@ -52,6 +63,10 @@ VGIC_GRP_CTRL: Final = 4
 VGIC_CTRL_INIT: Final = 0
 VGIC_V3_ADDR_TYPE_DIST: Final = 2
 VGIC_V3_ADDR_TYPE_REDIST: Final = 3
+
+# its translator of message interrupts (virt/kvm/devices/arm-vgic-its.rst)
+DEV_TYPE_ARM_VGIC_ITS: Final = 8
+VGIC_ITS_ADDR_TYPE: Final = 4
 
 # core registers: KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | index in 32-bit words
 _CORE: Final = 0x6030_0000_0010_0000

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -108,10 +109,7 @@ class Vm:
     def interrupt_controller(self, distributor: int, redistributors: int, interrupts: int) -> None:
         """A GICv3 for the vCPUs that exist, at these guest addresses, with ``interrupts`` lines in all
         (a multiple of 32 from 64 on). Raises ``KvmError``."""
-        request = bytearray(struct.pack("<III", abi.DEV_TYPE_ARM_VGIC_V3, 0, 0))
-        call(self._fd, abi.CREATE_DEVICE, request, "create a GICv3")
-        fd = struct.unpack_from("<I", request, 4)[0]
-        self._stack.callback(os.close, fd)
+        fd = self._device(abi.DEV_TYPE_ARM_VGIC_V3, "GICv3")
         for group, attribute, value in (
             (abi.VGIC_GRP_ADDR, abi.VGIC_V3_ADDR_TYPE_DIST, struct.pack("<Q", distributor)),
             (abi.VGIC_GRP_ADDR, abi.VGIC_V3_ADDR_TYPE_REDIST, struct.pack("<Q", redistributors)),
@@ -119,6 +117,22 @@ class Vm:
             (abi.VGIC_GRP_CTRL, abi.VGIC_CTRL_INIT, b""),
         ):
             self._set_attribute(fd, group, attribute, value)
+
+    def message_interrupts(self, address: int) -> None:
+        """A translation service (ITS) at ``address`` for the interrupt controller. Raises ``KvmError``."""
+        for name, capability in (("IRQ routing", abi.CAP_IRQ_ROUTING), ("device ids", abi.CAP_MSI_DEVID)):
+            if call(self._fd, abi.CHECK_EXTENSION, capability, f"ask for {name}") <= 0:
+                raise KvmError(f"KVM: {name} of message interrupts are missing", hint="run Linux 6.8 or newer")
+        fd = self._device(abi.DEV_TYPE_ARM_VGIC_ITS, "GICv3 ITS")
+        self._set_attribute(fd, abi.VGIC_GRP_ADDR, abi.VGIC_ITS_ADDR_TYPE, struct.pack("<Q", address))
+        self._set_attribute(fd, abi.VGIC_GRP_CTRL, abi.VGIC_CTRL_INIT, b"")
+
+    def _device(self, kind: int, name: str) -> int:
+        request = bytearray(struct.pack("<III", kind, 0, 0))
+        call(self._fd, abi.CREATE_DEVICE, request, f"create a {name}")
+        fd: int = struct.unpack_from("<I", request, 4)[0]
+        self._stack.callback(os.close, fd)
+        return fd
 
     def _set_attribute(self, fd: int, group: int, attribute: int, value: bytes) -> None:
         cell = array.array("B", value or b"\0")
@@ -129,6 +143,23 @@ class Vm:
     def interrupt_on(self, eventfd: int, line: int) -> None:
         """Each write to ``eventfd`` raises peripheral interrupt ``line`` (edge). Raises ``KvmError``."""
         call(self._fd, abi.IRQFD, struct.pack("<IIII16x", eventfd, line, 0, 0), "connect an interrupt")
+
+    def interrupt_off(self, eventfd: int, line: int) -> None:
+        """Writes to ``eventfd`` stay there until it is connected again. Raises ``KvmError``."""
+        packed = struct.pack("<IIII16x", eventfd, line, abi.IRQFD_DEASSIGN, 0)
+        call(self._fd, abi.IRQFD, packed, "disconnect an interrupt")
+
+    def route(self, lines: int, messages: Mapping[int, tuple[int, int, int]]) -> None:
+        """What interrupts are: the first ``lines`` are peripheral ones, and each of ``messages`` is a write of
+        (address, data) by the device with this id. All other message interrupts are nothing. Raises ``KvmError``."""
+        entries = [struct.pack("<IIIIII24x", line, abi.ROUTE_IRQCHIP, 0, 0, 0, line) for line in range(lines)]
+        for line, (address, data, device) in messages.items():
+            low, high = address & 0xFFFF_FFFF, address >> 32
+            entries.append(
+                struct.pack("<IIIIIIII16x", line, abi.ROUTE_MSI, abi.MSI_VALID_DEVID, 0, low, high, data, device)
+            )
+        packed = bytearray(struct.pack("<II", len(entries), 0) + b"".join(entries))  # as bytes it could be too long
+        call(self._fd, abi.SET_GSI_ROUTING, packed, "route message interrupts")
 
     def notify_on(self, eventfd: int, guest_address: int, value: int) -> None:
         """A guest's 32-bit write of ``value`` to ``guest_address`` signals ``eventfd``, without an exit."""

@@ -9,6 +9,7 @@ from vambrace.pager.window import (
     Reuse,
     Window,
     ZoneStats,
+    address_of,
     lock_process,
     window_pages,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "Reuse",
     "Window",
     "ZoneStats",
+    "address_of",
     "lock_process",
     "window_pages",
 ]

@@ -64,6 +64,7 @@ class Window(Buffer):
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 def lock_process() -> None: ...
+def address_of(memory: Buffer) -> int: ...  # where this process has it, valid as long as the memory is there
 
 # How many ns it takes to read lines of page `target` of `memory` (page-aligned, zeros) after those of `pages` (an array
 # of type I) were read so many times, and so many ns have passed (core/timing.h).

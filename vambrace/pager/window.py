@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from mmap import mmap
 from types import TracebackType
 from typing import Any
 
@@ -295,6 +296,11 @@ class Window:
                 return PageAuthenticationError(found.zone, found.page)
             return PagerError(f"the window failed at page {found.page} of zone {found.zone}: {found.reason}")
         return _pager_error(error)
+
+
+def address_of(memory: bytearray | mmap) -> int:
+    """Where this process has a mapping or another writable buffer; it is not kept from going away."""
+    return _core.address_of(memory)
 
 
 def lock_process() -> None:

@@ -22,6 +22,8 @@ class Device(ABC):
     queues: int
     features: int = VERSION_1
     config: bytes = b""
+    #: Served where the driver notifies, in the vCPU's thread: for a driver that waits for each answer.
+    direct: bool = False
 
     def activate(self, queues: Sequence[Queue | None], features: int) -> None:  # noqa: B027
         """The driver is ready; queues it did not set up are None."""

@@ -135,7 +135,10 @@ class Transport:
         elif offset == NOTIFY:
             # Only where no ioeventfd caught it, as for a queue that does not exist.
             if value < len(self.kicks):
-                signal(self.kicks[value])
+                if self.device.direct:
+                    self.process(value)
+                else:
+                    signal(self.kicks[value])
         else:
             self._set_queue(offset, value)
 
