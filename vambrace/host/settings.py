@@ -5,14 +5,30 @@ from __future__ import annotations
 import dataclasses
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vambrace.errors import ConfigError
+from vambrace.errors import ConfigError, PartitionError
 from vambrace.partition.cgroups import ROOT
+from vambrace.partition.geometry import Cache, configured
 
 NO_TRUSTZONE = "no-trustzone"
+OFF, WAYS, COLOURS, AUTO = PARTITIONS = ("off", "ways", "colours", "auto")
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """The table ``[cache]``: by what the last-level cache is divided (``auto``: ways, else colours if they are
+    confirmed), what percentage of it no domain gets, and its geometry where firmware says too little of it."""
+
+    partition: str = OFF
+    reserve: int = 0
+    last: Cache | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.partition in PARTITIONS, f"cache.partition must be one of {', '.join(PARTITIONS)}")
+        _check(type(self.reserve) is int and 0 <= self.reserve < 100, "cache.reserve must be a percentage, 0 to 99")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +61,7 @@ class Settings:
     vmm_seconds: int = 300
     channels: int = 8
     message_rate: int = 256 << 20
+    cache: CacheSettings = field(default_factory=CacheSettings)
     # Not in the file: the program that is started for each domain.
     vmm_command: tuple[str, ...] = (sys.executable, "-m", "vambrace.machine")
 
@@ -79,13 +96,14 @@ def load_settings(path: Path) -> Settings:
 
 def parse_settings(table: dict[str, Any]) -> Settings:
     """Check one table of settings; raises ``ConfigError`` that names the key."""
-    fields = {field.name: field for field in dataclasses.fields(Settings) if field.name not in INTERNAL}
+    fields = {known.name: known for known in dataclasses.fields(Settings) if known.name not in INTERNAL}
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in fields:
             raise ConfigError(f"unknown setting {key}", hint=f"known: {', '.join(sorted(fields))}")
         values[key] = _value(key, value)
-    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    required = [name for name, known in fields.items() if known.default is MISSING is known.default_factory]
+    missing = [name for name in required if name not in values]
     if missing:
         raise ConfigError(f"settings missing: {', '.join(missing)}", hint="add them to the settings file")
     return Settings(**values)
@@ -95,6 +113,9 @@ def _value(key: str, value: Any) -> Any:
     if key in PATHS:
         _check(isinstance(value, str) and value.startswith("/"), f"{key} must be an absolute path")
         return Path(value)
+    if key == "cache":
+        _check(isinstance(value, dict), "cache must be a table")
+        return _cache(value)
     if key in NUMBERS:
         _check(type(value) is int, f"{key} must be an integer")
         return value
@@ -107,6 +128,15 @@ def _value(key: str, value: Any) -> Any:
         return tuple(value)
     _check(isinstance(value, bool), f"{key} must be true or false")
     return value
+
+
+def _cache(table: dict[str, Any]) -> CacheSettings:
+    own = {key: value for key, value in table.items() if key in ("partition", "reserve")}
+    geometry = {key: value for key, value in table.items() if key not in own}
+    try:
+        return CacheSettings(**own, last=configured(geometry) if geometry else None)
+    except PartitionError as error:
+        raise ConfigError(error.message, hint=error.hint) from error
 
 
 def _check(condition: bool, message: str) -> None:
