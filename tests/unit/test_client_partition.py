@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from vambrace.client.partition import Partition, Verification, draw, picture
+from vambrace.client.partition import Partition, Verification, draw, picture, spelled
 from vambrace.errors import HostError
 
 MIB = 1 << 20
@@ -20,10 +20,11 @@ ACCOUNT: dict[str, Any] = {
     "memory": {"total": 1024 * MIB, "free": 524 * MIB},
     "kinds": [
         {"name": "processors", "total": [1, 2, 3], "free": [3]},
-        {"name": "colours", "total": list(range(1000)), "free": list(range(500, 1000))},
+        {"name": "colours", "total": list(range(1000)), "free": list(range(500, 998))},
         {"name": "devices", "total": ["0000:01:00.0"], "free": []},
     ],
     "shared_processors": [4],
+    "cache": {"partition": "colours-unconfirmed", "reason": "a virtual machine", "host": [998, 999]},
     "domains": [
         {
             "uuid": "a" * 36,
@@ -53,6 +54,21 @@ def test_a_partition_and_its_picture(tmp_path: Path) -> None:
     assert "and 744 more" in found and "processor 4: <lab & co>" in found
     draw(tmp_path / "file.svg", partition)
     assert (tmp_path / "file.svg").read_text() == picture(partition)
+
+
+def test_what_the_host_keeps_is_not_free() -> None:
+    kinds = [{"name": "ways", "total": [0, 1, 2, 3], "free": [2]}]
+    domain = ACCOUNT["domains"][0] | {"items": {"ways": [3]}}
+    cache = {"partition": "ways", "reason": "", "host": [0, 1]}
+    partition = Partition.decode(ACCOUNT | {"kinds": kinds, "domains": [domain], "cache": cache})
+    assert {"0: the host", "1: the host", "2: free", "3: patients"} <= set(texts(picture(partition)))
+
+
+def test_items_in_words() -> None:
+    assert spelled(()) == "-"
+    assert spelled((1, 2, 3, 5, 7, 8, 10)) == "1-3, 5, 7, 8, 10"
+    assert spelled(("nvme0", "nic0", 4)) == "nvme0, nic0, 4"
+    assert spelled((3, 2, 1)) == "3, 2, 1"
 
 
 def test_a_host_with_nothing_and_one_that_has_given_all() -> None:

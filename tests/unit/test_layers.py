@@ -21,7 +21,7 @@ PACKAGE = ROOT / "vambrace"
 LAYERS: dict[str, set[str]] = {
     "cli": {"client", "advice", "emulator", "image", "debian", "attest", "certificate", "errors"},
     "client": {"advice", "image", "attest", "realm", "files", "errors"},
-    "host": {"advice", "image", "attest", "trustzone", "partition", "realm", "files", "errors"},
+    "host": {"advice", "cache", "image", "attest", "trustzone", "partition", "realm", "files", "errors"},
     "emulator": {"debian", "attest", "files", "errors"},
     "image": {"debian", "measure", "machine", "realm", "certificate", "errors"},
     "debian": {"errors"},
@@ -36,6 +36,7 @@ LAYERS: dict[str, set[str]] = {
     "vfio": {"pci", "errors"},
     "pci": {"errors"},
     "realm": {"certificate", "record", "errors"},
+    "cache": {"record", "errors"},
     "certificate": {"errors"},
     "advice": {"errors"},
     "files": set(),

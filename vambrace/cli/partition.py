@@ -12,7 +12,7 @@ from vambrace.cli.parser import Commands, host_option
 from vambrace.errors import HostError
 
 if TYPE_CHECKING:
-    from vambrace.client.partition import Item, Partition, Verification
+    from vambrace.client.partition import Cache, Item, Partition, Verification
 
 MIB = 1 << 20
 
@@ -53,6 +53,10 @@ def _lines(partition: Partition) -> list[str]:
     for owner in partition.owners:
         own = (_items(owner.items.get(kind.name, ())) for kind in partition.kinds)
         rows.append([owner.name, f"{owner.memory // MIB} MiB", *own, _items(owner.shared_processors)])
+    if partition.cache.host:
+        kept = partition.cache.partition.partition("-")[0]
+        own = (_items(partition.cache.host if kind.name == kept else ()) for kind in partition.kinds)
+        rows.append(["(host)", "-", *own, ""])
     free = (_items(kind.free) for kind in partition.kinds)
     rows.append(["(free)", f"{partition.free // MIB} MiB", *free, ""])
     total = (_items(kind.total) for kind in partition.kinds)
@@ -62,13 +66,22 @@ def _lines(partition: Partition) -> list[str]:
         names = [owner.name for owner in partition.owners if cpu in owner.shared_processors]
         if len(names) > 1:
             lines += ["", f"{' and '.join(names)} share processor {cpu}, as the host's settings allow"]
+    lines += ["", _cache(partition.cache)]
     if partition.enforcement != "cgroup":
         lines += ["", f"NOT enforced by the kernel, so others may run on these processors: {partition.reason}"]
     return lines
 
 
 def _items(items: tuple[Item, ...]) -> str:
-    return ", ".join(map(str, items)) or "-"
+    from vambrace.client.partition import spelled
+
+    return spelled(items)
+
+
+def _cache(cache: Cache) -> str:
+    how = cache.partition.replace("-", ", ")
+    missing = f" ({cache.reason})" if cache.reason else ""
+    return f"last-level cache: {'not divided' if cache.partition == 'none' else f'divided by {how}'}{missing}"
 
 
 def _found(found: Verification) -> list[str]:

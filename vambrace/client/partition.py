@@ -44,6 +44,15 @@ class Owner:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """By what the last-level cache is divided (as a token says it), what is missing, and what of it is the host's."""
+
+    partition: str
+    reason: str
+    host: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
 class Partition:
     """A host's account. ``enforcement`` is ``cgroup`` or ``affinity``; ``reason`` is why it is not the former."""
 
@@ -53,6 +62,7 @@ class Partition:
     free: int
     kinds: tuple[Kind, ...]
     shared_processors: tuple[Item, ...]
+    cache: Cache
     owners: tuple[Owner, ...]
     raw: dict[str, Any]
 
@@ -69,6 +79,11 @@ class Partition:
                     Kind(_text(kind["name"]), _items(kind["total"]), _items(kind["free"])) for kind in value["kinds"]
                 ),
                 shared_processors=_items(value["shared_processors"]),
+                cache=Cache(
+                    _text(value["cache"]["partition"]),
+                    _text(value["cache"]["reason"]),
+                    _items(value["cache"]["host"]),
+                ),
                 owners=tuple(
                     Owner(
                         _text(domain["uuid"]),
@@ -135,6 +150,23 @@ def _items(value: Any) -> tuple[Item, ...]:
     return tuple(_count(item) if isinstance(item, int) else _text(item) for item in value)
 
 
+def spelled(items: tuple[Item, ...]) -> str:
+    """Items in their order, for people: three or more numbers that follow each other as ``2-7``."""
+    words: list[str] = []
+    at = 0
+    while at < len(items):
+        end = at + 1
+        while end < len(items) and items[end] == _next(items[end - 1]):
+            end += 1
+        words += [f"{items[at]}-{items[end - 1]}"] if end - at > 2 else map(str, items[at:end])
+        at = end
+    return ", ".join(words) or "-"
+
+
+def _next(item: Item) -> Item:
+    return item + 1 if isinstance(item, int) else ""
+
+
 # The picture
 
 
@@ -147,7 +179,7 @@ def picture(partition: Partition) -> str:
     """An SVG document: a bar of memory, a row of cells for each kind, one colour for each domain."""
     colours = {owner.uuid: COLOURS[number % len(COLOURS)] for number, owner in enumerate(partition.owners)}
     rows = [_memory(partition, colours)]
-    rows += [_cells(kind.name, _who(partition, kind), colours) for kind in partition.kinds if kind.total]
+    rows += [_cells(kind, _who(partition, kind), colours) for kind in partition.kinds if kind.total]
     if partition.shared_processors:
         rows.append([*_shared(partition)])
     height = TOP + ROW * len(rows) + LINE * (len(partition.owners) + 2)
@@ -194,13 +226,15 @@ def _who(partition: Partition, kind: Kind) -> Iterator[tuple[Item, Owner | None]
     return ((item, holders.get(item)) for item in kind.total)
 
 
-def _cells(name: str, cells: Iterator[tuple[Item, Owner | None]], colours: dict[str, str]) -> list[str]:
-    shown = list(cells)
+def _cells(kind: Kind, cells: Iterator[tuple[Item, Owner | None]], colours: dict[str, str]) -> list[str]:
+    shown, free = list(cells), set(kind.free)
     more, shown = len(shown) - CELLS, shown[:CELLS]
     width = (WIDTH - LEFT - RIGHT) / len(shown)
-    parts = [_label(name)]
+    parts = [_label(kind.name)]
     for number, (item, owner) in enumerate(shown):
         colour, title = (colours[owner.uuid], owner.name) if owner else (FREE, "free")
+        if owner is None and item not in free:
+            colour, title = SHARED, "the host"
         parts.append(_box(LEFT + number * width, width, colour, str(item), f"{item}: {title}"))
     if more > 0:
         parts.append(f'<text x="{LEFT}" y="{BAR + 16}">and {more} more</text>')

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vambrace.errors import ConfigError, PartitionError
+from vambrace.cache import CacheShare
+from vambrace.errors import CapacityError, ConfigError, PartitionError
+from vambrace.host.caches import divide
+from vambrace.host.parts import HOST, Part, Parts
+from vambrace.host.placing import Placing
 from vambrace.host.settings import Settings
 from vambrace.partition import processors
 from vambrace.partition.cgroups import Cgroups
 from vambrace.partition.ledger import Kind, Ledger, Request, Share, spell
 from vambrace.partition.overlap import Domain, Verification, verify
+from vambrace.partition.placement import Memory
 
 PROCESSORS = "processors"
 #: What a domain's group may take beyond what was admitted: what the kernel has for it (page tables beyond the estimate,
@@ -36,10 +43,19 @@ class Place:
     memory: int
     cpus: tuple[int, ...]
     alone: bool
+    part: Part  # of the cache
 
     async def enter(self, pid: int) -> None:
         """Put the domain's VMM there, before it has anything of the domain. Raises ``PartitionError``."""
         await asyncio.to_thread(self.shares.enter, self, pid)
+
+    def placing(self, pid: int) -> AbstractAsyncContextManager[Placing | None]:
+        """As ``Parts.placing``."""
+        return self.shares.parts.placing(self.part, pid)
+
+    async def placed(self, window: Memory) -> None:
+        """As ``Parts.placed``."""
+        await self.shares.parts.placed(self.part, window)
 
     async def leave(self) -> None:
         """Whatever still runs there ends, and what the domain had is free again; twice does no harm.
@@ -69,6 +85,8 @@ class Shares:
                 )
         alone = tuple(core for core in groups if shared.isdisjoint(core))
         self.ledger = Ledger(memory, [Kind(PROCESSORS, alone)])
+        self.parts = Parts(self.ledger, self._limit)
+        self._settings = settings
         self.shared = settings.shared_cpus
         self.cgroups: Cgroups | None = cgroups or Cgroups(settings.cgroups)
         self.why = ""
@@ -95,6 +113,7 @@ class Shares:
 
         Raises ``PartitionError``: it cannot, and the settings do not allow to do without.
         """
+        self.parts.divide(divide(self._settings.cache, self._settings.state), self._settings.cache.reserve)
         assert self.cgroups is not None
         try:
             for domain in self.cgroups.domains():
@@ -125,26 +144,39 @@ class Shares:
 
     # One domain
 
-    async def reserve(self, uuid: str, label: str, memory: int, vcpus: int) -> Place:
-        """``memory`` bytes, and a processor for each of ``vcpus``: its own where enough are free, else shared ones.
+    async def reserve(
+        self, uuid: str, label: str, memory: int, vcpus: int, guest: int = 0, cache: CacheShare | None = None
+    ) -> Place:
+        """``memory`` bytes, of which the guest has ``guest``; a processor for each of ``vcpus``, its own where enough
+        are free, else shared ones; and the part of the cache that it asks for.
 
         Raises ``CapacityError`` (the domain gets nothing then), ``PartitionError`` (the kernel does not do it).
         """
-        share = self._reserve(uuid, label, memory, vcpus)
+        share = self._reserve(uuid, label, memory, vcpus, self.parts.needs(label, guest, cache))
         own = tuple(cpu for cpu in share.of(PROCESSORS) if isinstance(cpu, int))
-        place = Place(self, uuid, label, memory, own or self._least_used(vcpus), alone=bool(own))
-        self._places[uuid] = place
+        cpus = own or self._least_used(vcpus)
+        place: Place | None = None
         try:
+            part = await asyncio.to_thread(self.parts.create, share, guest)
+            place = self._places[uuid] = Place(self, uuid, label, memory, cpus, bool(own), part)
             await asyncio.to_thread(self._create, place, vcpus)
-        except PartitionError:
+        except (PartitionError, CapacityError):
+            with contextlib.suppress(PartitionError):
+                await asyncio.to_thread(self.parts.leave, uuid)
             self._forget(uuid)
             raise
         return place
 
-    def _reserve(self, uuid: str, label: str, memory: int, vcpus: int) -> Share:
-        if not self.shared or len(self.ledger.free(PROCESSORS)) >= vcpus:
-            return self.ledger.reserve(uuid, label, Request(memory, {PROCESSORS: vcpus}))
-        return self.ledger.reserve(uuid, label, Request(memory))
+    def _reserve(self, uuid: str, label: str, memory: int, vcpus: int, parts: list[dict[str, int]]) -> Share:
+        """The first of ``parts`` of the cache that is free. Raises ``CapacityError`` as for the first of them."""
+        alone = not self.shared or len(self.ledger.free(PROCESSORS)) >= vcpus
+        counts = {PROCESSORS: vcpus} if alone else {}
+        for less in parts[1:]:
+            with contextlib.suppress(CapacityError):
+                return self.ledger.reserve(uuid, label, Request(memory, counts | parts[0]))
+            with contextlib.suppress(CapacityError):
+                return self.ledger.reserve(uuid, label, Request(memory, counts | less))
+        return self.ledger.reserve(uuid, label, Request(memory, counts | parts[0]))
 
     def _least_used(self, count: int) -> tuple[int, ...]:
         """Shared processors for ``count`` vCPUs; fewer where there are fewer."""
@@ -160,6 +192,7 @@ class Shares:
     def enter(self, place: Place, pid: int) -> None:
         if self.cgroups is not None:
             self.cgroups.enter(place.uuid, pid)
+        self.parts.enter(place.uuid, pid)
         processors.confine(pid, place.cpus)
         if not place.alone and self._siblings:
             try:
@@ -170,13 +203,19 @@ class Shares:
                 log.warning("domain %s: %s", place.uuid, error.message)
 
     def leave(self, place: Place) -> None:
-        if self.cgroups is not None:
-            try:
+        try:
+            if self.cgroups is not None:
                 self.cgroups.remove(place.uuid)
-            except PartitionError as error:
-                log.error("domain %s keeps what it has: %s", place.uuid, error.message)
-                return
+            self.parts.leave(place.uuid)
+        except PartitionError as error:
+            log.error("domain %s keeps what it has: %s", place.uuid, error.message)
+            return
         self._forget(place.uuid)
+
+    def _limit(self, uuid: str, memory: int) -> None:
+        """So much memory, and what the kernel needs for it, may a domain have. Raises ``PartitionError``."""
+        if self.cgroups is not None:
+            self.cgroups.limit(uuid, memory + MEMORY_HEADROOM)
 
     def _forget(self, uuid: str) -> None:
         self._places.pop(uuid, None)
@@ -196,7 +235,8 @@ class Shares:
                 for kind in ledger.kinds.values()
             ],
             "shared_processors": list(self.shared),
-            "domains": [self._describe(share) for share in ledger.shares],
+            "cache": self.parts.describe(),
+            "domains": [self._describe(share) for share in ledger.shares if share.domain != HOST],
         }
 
     def _describe(self, share: Share) -> dict[str, Any]:
@@ -229,4 +269,5 @@ class Shares:
             alone = place.alone and self.cgroups is not None
             domains.append(Domain(place.label, inside, frozenset(place.cpus), alone=alone, cgroup=group))
         found = verify(domains)
+        faults += self.parts.verify()
         return Verification(found.domains, found.threads, found.descriptors, (*found.findings, *faults))

@@ -108,6 +108,13 @@ class Cgroups:
         except OSError as error:
             raise PartitionError(f"a VMM cannot enter its cgroup: {error.strerror}") from error
 
+    def limit(self, domain: str, memory: int) -> None:
+        """From now on the group has at most ``memory`` bytes. Raises ``PartitionError``."""
+        try:
+            (self.path(domain) / "memory.max").write_text(str(memory))
+        except OSError as error:
+            raise PartitionError(f"a cgroup's memory cannot be limited: {error.strerror}") from error
+
     def processes(self, domain: str) -> list[int]:
         """Who is in the group; none where it does not exist."""
         try:

@@ -70,6 +70,14 @@ def cores(cpus: Iterable[int], sysfs: Path = SYSFS) -> tuple[tuple[int, ...], ..
     return tuple(found)
 
 
+def threads(pid: int) -> list[int]:
+    """The threads of ``pid``, by their numbers; none, if it has ended."""
+    try:
+        return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+    except FileNotFoundError:
+        return []
+
+
 def confine(pid: int, cpus: Iterable[int]) -> None:
     """Every thread of ``pid``, if it still lives, may run on ``cpus`` only. Raises ``PartitionError``."""
     allowed = set(cpus)

@@ -1,0 +1,406 @@
+"""Parts of the cache on one host: what domains get, how a VMM gets its page frames, and what is found of a wrong one.
+
+The frames are real, in windows of this process, as is their verification; the geometry is configured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import fake_cgroups
+import pytest
+from fakes.resctrl import FakeResctrl
+
+from vambrace.cache import PREFERRED, REQUIRED, CacheShare
+from vambrace.errors import CapacityError, PartitionError
+from vambrace.host import placing
+from vambrace.host.caches import Division, undivided
+from vambrace.host.placing import Placing
+from vambrace.host.settings import Settings
+from vambrace.host.shares import Place, Shares
+from vambrace.pager import PAGE_SIZE, Window
+from vambrace.pager import Place as WindowPlace
+from vambrace.partition import CachePartition, placement
+from vambrace.partition.colours import Colours
+from vambrace.partition.ways import Ways
+
+MIB = 1 << 20
+ME = os.getpid()
+COLOURS = Colours(16)
+BY_COLOURS = Division(CachePartition.UNCONFIRMED, "as the test says", colours=COLOURS)
+HALF, ALL = CacheShare(REQUIRED, 50), CacheShare(REQUIRED, 100)
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="only root sees page frame numbers")
+kernel = pytest.mark.usefixtures("kernel")
+
+
+def host(folder: Path, division: Division, *, memory: int = 1024, reserve: int = 0) -> Shares:
+    """A host with ``memory`` MiB for domains, all on one shared processor."""
+    cpu = min(os.sched_getaffinity(0))
+    paths = ("certificate", "key", "client_ca", "state", "endorsement", "vendor_root")
+    names: dict[str, Any] = dict.fromkeys(paths, folder)
+    settings = Settings(**names, vmm_cpus=(cpu,), shared_cpus=(cpu,))
+    shares = Shares(settings, memory * MIB, fake_cgroups.make(folder / "cgroups"))
+    shares.parts.divide(division, reserve)
+    return shares
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 120))  # type: ignore[arg-type]
+
+
+async def make(shares: Shares, name: str, cache: CacheShare | None = None, *, guest: int = 64) -> Place:
+    return await shares.reserve(name, name, (guest + 8) * MIB, 1, guest * MIB, cache)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with so many threads."""
+    program = "import sys, threading\nfor _ in range(int(sys.argv[1]) - 1):\n"
+    program += "    threading.Thread(target=threading.Event().wait, daemon=True).start()\nprint(flush=True)\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+# --- what a domain gets ----------------------------------------------------------------------------------------
+
+
+def test_every_domain_has_colours(tmp_path: Path) -> None:
+    """Who asks for none has as many as its memory needs, and nobody else has them."""
+
+    async def test() -> None:
+        shares = host(tmp_path, BY_COLOURS, reserve=10)
+        assert shares.describe()["cache"] == {
+            "partition": "colours-unconfirmed", "reason": "as the test says", "host": [0, 1],
+        }  # fmt: skip
+        half, plain = await make(shares, "half", HALF), await make(shares, "plain", guest=100)
+        assert half.part.colours == tuple(range(2, 10)) and plain.part.colours == (10, 11)
+        view = shares.describe()
+        assert [domain["name"] for domain in view["domains"]] == ["half", "plain"], "the host is no domain"
+        assert view["domains"][1]["items"] == {"colours": [10, 11]}
+        assert view["kinds"][1] == {"name": "colours", "total": list(range(16)), "free": [12, 13, 14, 15]}
+        with pytest.raises(CapacityError) as raised:
+            await make(shares, "third", HALF)
+        assert raised.value.message == (
+            "third cannot be given 8 colours (free: 4 of 16 colours: 12-15; half holds 2-9; the host holds 0-1; "
+            "plain holds 10-11)"
+        )
+        await half.leave()
+        assert (await make(shares, "third", HALF)).part.colours == tuple(range(2, 10))
+
+    run(test)
+
+
+def test_more_colours_than_asked_where_the_memory_needs_them(tmp_path: Path) -> None:
+    async def test() -> None:
+        shares = host(tmp_path, BY_COLOURS)
+        place = await make(shares, "large", CacheShare(REQUIRED, 7), guest=400)
+        assert len(place.part.colours) == 8, "400 MiB and a quarter more, of 64 MiB each"
+
+    run(test)
+
+
+def test_preferred_is_less_where_it_must_be(tmp_path: Path) -> None:
+    async def test() -> None:
+        shares = host(tmp_path, BY_COLOURS)
+        await make(shares, "first", CacheShare(REQUIRED, 75))
+        place = await make(shares, "second", CacheShare(PREFERRED, 50))
+        assert place.part.colours == (12, 13)
+        with pytest.raises(CapacityError, match="third cannot be given 8 colours"):
+            await make(shares, "third", CacheShare(PREFERRED, 50), guest=200)
+
+    run(test)
+
+
+def test_a_demand_that_no_host_of_this_kind_can_meet(tmp_path: Path) -> None:
+    async def test() -> None:
+        shares = host(tmp_path, undivided("the kernel offers no ways; colours are unconfirmed"))
+        with pytest.raises(CapacityError) as raised:
+            await make(shares, "strict", HALF)
+        assert raised.value.message == (
+            "strict demands a part of the cache for itself: the kernel offers no ways; colours are unconfirmed"
+        )
+        assert raised.value.hint is not None and "'preferred'" in raised.value.hint
+        assert shares.ledger.shares == () and shares.cgroups is not None and shares.cgroups.domains() == []
+        place = await make(shares, "modest", CacheShare(PREFERRED, 50))
+        assert (place.part.colours, shares.parts.state(place.part)) == ((), CachePartition.NONE)
+
+    run(test)
+
+
+def test_ways(tmp_path: Path) -> None:
+    """Only who asks for ways has some; all threads of its VMM are put there, and they go back at its end."""
+
+    async def test() -> None:
+        tree = FakeResctrl(tmp_path / "resctrl", closids=3)
+        Ways(tree).assign("of-an-earlier-daemon", range(4, 6))
+        shares = host(tmp_path, Division(CachePartition.WAYS, ways=Ways(tree)))
+        assert tree.groups() == []
+        place, plain = await make(shares, "half", HALF), await make(shares, "plain")
+        assert (place.part.ways, plain.part.ways) == (tuple(range(6, 12)), ())
+        assert shares.parts.state(place.part) is CachePartition.WAYS
+        assert shares.parts.state(plain.part) is CachePartition.NONE
+        with threads(3) as vmm:
+            await place.enter(vmm.pid)
+            await plain.enter(vmm.pid)
+            tasks = (tree.root / "vambrace-half/tasks").read_text().split()
+            assert tasks == [task.name for task in Path(f"/proc/{vmm.pid}/task").iterdir()] and len(tasks) == 3
+        with pytest.raises(CapacityError) as raised:
+            await make(shares, "all", ALL)
+        assert raised.value.message == (
+            "all cannot be given 12 ways in a row (free: 4 of 12 ways: 2-5; half holds 6-11; the host holds 0-1)"
+        )
+        less = await make(shares, "less", CacheShare(PREFERRED, 50))
+        assert less.part.ways == (), "it prefers some, and does without"
+        assert await shares.verify([]) == await shares.verify([]) and (await shares.verify([])).passed
+        tree._show(tree.root, dict.fromkeys(tree.caches, 0x7F))
+        assert (await shares.verify([])).findings == ("resctrl: the host and vambrace-half share the ways 40",)
+        await place.leave()
+        assert tree.groups() == [] and shares.ledger.free("ways") == tuple(range(2, 12))
+        await make(shares, "one", CacheShare(REQUIRED, 10))
+        await make(shares, "two", CacheShare(REQUIRED, 10))
+        with pytest.raises(CapacityError, match="all 3 groups of resctrl are in use"):
+            await make(shares, "three", CacheShare(REQUIRED, 10))
+        assert shares.ledger.share("three") is None, "nothing is half allocated"
+
+    run(test)
+
+
+def test_ways_that_the_kernel_does_not_give(tmp_path: Path) -> None:
+    async def test() -> None:
+        tree = FakeResctrl(tmp_path / "resctrl")
+        shares = host(tmp_path, Division(CachePartition.WAYS, ways=Ways(tree)))
+        tree.fail = "vambrace-half/schemata"
+        with pytest.raises(PartitionError, match="as the test wants it"):
+            await make(shares, "half", HALF)
+        assert [share.domain for share in shares.ledger.shares] == ["host"] and tree.groups() == []
+        assert shares.cgroups is not None and shares.cgroups.domains() == []
+
+    run(test)
+
+
+# --- how it gets its page frames -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def windows() -> Iterator[ExitStack]:
+    """Closes windows when their domains have ended."""
+    with ExitStack() as stack:
+        yield stack
+
+
+async def placed(place: Place, windows: ExitStack) -> Window:
+    """As a VMM does it: a window whose pages the daemon chooses, and then it says where they are."""
+    loop = asyncio.get_running_loop()
+    async with place.placing(ME) as chosen:
+        assert chosen is not None
+
+        def ask(address: int, pages: int) -> bytes:
+            return asyncio.run_coroutine_threadsafe(chosen.choose(address, pages), loop).result(60)
+
+        def window() -> Window:
+            zones = [(place.part.guest // PAGE_SIZE, 50)]
+            return Window(zones, os.urandom(32), os.urandom(16), place=WindowPlace(ask, chosen.most, step=1 << 13))
+
+        made = windows.enter_context(await asyncio.to_thread(window))
+        await place.placed(chosen.memory(made.address, made.side))
+    return made
+
+
+@root
+@kernel
+def test_two_domains_with_frames_of_their_own(tmp_path: Path, windows: ExitStack, monkeypatch: Any) -> None:
+    monkeypatch.setattr(placement, "check_migration", lambda: None)  # this machine's own settings are its own affair
+
+    async def test() -> None:
+        shares = host(tmp_path, BY_COLOURS)
+        first, second = await make(shares, "first", CacheShare(REQUIRED, 25), guest=16), await make(shares, "second")
+        assert shares.cgroups is not None
+        limit = shares.cgroups.path("first") / "memory.max"
+        admitted = int(limit.read_text())
+        seen = []
+
+        async def look() -> None:
+            async with first.placing(ME):
+                seen.append(int(limit.read_text()))
+
+        await look()
+        assert seen[0] > admitted == int(limit.read_text()), "for the time in which it looks for frames"
+        await asyncio.gather(placed(first, windows), placed(second, windows))
+        for place in (first, second):
+            window = place.part.window
+            assert window is not None
+            assert {COLOURS.of(frame) for frame in window.frames()} == set(place.part.colours)
+            assert shares.parts.state(place.part) is CachePartition.UNCONFIRMED
+        assert (await shares.verify([])).findings == ()
+
+    run(test)
+
+
+@root
+@kernel
+def test_a_planted_overlap_is_found(tmp_path: Path, windows: ExitStack, monkeypatch: Any) -> None:
+    """A domain with frames of another's colours: it is named, and its token says nothing of colours any more."""
+    monkeypatch.setattr(placement, "check_migration", lambda: None)
+
+    async def test() -> None:
+        shares = host(tmp_path, BY_COLOURS)
+        first = await make(shares, "first", CacheShare(REQUIRED, 25), guest=16)
+        second = await make(shares, "second", CacheShare(REQUIRED, 25), guest=16)
+        made = await placed(first, windows)
+        memory = first.part.window
+        assert memory is not None
+        frame = memory.frames()[0]
+        with pytest.raises(PartitionError, match="second: page 0 has frame"):
+            await second.placed(memory)
+        whose = f"of colour {COLOURS.of(frame)}, which is first's, and {16 * 256 - 1} more are wrong"
+        assert (await shares.verify([])).findings == (f"second: page 0 has frame {frame:#x} {whose}",)
+        assert shares.parts.state(second.part) is CachePartition.NONE
+        assert shares.parts.state(first.part) is CachePartition.UNCONFIRMED
+        await second.leave()
+        assert (await shares.verify([])).findings == ()
+        made.close()
+        (gone,) = (await shares.verify([])).findings
+        assert gone == f"first: page 0 of process {ME} has no page frame"
+
+    run(test)
+
+
+def test_a_kernel_that_moves_pages_is_a_finding(tmp_path: Path, monkeypatch: Any) -> None:
+    def moves() -> None:
+        raise PartitionError("the kernel may move pages to other frames: vm.compact_unevictable_allowed is '1'")
+
+    monkeypatch.setattr(placement, "check_migration", moves)
+
+    async def test() -> None:
+        findings = (await host(tmp_path, BY_COLOURS).verify([])).findings
+        assert findings == (
+            "the kernel may move pages to other frames: vm.compact_unevictable_allowed is '1'",
+        )
+
+    run(test)
+
+
+def test_one_placement_at_a_time(tmp_path: Path) -> None:
+    async def test() -> None:
+        shares = host(tmp_path, BY_COLOURS)
+        places = [await make(shares, name) for name in ("a", "b", "c")]
+        running = 0
+
+        async def one(place: Place) -> None:
+            nonlocal running
+            async with place.placing(ME) as chosen:
+                running += 1
+                assert running == 1 and chosen is not None
+                await asyncio.sleep(0.01)
+                running -= 1
+
+        await asyncio.gather(*map(one, places))
+        free = shares.ledger.memory_free + 3 * 64 * MIB
+        assert shares.parts._most(places[0].part) <= free // PAGE_SIZE, "what others do not use yet is counted"
+
+    run(test)
+
+
+# --- a VMM that was taken over ---------------------------------------------------------------------------------
+
+
+def placing_of(pages: int = 64, most: int = 1 << 14) -> Placing:
+    return Placing(ME, COLOURS, (1, 2), pages, most)
+
+
+@pytest.mark.parametrize(
+    ("address", "pages"), [(0, 0), (0, -1), (1, 1), (-4096, 1), (1 << 62, 1), (0, 1 << 60), (0, 1 << 20)]
+)
+def test_offers_that_cannot_be(address: int, pages: int) -> None:
+    with pytest.raises(PartitionError):
+        asyncio.run(placing_of(most=1 << 40).choose(address, pages))
+
+
+def test_offers_are_bounded() -> None:
+    """By their number of pages, and by how many of them are small: each is a system call of the daemon's."""
+
+    async def large() -> None:
+        chosen, refused = placing_of(most=5000), 0
+        for _ in range(5):
+            with pytest.raises(PartitionError) as raised:
+                await chosen.choose(0, 2000)
+            refused += raised.value.message == "the VMM offers more pages than it may"
+        assert refused == 3
+
+    async def small() -> None:
+        chosen, refused = placing_of(), 0
+        for _ in range(100):
+            with pytest.raises(PartitionError) as raised:
+                await chosen.choose(0, 1)
+            refused += raised.value.message == "the VMM offers more pages than it may"
+        assert refused == 100 - placing.SMALL_OFFERS
+
+    asyncio.run(large())
+    asyncio.run(small())
+
+
+SIZE = 64 * PAGE_SIZE
+
+
+@pytest.mark.parametrize(
+    ("guest", "side"),
+    [
+        (SIZE, 2 * SIZE - PAGE_SIZE),
+        (2 * SIZE, SIZE + PAGE_SIZE),
+        (SIZE, SIZE),
+        (SIZE + 1, 4 * SIZE),
+        (SIZE, None),
+        ("0", SIZE),
+        (True, SIZE),
+        (0, SIZE),
+        (-SIZE, SIZE),
+        (SIZE, 1 << 56),
+        (float(SIZE), 4 * SIZE),
+    ],
+)
+def test_memory_that_cannot_be(guest: Any, side: Any) -> None:
+    with pytest.raises(PartitionError, match="the VMM (says two things|does not say)"):
+        placing_of().memory(guest, side)
+
+
+def test_memory_that_can_be() -> None:
+    assert placing_of().memory(SIZE, 2 * SIZE) == placement.Memory(ME, SIZE, 2 * SIZE, 64)
+
+
+# --- while domains run -----------------------------------------------------------------------------------------
+
+
+def test_domains_are_watched_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look that takes long is followed by a pause that is longer; time is the test's."""
+    now, looked = 0.0, []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        if now > 10000:
+            raise asyncio.CancelledError
+
+    async def look(domain: str) -> None:
+        nonlocal now
+        looked.append(domain)
+        now += 2.0
+
+    monkeypatch.setattr(placing.asyncio, "sleep", sleep)
+    monkeypatch.setattr(placing.time, "monotonic", lambda: now)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(placing.watch(lambda: ("a", "b"), look))
+    assert looked[:4] == ["a", "b", "a", "b"]
+    assert 2.0 * len(looked) / now <= 1 / placing.WATCH_PAUSE
