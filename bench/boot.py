@@ -19,9 +19,9 @@ from bench.parts.guest import Guest, build_guest
 from bench.report import Report, rounds
 from testbed.door import Door
 from vambrace.client.host import Host
+from vambrace.config import DomainConfig
 from vambrace.emulator.server import Server
 from vambrace.image.bundle import Bundle
-from vambrace.realm import RealmConfig
 
 QEMU = "QEMU/KVM"
 PERCENTS = {"Realm, 0 %": 0, "Realm, 50 %": 50}
@@ -132,7 +132,7 @@ def specification(guest: Guest, subject: str, until: str, cid: int) -> dict[str,
     return {"vmm": "qemu" if subject == QEMU else "realm", "until": until, **wanted}
 
 
-def machine(config: RealmConfig, image: str, configuration: str, cid: int) -> dict[str, Any]:
+def machine(config: DomainConfig, image: str, configuration: str, cid: int) -> dict[str, Any]:
     """What both VMMs are told of a guest: its files by their names in HERE, and its hardware."""
     return {
         "files": {

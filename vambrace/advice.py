@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vambrace.errors import RealmError
+from vambrace.errors import DomainError
 
 #: Counts of reuse, by the distance in percent of the zone.
 DISTANCES = 101
@@ -57,17 +57,17 @@ def advise(zone: str, stats: Mapping[str, Any], sampled: object, fault_ns: objec
     """What the samples of a zone say. ``stats`` were checked; ``sampled`` and ``fault_ns``, the cost of a fault, are as
     they came from a Realm or a VMM.
 
-    Raises RealmError: they are no samples, or no cost.
+    Raises DomainError: they are no samples, or no cost.
     """
     counts = sampled.get("reuse") if isinstance(sampled, dict) else None
     if not isinstance(sampled, dict) or not isinstance(counts, list) or len(counts) != DISTANCES:
-        raise RealmError("the samples are not understood", hint=OTHER_VERSION)
+        raise DomainError("the samples are not understood", hint=OTHER_VERSION)
     numbers = [fault_ns, *(sampled.get(key) for key in ("shift", "ns", "touches")), *counts]
     if any(type(number) is not int or not 0 <= number < MAXIMUM for number in numbers):
-        raise RealmError("the samples are not numbers", hint=OTHER_VERSION)
+        raise DomainError("the samples are not numbers", hint=OTHER_VERSION)
     fault, shift, elapsed, touches = (number for number in numbers[:4] if isinstance(number, int))
     if shift > 31 or not elapsed:
-        raise RealmError("the samples are out of range", hint=OTHER_VERSION)
+        raise DomainError("the samples are out of range", hint=OTHER_VERSION)
     seconds = elapsed / 1e9
     # At p percent the window is 100 − p percent of the zone: a reuse at a greater distance is a miss.
     misses = tuple(sum(counts[100 - p :]) * 2**shift / seconds if p else 0.0 for p in range(101))

@@ -9,10 +9,10 @@
     ├── ServerError                 the emulated server cannot be started, reached or stopped
     ├── HostError                   the host refused or failed
     │   ├── HostUnreachable         no connection, or not the host that was expected
-    │   ├── NotFound                no such Realm or image
+    │   ├── NotFound                no such domain or image
     │   ├── Conflict                not possible in the present state
     │   └── CapacityError           the exclusive share cannot be given
-    ├── RealmError                  a Realm failed or its agent refused
+    ├── DomainError                 a domain failed or its agent refused
     │   ├── ChannelClosed           the connection to the agent ended
     │   └── AgentFlood              the agent sent more than may wait
     ├── VerificationError           evidence is not to be trusted
@@ -120,15 +120,15 @@ class CapacityError(HostError):
     pass
 
 
-class RealmError(VambraceError):
+class DomainError(VambraceError):
     exit_code = 8
 
 
-class ChannelClosed(RealmError):
+class ChannelClosed(DomainError):
     """The connection ended; a new one may work, if the Realm still runs."""
 
 
-class AgentFlood(RealmError):
+class AgentFlood(DomainError):
     """The guest sent more than may wait."""
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from bench.parts import driver
 from vambrace.attest.owner import OwnerIdentity
+from vambrace.config import DomainConfig
 from vambrace.debian import root
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
@@ -20,7 +21,6 @@ from vambrace.emulator.build import LOCK_FILE
 from vambrace.image.base import runtime_base
 from vambrace.image.build import build_bundle
 from vambrace.image.bundle import Bundle
-from vambrace.realm import RealmConfig
 
 MEMORY = {"system": "256M", "hello": "32M", "worker": "64M"}
 WORK = "#!/bin/busybox sh\nexec /usr/bin/python3 -I -S -B /app/worker/driver.py boot\n"
@@ -39,11 +39,11 @@ class Guest:
         return at_percent(self.bundle.config, percent, percent).encode()
 
 
-def at_percent(config: RealmConfig, *percents: int) -> RealmConfig:
+def at_percent(config: DomainConfig, *percents: int) -> DomainConfig:
     """The configuration with a percentage for each zone."""
     pairs = zip(config.zones, percents, strict=True)
     zones = tuple(zone.replace(percent=percent, follow=False) for zone, percent in pairs)
-    changed: RealmConfig = config.replace(zones=zones)
+    changed: DomainConfig = config.replace(zones=zones)
     return changed
 
 
@@ -66,10 +66,10 @@ def build_worker(cache: Cache, work: Path) -> Bundle:
     return _bundle(Archive(cache.root / "archive", LOCK_FILE), cache, program)
 
 
-def without_agent(config: RealmConfig) -> RealmConfig:
+def without_agent(config: DomainConfig) -> DomainConfig:
     """The worker's configuration, in which ``driver.py`` takes the agent's place: no manifest can say that."""
     words = [word for word in config.cmdline.split() if not word.startswith("vambrace.init=")]
-    changed: RealmConfig = config.replace(cmdline=" ".join([*words, "vambrace.init=/app/worker/init"]))
+    changed: DomainConfig = config.replace(cmdline=" ".join([*words, "vambrace.init=/app/worker/init"]))
     return changed
 
 

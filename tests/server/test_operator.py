@@ -11,7 +11,7 @@ import pytest
 from user import Pair
 
 from vambrace.client.channel import Channel
-from vambrace.errors import RealmError
+from vambrace.errors import DomainError
 
 GUESSES = ("console", "memory", "dump", "stats", "logs", "results", "encrypt", "percent", "start", "agent")
 
@@ -31,7 +31,7 @@ def test_operator(pair: Pair) -> None:
     realm, host = pair.realms[0], pair.user.host
     instance = bytes.fromhex(realm.state.instance)
     percents = [zone["percent"] for zone in realm.stats()]
-    base = f"{host.url}/v1/realms/{realm.uuid}"
+    base = f"{host.url}/v1/domains/{realm.uuid}"
     said = b""
     for guess in GUESSES:
         for method in ("GET", "PUT", "POST"):
@@ -45,7 +45,7 @@ def test_operator(pair: Pair) -> None:
                 status, answer = call(host.tls, method, base + path, body)
                 assert 400 <= status < 500, (method, path)
                 said += answer
-    for url in (base, f"{base}/token", f"{host.url}/v1/realms", f"{host.url}/v1/host", f"{host.url}/v1/images"):
+    for url in (base, f"{base}/token", f"{host.url}/v1/domains", f"{host.url}/v1/host", f"{host.url}/v1/images"):
         status, answer = call(host.tls, "GET", url)
         assert status == 200
         said += answer
@@ -56,7 +56,7 @@ def test_operator(pair: Pair) -> None:
     assert b"holding" not in said
     # The channel is a pipe into the Realm, whose end there knows the owner only.
     stranger = pair.user.stranger
-    with pytest.raises(RealmError):
+    with pytest.raises(DomainError):
         Channel(host, realm.uuid, stranger.certificate_path, stranger.key_path, lambda *_: pytest.fail("connected"))
     assert [zone["percent"] for zone in realm.stats()] == percents
     assert realm.info().state == "running"

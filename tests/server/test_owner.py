@@ -9,7 +9,7 @@ from user import Pair
 
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.client.realm import Realm
-from vambrace.errors import RealmError
+from vambrace.errors import DomainError
 
 HOLDER = 2
 
@@ -59,7 +59,7 @@ def test_orders(pair: Pair) -> None:
         b"0": "cannot be read",
     }
     for message, why in refused.items():
-        with pytest.raises(RealmError, match=why):
+        with pytest.raises(DomainError, match=why):
             send(realm, message)
         assert percents(realm) == before
     # What was refused for one Realm was good for the other, so that the instance made the difference.

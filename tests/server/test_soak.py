@@ -70,13 +70,13 @@ def test_power_cuts(machine: Machine, base: RuntimeBase, tmp_path: Path) -> None
         assert server._get("/v1/platform", timeout=60) == platform
         access = server.access()  # on another port
         user.host = Host(access.url, access.certificate, access.key, access.ca)
-        assert all(info.final for info in user.host.realms())
+        assert all(info.final for info in user.host.domains())
         with Door(server) as door:
             assert one_waits(door)
         # The record of a Realm that was asked for just before the cut may not have reached the disk.
         if realm is not None:
             try:
-                assert user.host.realm(realm.uuid).state in ("failed", "succeeded")
+                assert user.host.domain(realm.uuid).state in ("failed", "succeeded")
             except HostError as error:
                 assert error.status == 404
     run_one(user, bundle, tmp_path / "results")

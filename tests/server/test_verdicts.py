@@ -104,8 +104,8 @@ def test_reset_and_refusal(user: User, server: Server, tmp_path: Path) -> None:
         finally:
             second.abandon()
         # Neither Realm was started once more by anybody.
-        assert all(info.final for info in user.host.realms() if info.uuid in (first.uuid, second.uuid))
-        assert len([info for info in user.host.realms() if info.image == first.state.image]) == 2
+        assert all(info.final for info in user.host.domains() if info.uuid in (first.uuid, second.uuid))
+        assert len([info for info in user.host.domains() if info.image == first.state.image]) == 2
 
 
 def test_debug(user: User, server: Server) -> None:

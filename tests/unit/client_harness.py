@@ -23,18 +23,18 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 from attest_factory import COMPONENTS, Platform
+from config_factory import MIB, make_application, make_disk, make_kernel
 from cryptography.hazmat.primitives.serialization import Encoding
-from realm_factory import MIB, make_application, make_disk, make_kernel
 
 from vambrace.attest.challenge import launch_challenge
 from vambrace.attest.endorsement import VendorAuthority
 from vambrace.attest.owner import Bounds, OwnerIdentity, verify_bounds, verify_percent, verify_verdict
 from vambrace.attest.references import publish
 from vambrace.client.context import Context, HostEntry
+from vambrace.config import DomainConfig, Zone
 from vambrace.emulator.provision import Credentials
 from vambrace.errors import VambraceError
 from vambrace.image import Bundle, write_bundle
-from vambrace.realm import RealmConfig, Zone
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest" / "agent"))
 
@@ -95,7 +95,7 @@ def make_auto(bounds: Bounds, **changes: Any) -> dict[str, Any]:
 class Monitor:
     """Stands for the monitor: tokens by the platform's keys, percentages by the owner's signed word."""
 
-    def __init__(self, platform: Platform, config: RealmConfig, measurement: bytes, instance: bytes) -> None:
+    def __init__(self, platform: Platform, config: DomainConfig, measurement: bytes, instance: bytes) -> None:
         self.platform, self.config = platform, config
         self.measurement, self.instance = measurement, instance
         self.percents = [zone.percent for zone in config.zones]
@@ -282,7 +282,7 @@ class Record:
 class LoopbackHost:
     """Context manager: the host runs in a thread. ``measurement`` is what its Realms measure as."""
 
-    def __init__(self, directory: Path, platform: Platform, config: RealmConfig, measurement: bytes) -> None:
+    def __init__(self, directory: Path, platform: Platform, config: DomainConfig, measurement: bytes) -> None:
         self.directory, self.platform, self.config = directory, platform, config
         self.measurement = measurement
         self.images: dict[str, int] = {}
@@ -316,13 +316,13 @@ class LoopbackHost:
         app.router.add_get("/v1/images", self._list_images)
         app.router.add_head("/v1/images/{digest}", self._has_image)
         app.router.add_put("/v1/images/{digest}", self._put_image)
-        app.router.add_get("/v1/realms", self._list_realms)
-        app.router.add_put("/v1/realms/{uuid}", self._create)
-        app.router.add_get("/v1/realms/{uuid}", self._get)
-        app.router.add_delete("/v1/realms/{uuid}", self._delete)
-        app.router.add_get("/v1/realms/{uuid}/token", self._token)
-        app.router.add_post("/v1/realms/{uuid}/verdict", self._verdict)
-        app.router.add_get("/v1/realms/{uuid}/channel", self._channel)
+        app.router.add_get("/v1/domains", self._list_realms)
+        app.router.add_put("/v1/domains/{uuid}", self._create)
+        app.router.add_get("/v1/domains/{uuid}", self._get)
+        app.router.add_delete("/v1/domains/{uuid}", self._delete)
+        app.router.add_get("/v1/domains/{uuid}/token", self._token)
+        app.router.add_post("/v1/domains/{uuid}/verdict", self._verdict)
+        app.router.add_get("/v1/domains/{uuid}/channel", self._channel)
         self._runner = web.AppRunner(app, shutdown_timeout=0.5)
         await self._runner.setup()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -359,7 +359,7 @@ class LoopbackHost:
         return web.json_response({"sha256": digest}, status=201)
 
     async def _list_realms(self, _: web.Request) -> web.Response:
-        return web.json_response({"realms": [record.as_dict() for record in self.realms.values()]})
+        return web.json_response({"domains": [record.as_dict() for record in self.realms.values()]})
 
     async def _create(self, request: web.Request) -> web.Response:
         body = await request.json()
@@ -465,7 +465,7 @@ class World:
     context: Context
     owner: OwnerIdentity
     bundle: Path
-    config: RealmConfig
+    config: DomainConfig
     platform: Platform
     host: LoopbackHost
     measurement: bytes
@@ -498,7 +498,7 @@ def make_bundle(directory: Path, owner: OwnerIdentity, **changes: Any) -> Bundle
         "collect_seconds": 20,
     }
     return write_bundle(
-        directory / "patients.vambrace", RealmConfig(**{**fields, **changes}), parts[0], parts[1], parts[2:]
+        directory / "patients.vambrace", DomainConfig(**{**fields, **changes}), parts[0], parts[1], parts[2:]
     )
 
 

@@ -17,15 +17,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from realm_factory import make_certificate, make_realm
+from config_factory import make_certificate, make_realm
 
 from vambrace.certificate import owner_public_key, personalization
+from vambrace.config import Endpoint
 from vambrace.errors import VambraceError
 from vambrace.host.lifecycle import Lifecycle, State
 from vambrace.host.messages import Messages
-from vambrace.host.store import RealmRecord
+from vambrace.host.store import DomainRecord
 from vambrace.host.vsock import MESSAGE_PORT
-from vambrace.realm import Endpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest" / "agent"))
 
@@ -69,7 +69,7 @@ class Realm:
         self.cid = number
         self.path = folder / f"agent-{number}"
         self.config = make_realm(name=name, owner=certificate(owner), endpoints=wanted)
-        self.record = RealmRecord(f"uuid-{number}", f"called-{number}", "", "", 0.0, measurement=f"{number:064x}")
+        self.record = DomainRecord(f"uuid-{number}", f"called-{number}", "", "", 0.0, measurement=f"{number:064x}")
         self.lifecycle = Lifecycle(State.RUNNING)
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(str(self.path))

@@ -10,7 +10,7 @@ import pytest
 
 from vambrace.advice import Advice, advise
 from vambrace.client.curves import picture
-from vambrace.errors import RealmError
+from vambrace.errors import DomainError
 from vambrace.pager import Window
 from vambrace.pager.cost import fault_ns
 
@@ -51,13 +51,13 @@ def test_0_percent_is_free_however_far_pages_are_apart() -> None:
     ],
 )
 def test_samples_that_are_none_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(RealmError):
+    with pytest.raises(DomainError):
         advise("analysis", STATS, sampled(**changes), 10_000)
 
 
 @pytest.mark.parametrize("fault", [None, -1, 0.5, True])
 def test_a_cost_that_is_none_is_refused(fault: object) -> None:
-    with pytest.raises(RealmError):
+    with pytest.raises(DomainError):
         advise("analysis", STATS, sampled(), fault)
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from config_factory import make_certificate, owner
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from realm_factory import make_certificate, owner
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
 

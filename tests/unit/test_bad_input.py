@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from realm_factory import MIB, make_disk, make_kernel, make_realm
+from config_factory import MIB, make_disk, make_kernel, make_realm
 
 sys.path[:0] = [str(Path(__file__).parent / "test_host")]
 
@@ -253,11 +253,11 @@ def introduce(daemon: Daemon, certificates: Certificates, own_state: Path) -> No
 
 async def everything(daemon: Daemon) -> dict[str, object]:
     """All that the host has: images, Realms that live, files of uploads, processes."""
-    realms = (await daemon.get("/v1/realms")).json["realms"]
+    realms = (await daemon.get("/v1/domains")).json["domains"]
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return {
         "images": sorted(image["sha256"] for image in (await daemon.get("/v1/images")).json["images"]),
-        "realms": sorted(realm["uuid"] for realm in realms),
+        "domains": sorted(realm["uuid"] for realm in realms),
         "uploads": leftovers(daemon),
         "vmm": [pid for pid in children if b"fake_vmm" in Path(f"/proc/{pid}/cmdline").read_bytes()],
         "memory": (await daemon.get("/v1/host")).json["memory"],
@@ -306,7 +306,7 @@ def test_a_second_realm_with_the_same_name(
         await daemon.awaiting()
 
     bundle = make_bundle(tmp_path, "patients", **owned)
-    says, hint = "a Realm named patients exists", "choose another name or destroy that one"
+    says, hint = "a domain named patients exists", "choose another name or destroy that one"
     refuse_run(tmp_path, certificates, refused, own_state, bundle, first=first, says=says, hint=hint)
 
 
@@ -379,7 +379,7 @@ def test_a_name_that_no_realm_may_have(
         introduce(daemon, certificates, own_state)
         host, files = await everything(daemon), tree(own_state)
         words = ("run", str(bundle), "--allow-insecure", "--name", name)
-        await asyncio.to_thread(refused, 2, *words, says=f"Realm: {name!r} is not a valid name", hint="1 to 32 of a-z")
+        await asyncio.to_thread(refused, 2, *words, says=f"domain: {name!r} is not a valid name", hint="1 to 32 of a-z")
         assert await everything(daemon) == host
         assert tree(own_state) == files
 

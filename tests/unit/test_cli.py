@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 from client_harness import Monitor, World, make_auto, make_stats, make_world, register
-from realm_factory import make_endpoint
+from config_factory import make_endpoint
 
 from vambrace import Realm
 from vambrace.attest.owner import Bounds
 from vambrace.cli import stats
 from vambrace.cli.main import main, make_parser
 from vambrace.cli.output import Output, printable
-from vambrace.client.context import Context, RealmState
+from vambrace.client.context import Context, DomainState
 from vambrace.errors import ServerError
 
 ROOT = Path(__file__).parents[2]
@@ -410,7 +410,7 @@ def test_destroy_and_ambiguity(world: World, capsys: Capture) -> None:
     second = Realm.create(world.bundle, name="second")
     # Another host's Realm could have the same name: make the user's own notes say so.
     state = second.state
-    world.context.save_realm(RealmState(**{**state.__dict__, "name": "patients"}))
+    world.context.save_domain(DomainState(**{**state.__dict__, "name": "patients"}))
     assert main(["destroy", "patients"]) == 2
     assert first.uuid in capsys.readouterr().err
     assert main(["destroy", first.uuid]) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vambrace.client.context import Context, HostEntry, RealmState
+from vambrace.client.context import Context, DomainState, HostEntry
 from vambrace.errors import ConfigError, NotFound, UsageError
 
 A, B = "11111111-2222-3333-4444-555555555555", "11111111-aaaa-3333-4444-555555555555"
@@ -19,8 +19,8 @@ def entry(url: str = "https://h:1") -> HostEntry:
     return HostEntry(url, "/c.pem", "/c.key", "/ca.pem", 'with "quotes" \\ and é', "")
 
 
-def realm(uuid: str = A, name: str = "patients") -> RealmState:
-    return RealmState(uuid, name, "https://h:1", "00" * 32, "11" * 32, "22" * 32)
+def realm(uuid: str = A, name: str = "patients") -> DomainState:
+    return DomainState(uuid, name, "https://h:1", "00" * 32, "11" * 32, "22" * 32)
 
 
 def test_hosts(own_state: Path) -> None:
@@ -67,24 +67,24 @@ def test_damaged_hosts(own_state: Path, text: str) -> None:
 
 def test_realms() -> None:
     context = Context()
-    context.save_realm(realm(), config=b"{}", token=b"t")
-    assert context.realm(A) == realm()
-    assert context.realm_file(A, "token.cbor") == b"t"
-    assert context.all_realms() == [realm()]
+    context.save_domain(realm(), config=b"{}", token=b"t")
+    assert context.domain(A) == realm()
+    assert context.domain_file(A, "token.cbor") == b"t"
+    assert context.all_domains() == [realm()]
     with pytest.raises(NotFound):
-        context.realm(B)
+        context.domain(B)
     with pytest.raises(UsageError):
-        context.realm("../../x")
-    context.forget_realm(A)
-    assert context.all_realms() == []
+        context.domain("../../x")
+    context.forget_domain(A)
+    assert context.all_domains() == []
 
 
 def test_a_damaged_realm(own_state: Path) -> None:
     context = Context()
-    context.save_realm(realm())
-    (own_state / "realms" / A / "state.json").write_text('{"uuid": 1}')
+    context.save_domain(realm())
+    (own_state / "domains" / A / "state.json").write_text('{"uuid": 1}')
     with pytest.raises(ConfigError):
-        context.all_realms()
+        context.all_domains()
 
 
 def test_counters_rise_even_if_the_clock_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from client_harness import World, make_world, register
 
-from vambrace.client.host import Host, RealmInfo, plain, problem
+from vambrace.client.host import DomainInfo, Host, plain, problem
 from vambrace.emulator.provision import Credentials
 from vambrace.errors import (
     CapacityError,
@@ -66,7 +66,7 @@ def test_an_upload_that_is_another(host: Host, world: World) -> None:
 
 def test_no_such_realm(host: Host) -> None:
     with pytest.raises(NotFound) as caught:
-        host.realm(str(uuid.uuid4()))
+        host.domain(str(uuid.uuid4()))
     assert caught.value.status == 404 and caught.value.hint == "list them"
 
 
@@ -133,11 +133,11 @@ def test_only_https(world: World, url: str) -> None:
 )
 def test_what_is_no_realm(value: object) -> None:
     with pytest.raises(HostError):
-        RealmInfo.decode(value)
+        DomainInfo.decode(value)
 
 
 def test_text_of_the_host_cannot_speak_to_the_terminal() -> None:
-    info = RealmInfo.decode({"uuid": str(uuid.uuid4()), "name": "a\x1b]0;x\x07\r\nb", "state": 7})
+    info = DomainInfo.decode({"uuid": str(uuid.uuid4()), "name": "a\x1b]0;x\x07\r\nb", "state": 7})
     assert info.name == "a?]0;x???b" and info.state == "7"
     assert plain("x" * 5000) == "x" * 1000
 

@@ -10,29 +10,29 @@ from typing import Any
 
 import pytest
 from client_harness import Agent, World, make_auto, make_bundle, make_platform, make_stats, make_world, register
+from config_factory import make_endpoint
 from cryptography.hazmat.primitives.serialization import Encoding
-from realm_factory import make_endpoint
 
 from vambrace import Host, Owner, Realm, Trust
 from vambrace.attest.owner import Bounds
 from vambrace.attest.policy import Policy
 from vambrace.client import changes, channel, traffic, zones
+from vambrace.config import Zone
 from vambrace.errors import (
     ChallengeMismatch,
     ConfigError,
     Conflict,
+    DomainError,
     HostUnreachable,
     MalformedEvidence,
     MeasurementMismatch,
     OwnerMismatch,
-    RealmError,
     ReplayedToken,
     UnknownRoot,
     UsageError,
     VerificationError,
 )
 from vambrace.pager.window import ZoneStats
-from vambrace.realm import Zone
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_the_same_name_twice(world: World) -> None:
     with Realm.create(world.bundle):
         with pytest.raises(Conflict):
             Realm.create(world.bundle)
-        assert len(world.context.all_realms()) == 1
+        assert len(world.context.all_domains()) == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, HostUnreachable], ids=["interrupted", "no answer"])
@@ -167,7 +167,7 @@ def test_nothing_stays_of_what_was_cut_short(
     monkeypatch.setattr(Host, call, cut)
     with pytest.raises(error):
         Realm.create(world.bundle)
-    assert world.context.all_realms() == []
+    assert world.context.all_domains() == []
     assert [record.state for record in world.host.realms.values()] == (["destroyed"] if call == "create" else [])
 
 
@@ -227,7 +227,7 @@ def test_another_owner_cannot_connect(world: World, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     other = Owner.create(tmp_path / "other")
     with Realm.run(world.bundle) as realm, Host.current() as host:
-        with pytest.raises(RealmError):
+        with pytest.raises(DomainError):
             channel.Channel(host, realm.uuid, other.certificate_path, other.key_path, lambda *_: pytest.fail("asked"))
         assert realm.status()["state"] == "running"
 
@@ -255,7 +255,7 @@ def test_a_replayed_percentage_is_refused(world: World, monkeypatch: pytest.Monk
     with Realm.run(world.bundle) as realm:
         realm.encrypt("analysis", 90)
         monkeypatch.setattr(realm._context, "next_counter", lambda uuid: 1)
-        with pytest.raises(RealmError, match="refused"):
+        with pytest.raises(DomainError, match="refused"):
             realm.encrypt("analysis", 10)
         assert world.record.monitor.percents[1] == 90
 
@@ -307,12 +307,12 @@ def test_a_change_that_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     with Realm.run(world.bundle) as realm:
         monitor = world.record.monitor
         monitor.fails = "95 % cannot be encrypted: 100 pages are pinned for devices"
-        with pytest.raises(RealmError, match="100 pages are pinned") as caught:
+        with pytest.raises(DomainError, match="100 pages are pinned") as caught:
             realm.encrypt("analysis", 95)
         assert caught.value.hint == "release pages"
         monitor.fails, monitor.pace = "", 100
         monkeypatch.setattr(monitor, "change_lies", {"counter": 1 << 62, "percent": 5})
-        with pytest.raises(RealmError, match="another order"):
+        with pytest.raises(DomainError, match="another order"):
             realm.encrypt("analysis", 95)
 
 
@@ -334,10 +334,10 @@ def test_a_change_that_none_can_be(world: World, key: str, values: list[Any]) ->
     found = changes.check(world.config, 1, good | {"error": "\x1b[2J", "hint": [1]})
     assert found is not None and (found.application, found.working, found.error) == ("analysis", "system", "?[2J")
     for value in values:
-        with pytest.raises(RealmError, match="no possible"):
+        with pytest.raises(DomainError, match="no possible"):
             changes.check(world.config, 1, good | {key: value})
     for value in ("done", [], 7, True, {}):
-        with pytest.raises(RealmError, match="no possible"):
+        with pytest.raises(DomainError, match="no possible"):
             changes.check(world.config, 1, value)
 
 
@@ -359,14 +359,14 @@ def test_traffic_that_none_can_be() -> None:
     (shown,) = traffic.check(wanted, [ROW | {"peer": "\x1b[2J", "role": "connect"}])
     assert (shown["peer"], shown["role"]) == ("?[2J", "offer")
     for items in (None, {}, "x", [1], [ROW] * 1025, [{}]):
-        with pytest.raises(RealmError, match="not understood"):
+        with pytest.raises(DomainError, match="not understood"):
             traffic.check(wanted, items)
     for key in ("open", "connections", "refused", "sent", "received"):
         for value in (-1, 1 << 64, True, "1", None, 1.5):
-            with pytest.raises(RealmError, match="not understood"):
+            with pytest.raises(DomainError, match="not understood"):
                 traffic.check(wanted, [ROW | {key: value}])
     for name in ("unknown", [], None, 1):
-        with pytest.raises(RealmError, match="not understood"):
+        with pytest.raises(DomainError, match="not understood"):
             traffic.check(wanted, [ROW | {"endpoint": name}])
 
 
@@ -400,7 +400,7 @@ def test_bounds_are_confirmed_when_they_are_in_force(world: World, monkeypatch: 
         assert looks == ["bringing analysis within its bounds"] * 3
         monitor.percents[1] = 10
         monitor.error = "7 pages are pinned"
-        with pytest.raises(RealmError, match="still at 10 %: 7 pages are pinned"):
+        with pytest.raises(DomainError, match="still at 10 %: 7 pages are pinned"):
             realm.auto("analysis", Bounds(30, 90, 50))
 
 
@@ -418,7 +418,7 @@ def test_bounds_that_an_agent_makes_up(world: World, monkeypatch: pytest.MonkeyP
     with Realm.run(world.bundle) as realm:
         for autos in wrong:
             monkeypatch.setattr(world.record.monitor, "auto", lambda message, autos=autos: autos)
-            with pytest.raises(RealmError, match="other bounds|other zones"):
+            with pytest.raises(DomainError, match="other bounds|other zones"):
                 realm.auto("analysis", Bounds(30, 90, 50))
 
 
@@ -437,10 +437,10 @@ def test_a_state_of_auto_that_none_can_be(key: str, values: list[Any]) -> None:
     checked = zones.check_auto(ZONE, good)
     assert checked == {**make_auto(Bounds(30, 90, 50)), "error": "?[2J"} and zones.check_auto(ZONE, None) is None
     for value in values:
-        with pytest.raises(RealmError, match="no possible"):
+        with pytest.raises(DomainError, match="no possible"):
             zones.check_auto(ZONE, good | {key: value})
     for value in (7, [], "on", True, {}):
-        with pytest.raises(RealmError, match="no possible"):
+        with pytest.raises(DomainError, match="no possible"):
             zones.check_auto(ZONE, value)
 
 
@@ -463,11 +463,11 @@ def test_statistics_that_no_window_can_have(key: str) -> None:
     elif key in ("window", "plaintext", "plaintext_max", "standby", "pinned"):
         wrong += [4097]
     for value in wrong:
-        with pytest.raises(RealmError, match=f"analysis have no possible {key}"):
+        with pytest.raises(DomainError, match=f"analysis have no possible {key}"):
             zones.check(ZONE, make_stats(ZONE, **{key: value}))
     incomplete = make_stats(ZONE)
     del incomplete[key]
-    with pytest.raises(RealmError, match=key):
+    with pytest.raises(DomainError, match=key):
         zones.check(ZONE, incomplete)
 
 
@@ -483,7 +483,7 @@ def test_statistics_at_their_limits() -> None:
 def test_a_realm_that_lies_about_its_memory(world: World) -> None:
     with Realm.run(world.bundle) as realm:
         world.record.monitor.lies = {"window": 1 << 40}
-        with pytest.raises(RealmError, match="system have no possible window"):
+        with pytest.raises(DomainError, match="system have no possible window"):
             realm.stats()
         world.record.monitor.lies = {}
         assert realm.stats()[0]["window"] == 819
@@ -510,7 +510,7 @@ def test_a_failing_application(world: World, tmp_path: Path) -> None:
 
         process = world.agent.service._supervisor.processes[0]
         os.kill(process.pid, signal.SIGKILL)
-        with pytest.raises(RealmError, match="analysis.*137"):
+        with pytest.raises(DomainError, match="analysis.*137"):
             realm.finish(tmp_path / "out")
 
 
@@ -525,9 +525,9 @@ def test_a_hostile_host_cannot_write_elsewhere(world: World, tmp_path: Path) -> 
         "/results/a/b\\c",
         "/results/b/x",
     ):
-        with pytest.raises(RealmError, match="not safe"):
+        with pytest.raises(DomainError, match="not safe"):
             _ = ResultFile("a", path, 1).relative
-    with pytest.raises(RealmError, match="not safe"):
+    with pytest.raises(DomainError, match="not safe"):
         _ = ResultFile("..", "/results/../x", 1).relative
     assert ResultFile("a", "/results/a/b/c.txt", 1).relative == Path("a/b/c.txt")
 
@@ -540,11 +540,11 @@ def test_a_download_goes_on_where_it_was_cut(tmp_path: Path) -> None:
     def fetch(application: str, path: str, offset: int) -> tuple[int, bytes]:
         asked.append(offset)
         if len(asked) == 2:
-            raise RealmError("cut")
+            raise DomainError("cut")
         return len(content), content[offset : offset + 100]
 
     file, uuid = ResultFile("a", "/results/a/x", 250), "00000000-0000-0000-0000-000000000000"
-    with pytest.raises(RealmError, match="cut"):
+    with pytest.raises(DomainError, match="cut"):
         download(file, tmp_path, uuid, fetch, 1000)
     assert not (tmp_path / "a/x").exists()
     assert download(file, tmp_path, uuid, fetch, 1000).read_bytes() == content
@@ -571,7 +571,7 @@ def test_a_result_larger_than_the_memory_is_not_taken(tmp_path: Path, stated: in
         asked.append(offset)
         return 1 << 62, bytes(4)
 
-    with pytest.raises(RealmError, match="more than its application's memory"):
+    with pytest.raises(DomainError, match="more than its application's memory"):
         download(ResultFile("a", "/results/a/x", stated), tmp_path, "0" * 36, fetch, 1000)
     assert len(asked) <= 1
     assert not (tmp_path / "a/x").exists()

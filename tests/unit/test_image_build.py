@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from realm_factory import make_kernel, owner
+from config_factory import make_kernel, owner
 
 from vambrace.debian.erofs import VerityDisk
 from vambrace.errors import BuildError, ConfigError, VambraceError

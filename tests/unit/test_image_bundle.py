@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from config_factory import make_disk, make_kernel, make_realm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from realm_factory import make_disk, make_kernel, make_realm
 
 from vambrace.errors import ConfigError, ImageError
 from vambrace.image import Bundle, write_bundle

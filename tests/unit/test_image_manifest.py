@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from realm_factory import MIB, make_certificate, owner
+from config_factory import MIB, make_certificate, owner
 
 from vambrace.certificate import owner_public_key, personalization
+from vambrace.config import Endpoint
 from vambrace.errors import ConfigError
 from vambrace.image.manifest import parse_memory, read_manifest
-from vambrace.realm import Endpoint
 
 GOOD = """\
 name: patients

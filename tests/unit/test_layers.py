@@ -20,14 +20,14 @@ PACKAGE = ROOT / "vambrace"
 #: What each part of the package may import of the others, itself aside.
 LAYERS: dict[str, set[str]] = {
     "cli": {"client", "advice", "emulator", "image", "debian", "attest", "certificate", "errors"},
-    "client": {"advice", "image", "attest", "realm", "files", "errors"},
-    "host": {"advice", "cache", "image", "attest", "trustzone", "partition", "realm", "files", "errors"},
+    "client": {"advice", "image", "attest", "config", "classes", "files", "errors"},
+    "host": {"advice", "cache", "image", "attest", "trustzone", "partition", "config", "classes", "files", "errors"},
     "emulator": {"debian", "attest", "files", "errors"},
-    "image": {"debian", "measure", "machine", "realm", "certificate", "errors"},
+    "image": {"debian", "measure", "machine", "config", "canonical", "classes", "certificate", "errors"},
     "debian": {"errors"},
     "trustzone": {"attest", "errors"},
     "attest": {"certificate", "files", "errors"},
-    "machine": {"measure", "virtio", "pager", "kvm", "pci", "vfio", "realm", "record", "errors"},
+    "machine": {"measure", "virtio", "pager", "kvm", "pci", "vfio", "config", "classes", "record", "errors"},
     "partition": {"pager", "errors"},
     "measure": {"errors"},
     "virtio": {"record", "errors"},
@@ -35,8 +35,10 @@ LAYERS: dict[str, set[str]] = {
     "kvm": {"errors"},
     "vfio": {"pci", "errors"},
     "pci": {"errors"},
-    "realm": {"certificate", "record", "errors"},
     "cache": {"record", "errors"},
+    "config": {"canonical", "certificate", "classes", "record", "errors"},
+    "canonical": {"errors"},
+    "classes": {"record", "errors"},
     "certificate": {"errors"},
     "advice": {"errors"},
     "files": set(),
@@ -47,7 +49,10 @@ LAYERS: dict[str, set[str]] = {
 ONLY = {("image", "machine"): {"vambrace.machine.plan"}, ("trustzone", "attest"): {"vambrace.trustzone.insecure"}}
 
 #: All of vambrace that a VMM process holds, and what else it must not hold: each costs memory or time at its start.
-VMM = {"certificate", "errors", "kvm", "machine", "measure", "pager", "realm", "record", "virtio"}
+VMM = {
+    *("canonical", "certificate", "classes", "config", "errors", "kvm", "machine", "measure", "pager", "record"),
+    "virtio",
+}
 #: And where its domain has PCI devices.
 PCI = {"pci", "vfio"}
 HEAVY = {

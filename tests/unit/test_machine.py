@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from realm_factory import make_realm
+from config_factory import make_realm
 from virtio_driver import guest_memory
 
+from vambrace.config import DomainConfig
 from vambrace.errors import ConfigError, PagerError, UsageError
 from vambrace.machine import layout, vmm
 from vambrace.machine.change import Progress
 from vambrace.machine.vmm import LoadRequest, Machine, State
 from vambrace.pager import Window
-from vambrace.realm import RealmConfig
 from vambrace.virtio.balloon import Balloon
 from vambrace.virtio.block import Block
 from vambrace.virtio.console import Console
@@ -70,7 +70,7 @@ def new_machine() -> Machine:
     return Machine(agent=lambda data: None, console=lambda data: None)
 
 
-def with_disks(directory: Path, config: RealmConfig, *, more: int = 0) -> LoadRequest:
+def with_disks(directory: Path, config: DomainConfig, *, more: int = 0) -> LoadRequest:
     """A request with a file for each configured disk, each of its size and ``more`` bytes."""
     paths = []
     for disk in config.disks:
@@ -80,7 +80,7 @@ def with_disks(directory: Path, config: RealmConfig, *, more: int = 0) -> LoadRe
     return LoadRequest("config", "kernel", "initrd", tuple(paths), bytes(16), bytes(32), 7)
 
 
-def make_devices(machine: Machine, config: RealmConfig, request: LoadRequest) -> Connections:
+def make_devices(machine: Machine, config: DomainConfig, request: LoadRequest) -> Connections:
     connections = Connections()
     vm: Any = connections
     machine._make_devices(vm, guest_memory(), lambda offset, length: None, config, request)

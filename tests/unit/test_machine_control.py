@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from config_factory import make_kernel, make_realm
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from realm_factory import make_kernel, make_realm
 
 from vambrace.machine.keys import page_key
 from vambrace.machine.vmm import LoadRequest

@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from config_factory import make_kernel, make_realm, owner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from realm_factory import make_kernel, make_realm, owner
 
+from vambrace.config import DomainConfig
 from vambrace.debian.erofs import VerityDisk
 from vambrace.errors import ConfigError
 from vambrace.image.base import RuntimeBase
 from vambrace.image.build import build_bundle
 from vambrace.machine.plan import plan_boot
 from vambrace.measure import measure_launch
-from vambrace.realm import RealmConfig
 
 CONFIG = make_realm(("analysis", "report"), cmdline="console=hvc0 quiet vambrace.init=/init")
 KERNEL = make_kernel(64 << 10)
 INITRD = hashlib.shake_256(b"an initrd").digest(20_001)
 
 
-def measure(config: RealmConfig = CONFIG, kernel: bytes = KERNEL, initrd: bytes = INITRD) -> bytes:
+def measure(config: DomainConfig = CONFIG, kernel: bytes = KERNEL, initrd: bytes = INITRD) -> bytes:
     return measure_launch(config, plan_boot(config, kernel, initrd))
 
 
@@ -53,7 +53,7 @@ def refused_or_another(launch: Callable[[], bytes]) -> bool:
 
 def test_the_original_is_measured_the_same_twice() -> None:
     assert measure() == MEASUREMENT
-    assert measure(RealmConfig.parse(CONFIG.encode()), KERNEL[:100] + KERNEL[100:], b"" + INITRD) == MEASUREMENT
+    assert measure(DomainConfig.parse(CONFIG.encode()), KERNEL[:100] + KERNEL[100:], b"" + INITRD) == MEASUREMENT
 
 
 @settings(deadline=None)
@@ -97,7 +97,7 @@ ENCODED = CONFIG.encode()
 @given(st.integers(0, len(ENCODED) * 8 - 1))
 def test_any_bit_of_the_configuration(bit: int) -> None:
     """The bytes that are measured, as a host would be given them: many changes make them no configuration."""
-    refused_or_another(lambda: measure(RealmConfig.parse(flip(ENCODED, bit))))
+    refused_or_another(lambda: measure(DomainConfig.parse(flip(ENCODED, bit))))
 
 
 @pytest.mark.parametrize(

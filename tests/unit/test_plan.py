@@ -6,14 +6,14 @@ import struct
 
 import fdt
 import pytest
-from realm_factory import MIB, make_kernel, make_realm
+from config_factory import MIB, make_kernel, make_realm
 
+from vambrace.config import MAX_VCPUS, Zone
 from vambrace.errors import ConfigError
 from vambrace.machine import layout, plan_boot
 from vambrace.machine.devicetree import build_tree
 from vambrace.machine.kernel import parse_image
 from vambrace.measure import measure_launch
-from vambrace.realm import MAX_VCPUS, Zone
 
 KERNEL = make_kernel()
 INITRD = b"initrd" * 5000

@@ -16,18 +16,20 @@ from typing import Any
 import pytest
 from attest_factory import MEASUREMENT, NONCE, NOW, PERSONALIZATION, Platform, published, verify
 from client_harness import make_bundle
+from config_factory import make_kernel, make_realm, owner
 from fuzzing import JSON, mutated, mutated_json, until_budget
 from hypothesis import strategies as st
-from realm_factory import make_kernel, make_realm, owner
 
 from vambrace.attest import cbor, cose, references
 from vambrace.attest.chain import UNREADABLE
 from vambrace.attest.owner import Bounds, OwnerIdentity, verify_bounds, verify_percent, verify_verdict
 from vambrace.attest.token import describe
 from vambrace.attest.verify import verify_launch
+from vambrace.canonical import canonical
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
 from vambrace.client.channel import public_key
-from vambrace.client.host import RealmInfo, problem
+from vambrace.client.host import DomainInfo, problem
+from vambrace.config import DomainConfig
 from vambrace.errors import (
     AgentFlood,
     ConfigError,
@@ -45,7 +47,6 @@ from vambrace.image.manifest import read_manifest
 from vambrace.machine.control import Control
 from vambrace.machine.kernel import parse_image
 from vambrace.machine.plan import plan_boot
-from vambrace.realm import RealmConfig, canonical
 
 pytestmark = [pytest.mark.soak, pytest.mark.filterwarnings("ignore:Parsed a serial number")]
 
@@ -58,12 +59,12 @@ def test_configuration() -> None:
     @until_budget(mutated([ENCODED]) | mutated_json(json.loads(ENCODED)).map(dumps) | JSON.map(dumps))
     def check(data: bytes) -> None:
         try:
-            config = RealmConfig.parse(data)
+            config = DomainConfig.parse(data)
         except ConfigError as error:
             assert error.message and "\n" not in error.message
             return
         assert config.encode() == data
-        assert RealmConfig.parse(data) == config
+        assert DomainConfig.parse(data) == config
         with contextlib.suppress(ConfigError):
             plan_boot(config, KERNEL, b"initrd")
 
@@ -569,7 +570,7 @@ def test_what_a_host_says() -> None:
     @until_budget(mutated_json(info) | mutated_json(error) | JSON)
     def check(value: Any) -> None:
         with contextlib.suppress(HostError):
-            decoded = RealmInfo.decode(value)
+            decoded = DomainInfo.decode(value)
             assert (decoded.name + decoded.state + decoded.reason + "x").isprintable()
         raised = problem(422, json.dumps(value).encode())
         assert isinstance(raised, VambraceError) and raised.message.isprintable()

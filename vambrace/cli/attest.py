@@ -109,7 +109,7 @@ def _show(options: argparse.Namespace, output: Output) -> int:
 
         context = session.open_context()
         uuid = names.resolve(options.token, context, session.open_host(options, context))
-        token, state = context.realm_file(uuid, "token.cbor"), context.realm(uuid)
+        token, state = context.domain_file(uuid, "token.cbor"), context.domain(uuid)
     value = describe_token(token)
     if options.save:
         _write(options.save, token)

@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
 
 
 def _ps(options: argparse.Namespace, output: Output) -> int:
-    realms = session.open_host(options, session.open_context()).realms()
+    realms = session.open_host(options, session.open_context()).domains()
     shown = [realm for realm in realms if options.all or not realm.final]
     rows = [["NAME", "REALM", "STATE", "AGENT", "MEMORY", "STARTED", "REASON"]]
     for realm in shown:

@@ -10,8 +10,8 @@ from typing import Any
 from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.host import plain
 from vambrace.client.progress import Progress
-from vambrace.errors import RealmError
-from vambrace.realm import RealmConfig
+from vambrace.config import DomainConfig
+from vambrace.errors import DomainError
 
 COUNTER_LIMIT = 1 << 63
 LOOK_SECONDS = 0.5
@@ -42,8 +42,8 @@ class Change:
         return self.state in ("done", "failed")
 
 
-def check(config: RealmConfig, zone: int, value: object) -> Change | None:
-    """``value`` as the change of ``zone``, None if there was none. Raises ``RealmError``: it is none."""
+def check(config: DomainConfig, zone: int, value: object) -> Change | None:
+    """``value`` as the change of ``zone``, None if there was none. Raises ``DomainError``: it is none."""
     if value is None:
         return None
     if not isinstance(value, dict):
@@ -71,7 +71,7 @@ def check(config: RealmConfig, zone: int, value: object) -> Change | None:
 def follow(change: Change, look: Callable[[str], Change | None], progress: Progress) -> Change:
     """Wait until ``change`` is done, and return it as it is then; ``look`` gives an application's last one.
 
-    Raises ``RealmError``: it failed, or another order came after it.
+    Raises ``DomainError``: it failed, or another order came after it.
     """
     while not change.ended:
         if change.state == "waiting":
@@ -82,12 +82,12 @@ def follow(change: Change, look: Callable[[str], Change | None], progress: Progr
         now = look(change.application)
         # The same percentage, ordered once more, is the same change, with the later counter.
         if now is None or (now.counter != change.counter and now.percent != change.percent):
-            raise RealmError(
+            raise DomainError(
                 f"another order for {change.application} has come after this one", hint="see 'vambrace stats'"
             )
         change = now
     if change.state == "failed":
-        raise RealmError(change.error or "the percentage could not be changed", hint=change.hint or None)
+        raise DomainError(change.error or "the percentage could not be changed", hint=change.hint or None)
     return change
 
 
@@ -98,5 +98,5 @@ def _number(value: dict[str, Any], key: str, at_most: int) -> int:
     return number
 
 
-def _wrong(key: str) -> RealmError:
-    return RealmError(f"what the Realm says of the change has no possible {key}", hint=OTHER_VERSION)
+def _wrong(key: str) -> DomainError:
+    return DomainError(f"what the Realm says of the change has no possible {key}", hint=OTHER_VERSION)

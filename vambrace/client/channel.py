@@ -26,7 +26,7 @@ from websockets.sync.client import ClientConnection, connect
 from vambrace.attest.chain import UNREADABLE
 from vambrace.attest.verify import VerifiedRealm
 from vambrace.client.host import Host, plain, problem, unreachable
-from vambrace.errors import ChannelClosed, ConfigError, HostUnreachable, MalformedEvidence, RealmError
+from vambrace.errors import ChannelClosed, ConfigError, DomainError, HostUnreachable, MalformedEvidence
 
 MAX_LINE = 256 << 10
 MAX_DATA = 16 << 20
@@ -56,7 +56,7 @@ class Channel:
     ``verify(token, nonce, spki)`` must raise unless the token was made for this nonce and this TLS key by the
     Realm that is meant. ``certificate`` and ``key`` are paths of the owner's PEM files.
 
-    Raises ``HostError`` where the host does not connect, ``RealmError`` where the agent refuses, and what
+    Raises ``HostError`` where the host does not connect, ``DomainError`` where the agent refuses, and what
     ``verify`` raises; the connection is closed then.
     """
 
@@ -86,18 +86,18 @@ class Channel:
             self._stack.close()
 
     def request(self, operation: str, **arguments: Any) -> tuple[dict[str, Any], bytes]:
-        """Send one request; returns the reply and the bytes that followed it. ``RealmError`` if refused."""
+        """Send one request; returns the reply and the bytes that followed it. ``DomainError`` if refused."""
         with self._lock:
             line = json.dumps({"op": operation, **arguments}).encode() + b"\n"
             self._write(line)
             reply = self._reply()
             length = reply.get("length", 0)
             if type(length) is not int or not 0 <= length <= MAX_DATA:
-                raise RealmError("the agent's reply has a wrong length", hint=OTHER_VERSION)
+                raise DomainError("the agent's reply has a wrong length", hint=OTHER_VERSION)
             data = self._take(length) if length else b""
         if reply.get("ok") is not True:
             hint = plain(reply.get("hint") or "") or "see 'vambrace logs' and 'vambrace ps'"
-            raise RealmError(f"the Realm refused: {plain(reply.get('error') or 'no reason given')}", hint=hint)
+            raise DomainError(f"the Realm refused: {plain(reply.get('error') or 'no reason given')}", hint=hint)
         return reply, data
 
     def _attest(self, verify: Verify) -> VerifiedRealm:
@@ -119,15 +119,15 @@ class Channel:
     def _reply(self) -> dict[str, Any]:
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > MAX_LINE:
-                raise RealmError("the agent's reply is too long", hint=OTHER_VERSION)
+                raise DomainError("the agent's reply is too long", hint=OTHER_VERSION)
             self._fill()
         line = self._take(end + 1)
         try:
             reply = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise RealmError("the agent's reply is not JSON", hint=OTHER_VERSION) from error
+            raise DomainError("the agent's reply is not JSON", hint=OTHER_VERSION) from error
         if not isinstance(reply, dict):
-            raise RealmError("the agent's reply is not an object", hint=OTHER_VERSION)
+            raise DomainError("the agent's reply is not an object", hint=OTHER_VERSION)
         return reply
 
     def _take(self, count: int) -> bytes:
@@ -159,7 +159,7 @@ class Channel:
                 with contextlib.suppress(ChannelClosed):
                     self._flush()
                 reason = plain(error.reason or "TLS failed").lower().replace("_", " ")
-                raise RealmError(
+                raise DomainError(
                     f"the Realm's TLS failed ({reason})", hint="only the owner named in its image may connect"
                 ) from error
             else:
@@ -188,7 +188,7 @@ class Channel:
         except (ConnectionClosed, OSError) as error:
             raise ChannelClosed("the channel was cut", hint=ENDED) from error
         if not isinstance(data, bytes):
-            raise RealmError("the host sent text on the channel", hint="is this a vambrace host?")
+            raise DomainError("the host sent text on the channel", hint="is this a vambrace host?")
         self._incoming.write(data)
 
 

@@ -2,9 +2,9 @@
 
     hosts.toml                     the hosts, and which one is current
     owner/{key,certificate}.pem    the owner's identity (vambrace.attest.owner)
-    realms/<uuid>/state.json       a RealmState
-    realms/<uuid>/config.json      the measured configuration the user expects
-    realms/<uuid>/token.cbor       the launch token, once it was verified
+    domains/<uuid>/state.json       a DomainState
+    domains/<uuid>/config.json      the measured configuration the user expects
+    domains/<uuid>/token.cbor       the launch token, once it was verified
 
 ``VAMBRACE_HOME``, else ``$XDG_STATE_HOME/vambrace``, else ``~/.local/state/vambrace``. Everything is 0600 in
 0700, written aside and renamed.
@@ -47,7 +47,7 @@ class HostEntry:
 
 
 @dataclass(frozen=True)
-class RealmState:
+class DomainState:
     """What the user must remember of one Realm. Nothing in it is taken from the host unverified.
 
     ``host`` is its URL; ``measurement`` (the expected one) and ``nonce`` (the user's own) are hexadecimal;
@@ -70,7 +70,7 @@ class Context:
     def __init__(self, home: Path | None = None) -> None:
         self.home = home or default_home()
         self.owner = self.home / "owner"
-        self.realms = self.home / "realms"
+        self.domains = self.home / "domains"
 
     # Hosts
 
@@ -127,40 +127,40 @@ class Context:
 
     # Realms
 
-    def save_realm(self, state: RealmState, config: bytes | None = None, token: bytes | None = None) -> None:
+    def save_domain(self, state: DomainState, config: bytes | None = None, token: bytes | None = None) -> None:
         """Keep ``state``, and the configuration and the verified token where they are given."""
-        folder = f"realms/{self._uuid(state.uuid)}"
+        folder = f"domains/{self._uuid(state.uuid)}"
         if config is not None:
             self.write(f"{folder}/config.json", config)
         if token is not None:
             self.write(f"{folder}/token.cbor", token)
         self.write(f"{folder}/state.json", json.dumps(dataclasses.asdict(state), indent=1).encode())
 
-    def realm(self, uuid: str) -> RealmState:
+    def domain(self, uuid: str) -> DomainState:
         """What is known about the Realm ``uuid``; ``NotFound`` if it was not started from here."""
-        return self._state(self.realms / self._uuid(uuid) / "state.json")
+        return self._state(self.domains / self._uuid(uuid) / "state.json")
 
-    def realm_file(self, uuid: str, name: str) -> bytes:
+    def domain_file(self, uuid: str, name: str) -> bytes:
         """``config.json`` or ``token.cbor`` of a Realm; ``NotFound`` if there is none."""
         try:
-            return (self.realms / self._uuid(uuid) / name).read_bytes()
+            return (self.domains / self._uuid(uuid) / name).read_bytes()
         except FileNotFoundError as error:
             raise NotFound(
                 f"nothing is kept of Realm {uuid}", hint="use the machine that started it, or VAMBRACE_HOME"
             ) from error
 
-    def all_realms(self) -> list[RealmState]:
+    def all_domains(self) -> list[DomainState]:
         """Every Realm started from here, oldest first."""
-        states = [self._state(path) for path in self.realms.glob("*/state.json")]
+        states = [self._state(path) for path in self.domains.glob("*/state.json")]
         return sorted(states, key=lambda state: state.created)
 
     def tokens_seen(self, but: str) -> frozenset[bytes]:
         """SHA-256 of the verified launch tokens of every Realm started from here, except ``but``'s."""
-        paths = [path for path in self.realms.glob("*/token.cbor") if path.parent.name != but]
+        paths = [path for path in self.domains.glob("*/token.cbor") if path.parent.name != but]
         return frozenset(hashlib.sha256(path.read_bytes()).digest() for path in paths)
 
-    def forget_realm(self, uuid: str) -> None:
-        shutil.rmtree(self.realms / self._uuid(uuid), ignore_errors=True)
+    def forget_domain(self, uuid: str) -> None:
+        shutil.rmtree(self.domains / self._uuid(uuid), ignore_errors=True)
 
     def next_counter(self, uuid: str) -> int:
         """A number greater than any before for this Realm: microseconds since 1970, or the last one plus one.
@@ -168,7 +168,7 @@ class Context:
         Time makes numbers from several machines of one owner rise together; the file makes them rise on one
         machine whose clock was set back.
         """
-        name = f"realms/{self._uuid(uuid)}/counter"
+        name = f"domains/{self._uuid(uuid)}/counter"
         with self.locked():
             try:
                 last = int((self.home / name).read_text())
@@ -212,10 +212,10 @@ class Context:
             raise UsageError(f"{uuid!r} is not the identifier of a Realm", hint="see 'vambrace ps'")
         return uuid
 
-    def _state(self, path: Path) -> RealmState:
+    def _state(self, path: Path) -> DomainState:
         try:
             value: dict[str, Any] = json.loads(path.read_bytes())
-            return RealmState(**value)
+            return DomainState(**value)
         except FileNotFoundError as error:
             raise NotFound(
                 f"Realm {path.parent.name} was not started from here",

@@ -21,13 +21,13 @@ from vambrace.errors import (
     CapacityError,
     ConfigError,
     Conflict,
+    DomainError,
     HostError,
     HostUnreachable,
     ImageError,
     MessageRefused,
     NotFound,
     PartitionError,
-    RealmError,
     TrustZoneError,
     UsageError,
     VambraceError,
@@ -58,7 +58,7 @@ _STATUS: dict[int, type[HostError]] = {404: NotFound, 409: Conflict, 507: Capaci
 
 
 @dataclass(frozen=True)
-class RealmInfo:
+class DomainInfo:
     """What the host says about a Realm. The host's word only: nothing here is verified."""
 
     uuid: str
@@ -79,7 +79,7 @@ class RealmInfo:
         return self.raw.get("final") is True
 
     @classmethod
-    def decode(cls, value: Any) -> RealmInfo:
+    def decode(cls, value: Any) -> DomainInfo:
         """Raises ``HostError`` where the answer is not one about a Realm."""
         if not isinstance(value, dict) or not UUID.fullmatch(str(value.get("uuid"))):
             raise HostError("the host's answer is not one about a Realm", hint="is this a vambrace host?")
@@ -173,54 +173,54 @@ class Host:
 
     # Realms
 
-    def create(self, uuid: str, name: str, image: str, nonce: bytes) -> RealmInfo:
+    def create(self, uuid: str, name: str, image: str, nonce: bytes) -> DomainInfo:
         """Ask for a Realm of the bundle ``image``; repeating the same request changes nothing."""
         body = {"name": name, "image": image, "nonce": nonce.hex()}
-        return RealmInfo.decode(self._json("PUT", f"/v1/realms/{uuid}", json=body))
+        return DomainInfo.decode(self._json("PUT", f"/v1/domains/{uuid}", json=body))
 
-    def realms(self) -> list[RealmInfo]:
+    def domains(self) -> list[DomainInfo]:
         """The Realms of this host, those that have ended included."""
-        return [RealmInfo.decode(item) for item in _list(self._json("GET", "/v1/realms"), "realms")]
+        return [DomainInfo.decode(item) for item in _list(self._json("GET", "/v1/domains"), "domains")]
 
-    def realm(self, uuid: str, *, wait: int = 0, unless: str = "") -> RealmInfo:
+    def domain(self, uuid: str, *, wait: int = 0, unless: str = "") -> DomainInfo:
         """A Realm's state; with ``wait``, up to so many seconds later, as soon as it is not ``unless``."""
         query = f"?{urlencode({'wait': wait, 'unless': unless})}" if wait else ""
-        return RealmInfo.decode(self._json("GET", f"/v1/realms/{uuid}{query}", read_timeout=wait + 60))
+        return DomainInfo.decode(self._json("GET", f"/v1/domains/{uuid}{query}", read_timeout=wait + 60))
 
     def wait(
         self,
         uuid: str,
-        until: Callable[[RealmInfo], bool],
+        until: Callable[[DomainInfo], bool],
         *,
         timeout: float | None = None,
         progress: Progress = silent,
-    ) -> RealmInfo:
-        """Long-poll until ``until`` holds or the Realm ended. ``RealmError`` after ``timeout`` seconds."""
+    ) -> DomainInfo:
+        """Long-poll until ``until`` holds or the Realm ended. ``DomainError`` after ``timeout`` seconds."""
         deadline = None if timeout is None else time.monotonic() + timeout
-        info = self.realm(uuid)
+        info = self.domain(uuid)
         while not (until(info) or info.final):
             progress(info.state)
             left = POLL_SECONDS if deadline is None else min(POLL_SECONDS, deadline - time.monotonic())
             if left <= 0:
-                raise RealmError(f"the Realm is still {info.state}", hint="see 'vambrace ps', or destroy it")
-            info = self.realm(uuid, wait=max(1, int(left)), unless=info.state)
+                raise DomainError(f"the Realm is still {info.state}", hint="see 'vambrace ps', or destroy it")
+            info = self.domain(uuid, wait=max(1, int(left)), unless=info.state)
         return info
 
     def token(self, uuid: str) -> bytes:
         """The launch token: not verified."""
-        return self._request("GET", f"/v1/realms/{uuid}/token", limit=MAX_TOKEN)
+        return self._request("GET", f"/v1/domains/{uuid}/token", limit=MAX_TOKEN)
 
     def verdict(self, uuid: str, message: bytes) -> None:
         """Hand in the owner's signed yes or no (section 8)."""
         headers = {"Content-Type": 'application/cose; cose-type="cose-sign1"'}
-        self._request("POST", f"/v1/realms/{uuid}/verdict", body=message, headers=headers)
+        self._request("POST", f"/v1/domains/{uuid}/verdict", body=message, headers=headers)
 
     def destroy(self, uuid: str) -> None:
-        self._request("DELETE", f"/v1/realms/{uuid}", read_timeout=120)
+        self._request("DELETE", f"/v1/domains/{uuid}", read_timeout=120)
 
     def channel_url(self, uuid: str) -> str:
         """Where the WebSocket to the Realm's agent is."""
-        return f"wss{self.url.removeprefix('https')}/v1/realms/{uuid}/channel"
+        return f"wss{self.url.removeprefix('https')}/v1/domains/{uuid}/channel"
 
     # One request
 

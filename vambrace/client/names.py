@@ -19,9 +19,9 @@ def resolve(text: str, context: Context, host: Host, *, foreign: bool = False) -
     those that have ended, and of those the last is meant. ``UsageError`` if several live, ``NotFound`` if
     none fits.
     """
-    known = [(state.uuid, state.created) for state in context.all_realms() if _fits(text, state.uuid, state.name)]
+    known = [(state.uuid, state.created) for state in context.all_domains() if _fits(text, state.uuid, state.name)]
     if not known and foreign:
-        known = [(info.uuid, info.created) for info in host.realms() if _fits(text, info.uuid, info.name)]
+        known = [(info.uuid, info.created) for info in host.domains() if _fits(text, info.uuid, info.name)]
     if not known:
         raise NotFound(f"no Realm is called {text}", hint="'vambrace ps' lists them")
     if len(known) == 1:
@@ -29,7 +29,7 @@ def resolve(text: str, context: Context, host: Host, *, foreign: bool = False) -
     living = []
     for uuid, _ in known:
         with contextlib.suppress(NotFound):
-            if not host.realm(uuid).final:
+            if not host.domain(uuid).final:
                 living.append(uuid)
     if len(living) > 1:
         raise UsageError(f"{text} means {len(living)} Realms", hint=f"give one of {', '.join(sorted(living))}")

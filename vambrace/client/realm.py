@@ -21,27 +21,27 @@ from vambrace.attest.verify import VerifiedRealm
 from vambrace.client import changes, names, results, traffic, zones
 from vambrace.client.changes import Change
 from vambrace.client.channel import OTHER_VERSION, Channel
-from vambrace.client.context import Context, RealmState
-from vambrace.client.host import Host, RealmInfo, plain
+from vambrace.client.context import Context, DomainState
+from vambrace.client.host import DomainInfo, Host, plain
 from vambrace.client.progress import Progress, silent
 from vambrace.client.results import ResultFile
 from vambrace.client.traffic import Traffic
 from vambrace.client.trust import Expected, Trust
 from vambrace.client.zones import ZoneStats
+from vambrace.config import DomainConfig, check_domain_name
 from vambrace.errors import (
     ChannelClosed,
     ConfigError,
     Conflict,
+    DomainError,
     HostError,
     HostUnreachable,
     NotFound,
     OwnerMismatch,
-    RealmError,
     UsageError,
     VambraceError,
     VerificationError,
 )
-from vambrace.realm import RealmConfig, check_realm_name
 
 LOAD_SECONDS = 900.0
 START_SECONDS = 300.0
@@ -59,7 +59,7 @@ class Realm:
     """
 
     def __init__(
-        self, host: Host, owner: OwnerIdentity, trust: Trust, context: Context, uuid: str, config: RealmConfig
+        self, host: Host, owner: OwnerIdentity, trust: Trust, context: Context, uuid: str, config: DomainConfig
     ) -> None:
         self.host, self.owner, self.trust = host, owner, trust
         self.uuid, self.config = uuid, config
@@ -90,7 +90,7 @@ class Realm:
         from vambrace.image import Bundle
 
         if name is not None:
-            check_realm_name(name)
+            check_domain_name(name)
         context = context or Context()
         owner = owner or OwnerIdentity.load(context.owner)
         trust = trust or Trust.current(context=context)
@@ -107,7 +107,7 @@ class Realm:
         measurement = expected or opened.measurement()
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        state = RealmState(
+        state = DomainState(
             uuid=str(uuids.uuid4()),
             name=name or config.name,
             host=host.url,
@@ -120,7 +120,7 @@ class Realm:
         try:
             if ours:
                 host.upload(path, digest, progress)
-            context.save_realm(state, config=config.encode())
+            context.save_domain(state, config=config.encode())
             progress("asking for the Realm")
             asked = True
             host.create(state.uuid, state.name, digest, bytes.fromhex(state.nonce))
@@ -129,7 +129,7 @@ class Realm:
                 # No answer, or Ctrl-C, say: the host may have made the Realm.
                 with contextlib.suppress(VambraceError):
                     host.destroy(state.uuid)
-            context.forget_realm(state.uuid)
+            context.forget_domain(state.uuid)
             if ours:
                 # A Realm that is refused leaves no image behind. Somebody else's Realm keeps it, if it has one.
                 with contextlib.suppress(VambraceError):
@@ -151,7 +151,7 @@ class Realm:
         context = context or Context()
         host = host or Host.current(context=context)
         uuid = names.resolve(realm, context, host)
-        config = RealmConfig.parse(context.realm_file(uuid, "config.json"))
+        config = DomainConfig.parse(context.domain_file(uuid, "config.json"))
         owner = owner or OwnerIdentity.load(context.owner)
         found = cls(host, owner, trust or Trust.current(context=context), context, uuid, config)
         found._detached = True
@@ -221,21 +221,21 @@ class Realm:
     # What is known
 
     @property
-    def state(self) -> RealmState:
-        return self._context.realm(self.uuid)
+    def state(self) -> DomainState:
+        return self._context.domain(self.uuid)
 
     @property
     def expected(self) -> Expected:
         measurement = bytes.fromhex(self.state.measurement)
         return Expected(measurement, self.owner.personalization(), self.config.hash)
 
-    def info(self) -> RealmInfo:
+    def info(self) -> DomainInfo:
         """What the host says of it."""
-        return self.host.realm(self.uuid)
+        return self.host.domain(self.uuid)
 
     def token(self) -> bytes:
         """The launch token, as it was verified and kept."""
-        return self._context.realm_file(self.uuid, "token.cbor")
+        return self._context.domain_file(self.uuid, "token.cbor")
 
     # 403: the verdict
 
@@ -257,7 +257,7 @@ class Realm:
         except VerificationError:
             self.refuse(token)
             raise
-        self._context.save_realm(dataclasses.replace(state, instance=verified.instance.hex()), token=token)
+        self._context.save_domain(dataclasses.replace(state, instance=verified.instance.hex()), token=token)
         self.verified = verified
         return verified
 
@@ -268,7 +268,7 @@ class Realm:
         message = self.owner.sign_verdict(self.verified.instance, self.verified.token_sha256, yes=True)
         self.host.verdict(self.uuid, message)
 
-    def refuse(self, token: bytes) -> RealmInfo:
+    def refuse(self, token: bytes) -> DomainInfo:
         """Sign and send the no for ``token``, and wait until the Realm is destroyed; returns its end."""
         try:
             instance = decode_evidence(token).realm.instance
@@ -305,7 +305,7 @@ class Realm:
 
         Returns when the invariant holds at the new value. The change goes on if nobody waits for it any more:
         ``change`` looks at it, ``follow_change`` waits for it, and so does the same order once more. Raises
-        ``RealmError``: refused, or not possible.
+        ``DomainError``: refused, or not possible.
         """
         zone = self.config.zone_of(application)
 
@@ -315,7 +315,7 @@ class Realm:
         reply, counter = self._order("encrypt", sign)
         change = changes.check(self.config, zone, reply.get("change"))
         if change is None or change.counter != counter or change.percent != percent:
-            raise RealmError("the Realm confirmed another order", hint="see 'vambrace stats'")
+            raise DomainError("the Realm confirmed another order", hint="see 'vambrace stats'")
         changes.follow(change, self.change, progress)
 
     def change(self, application: str) -> Change | None:
@@ -332,7 +332,7 @@ class Realm:
         """Let the host choose the percentage of an application's zone, within ``bounds``; None: not any more.
 
         Returns when the percentage is within them. It stays what it is when they end; ``encrypt`` ends them, too.
-        ``stats`` shows how it is held. Raises ``RealmError``.
+        ``stats`` shows how it is held. Raises ``DomainError``.
         """
         zone = self.config.zone_of(application)
 
@@ -342,29 +342,29 @@ class Realm:
         reply, _ = self._order("auto", sign)
         held = zones.check_auto(self.config.zones[zone], self._of_zones(reply.get("auto"))[zone])
         if zones.bounds_of(held) != bounds:
-            raise RealmError("the Realm confirmed other bounds", hint="see 'vambrace stats'")
+            raise DomainError("the Realm confirmed other bounds", hint="see 'vambrace stats'")
         while bounds is not None:
             now = self.stats()[zone]
             if (state := now["auto"]) is None or zones.bounds_of(state) != bounds:
-                raise RealmError(f"another order for {application} came after this one", hint="see 'vambrace stats'")
+                raise DomainError(f"another order for {application} came after this one", hint="see 'vambrace stats'")
             if bounds.lowest <= now["percent"] <= bounds.highest:
                 return
             if error := state["error"]:
-                raise RealmError(f"{application} is still at {now['percent']} %: {error}", hint="the host tries again")
+                raise DomainError(f"{application} is still at {now['percent']} %: {error}", hint="the host tries again")
             progress(f"bringing {application} within its bounds")
             time.sleep(changes.LOOK_SECONDS)
 
     def stats(self) -> list[ZoneStats]:
         """The statistics of each zone, in the configuration's order.
 
-        Raises ``RealmError`` for what no window of this configuration can have counted.
+        Raises ``DomainError`` for what no window of this configuration can have counted.
         """
         reply, _ = self._ask("stats")
         found, autos = self._of_zones(_objects(reply, "zones")), self._of_zones(reply.get("auto"))
         return [zones.check(*each) for each in zip(self.config.zones, found, autos, strict=True)]
 
     def messages(self) -> list[Traffic]:
-        """What has gone through each endpoint of the image so far, by the other Realm. Raises ``RealmError``."""
+        """What has gone through each endpoint of the image so far, by the other Realm. Raises ``DomainError``."""
         if not self.config.endpoints:
             return []
         reply, _ = self._ask("messages")
@@ -373,7 +373,7 @@ class Realm:
     def advise(self, seconds: float = ADVICE_SECONDS, progress: Progress = silent) -> list[Advice]:
         """What each percentage would cost each zone, from ``seconds`` of sampling, which slows the Realm down a little.
 
-        Raises ``RealmError`` and what talking to the Realm raises.
+        Raises ``DomainError`` and what talking to the Realm raises.
         """
         self._ask("sample", on=True, seconds=math.ceil(seconds))
         try:
@@ -398,7 +398,7 @@ class Realm:
         reply, data = self._ask("logs", application=application, offset=offset)
         start, end = reply.get("offset"), reply.get("end")
         if type(start) is not int or type(end) is not int:
-            raise RealmError("the agent's reply has no offset", hint=OTHER_VERSION)
+            raise DomainError("the agent's reply has no offset", hint=OTHER_VERSION)
         done = start + len(data) >= end and reply.get("state") in ("succeeded", "failed")
         return start + len(data), data, done
 
@@ -439,10 +439,10 @@ class Realm:
 
     def finish(
         self, directory: Path | str | None = None, *, on_log: OnLog | None = None, progress: Progress = silent
-    ) -> RealmInfo:
+    ) -> DomainInfo:
         """Wait until all applications have ended, take the results, let the Realm end, and wait for that.
 
-        Without a ``directory`` the results are given up. Raises ``RealmError`` if the Realm failed.
+        Without a ``directory`` the results are given up. Raises ``DomainError`` if the Realm failed.
         """
         offsets = {application.name: 0 for application in self.config.applications}
         taken = directory is None
@@ -470,13 +470,13 @@ class Realm:
         if info.state != "succeeded":
             raise self._ended(info)
         if not taken:
-            raise RealmError("the Realm ended before its results were taken", hint="raise collect_seconds")
+            raise DomainError("the Realm ended before its results were taken", hint="raise collect_seconds")
         if not succeeded:
             # The host says so; only the agent's word, on the attested channel, counts.
-            raise RealmError("the Realm ended before its agent said that it succeeded", hint="start it again")
+            raise DomainError("the Realm ended before its agent said that it succeeded", hint="start it again")
         return info
 
-    def destroy(self) -> RealmInfo:
+    def destroy(self) -> DomainInfo:
         """End the Realm now; returns when nothing of it is left on the host."""
         self.close()
         self.host.destroy(self.uuid)
@@ -544,14 +544,14 @@ class Realm:
     def _of_zones(self, items: Any) -> list[Any]:
         """What the agent says of each zone."""
         if not isinstance(items, list) or len(items) != len(self.config.zones):
-            raise RealmError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
+            raise DomainError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
         return items
 
     def _fetch(self, application: str, path: str, offset: int) -> tuple[int, bytes]:
         reply, data = self._ask("result", application=application, path=path, offset=offset)
         size = reply.get("size")
         if type(size) is not int or reply.get("offset") != offset:
-            raise RealmError("the agent's reply is not the part that was asked for", hint=OTHER_VERSION)
+            raise DomainError("the agent's reply is not the part that was asked for", hint=OTHER_VERSION)
         return size, data
 
     def _drain(self, application: str, offset: int, on_log: OnLog | None) -> int:
@@ -567,9 +567,9 @@ class Realm:
         if name not in known:
             raise ConfigError(f"{name}: no such application", hint=f"there are {', '.join(known)}")
 
-    def _ended(self, info: RealmInfo) -> RealmError:
+    def _ended(self, info: DomainInfo) -> DomainError:
         unexecuted = "" if info.executed else "; it never executed"
-        return RealmError(
+        return DomainError(
             f"the Realm is {info.state}: {info.reason or 'no reason given'}{unexecuted}",
             hint="'vambrace ps --all' shows how it ended",
         )
@@ -578,7 +578,7 @@ class Realm:
 def _objects(reply: dict[str, Any], key: str) -> list[dict[str, Any]]:
     items = reply.get(key)
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise RealmError(f"the agent's reply has no {key}", hint=OTHER_VERSION)
+        raise DomainError(f"the agent's reply has no {key}", hint=OTHER_VERSION)
     return items
 
 

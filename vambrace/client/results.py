@@ -10,7 +10,7 @@ from typing import Any
 
 from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.progress import Progress, silent
-from vambrace.errors import RealmError, UsageError
+from vambrace.errors import DomainError, UsageError
 
 FOLDER = "/results/"
 
@@ -25,12 +25,12 @@ class ResultFile:
 
     @property
     def relative(self) -> Path:
-        """``<application>/<path below its results folder>``; ``RealmError`` if that leaves the folder."""
+        """``<application>/<path below its results folder>``; ``DomainError`` if that leaves the folder."""
         prefix = f"{FOLDER}{self.application}/"
         parts = self.path.removeprefix(prefix).split("/")
         names = [self.application, *parts]
         if not self.path.startswith(prefix) or not all(_safe(name) for name in names):
-            raise RealmError(
+            raise DomainError(
                 f"the Realm names a result that is not safe: {self.path[:200]!r}",
                 hint="correct the application's results in the manifest",
             )
@@ -38,12 +38,12 @@ class ResultFile:
 
     @classmethod
     def decode(cls, value: Any) -> ResultFile:
-        """Raises ``RealmError`` for what is no description of a result."""
+        """Raises ``DomainError`` for what is no description of a result."""
         if isinstance(value, dict):
             application, path, size = (value.get(key) for key in ("application", "path", "size"))
             if isinstance(application, str) and isinstance(path, str) and type(size) is int and size >= 0:
                 return cls(application, path, size)
-        raise RealmError("the agent's list of results is damaged", hint=OTHER_VERSION)
+        raise DomainError("the agent's list of results is damaged", hint=OTHER_VERSION)
 
 
 Fetch = Callable[[str, str, int], tuple[int, bytes]]
@@ -52,7 +52,7 @@ Fetch = Callable[[str, str, int], tuple[int, bytes]]
 def download(
     file: ResultFile, directory: Path, uuid: str, fetch: Fetch, limit: int, progress: Progress = silent
 ) -> Path:
-    """Fetch one result below ``directory``; returns its path. It has at most ``limit`` bytes, or ``RealmError``.
+    """Fetch one result below ``directory``; returns its path. It has at most ``limit`` bytes, or ``DomainError``.
 
     ``fetch(application, path, offset)`` gives the file's size and the bytes from there. What was fetched
     before, of the same Realm, is not fetched again.
@@ -75,13 +75,13 @@ def download(
             while offset < size:
                 if size > limit:
                     # A file of holes may state any size; its application's memory cannot hold it.
-                    raise RealmError(
+                    raise DomainError(
                         f"{file.path} is said to have {size} bytes, more than its application's memory",
                         hint="do not trust that application",
                     )
                 size, data = fetch(file.application, file.path, offset)
                 if not data and offset < size:
-                    raise RealmError(f"{file.path} ended early", hint="fetch it again")
+                    raise DomainError(f"{file.path} ended early", hint="fetch it again")
                 output.write(data)
                 offset += len(data)
                 progress(f"receiving {relative}", offset, size)

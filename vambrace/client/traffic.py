@@ -6,8 +6,8 @@ from typing import TypedDict
 
 from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.host import plain
-from vambrace.errors import RealmError
-from vambrace.realm import Endpoint
+from vambrace.config import Endpoint
+from vambrace.errors import DomainError
 
 COUNT_LIMIT = 1 << 64
 ROWS_LIMIT = 1024
@@ -30,7 +30,7 @@ _COUNTS = ("open", "connections", "refused", "sent", "received")
 
 
 def check(endpoints: tuple[Endpoint, ...], items: object) -> list[Traffic]:
-    """``items`` as the traffic of these endpoints. Raises ``RealmError``."""
+    """``items`` as the traffic of these endpoints. Raises ``DomainError``."""
     roles = {endpoint.name: endpoint.role for endpoint in endpoints}
     if not isinstance(items, list) or len(items) > ROWS_LIMIT:
         raise _wrong()
@@ -57,5 +57,5 @@ def check(endpoints: tuple[Endpoint, ...], items: object) -> list[Traffic]:
     return found
 
 
-def _wrong() -> RealmError:
-    return RealmError("the Realm's counts of messages are not understood", hint=OTHER_VERSION)
+def _wrong() -> DomainError:
+    return DomainError("the Realm's counts of messages are not understood", hint=OTHER_VERSION)

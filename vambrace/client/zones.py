@@ -7,8 +7,8 @@ from typing import Any, TypedDict, cast
 from vambrace.attest.owner import Bounds
 from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.host import plain
-from vambrace.errors import RealmError
-from vambrace.realm import Zone
+from vambrace.config import Zone
+from vambrace.errors import DomainError
 
 COUNT_LIMIT = 1 << 64
 BUCKETS_LIMIT = 64
@@ -61,7 +61,7 @@ _COUNTS = tuple(key for key in ZoneStats.__annotations__ if key not in (*_OF_ITS
 
 def check(zone: Zone, value: dict[str, Any], auto: object = None) -> ZoneStats:
     """``value`` as the statistics of ``zone``; what else is in it is left out. ``auto`` is what the agent says of its
-    bounds. Raises ``RealmError``."""
+    bounds. Raises ``DomainError``."""
     pages = zone.pages
     _number(zone, value, "pages", pages, at_least=pages)
     _number(zone, value, "percent", 100)
@@ -81,7 +81,7 @@ def check(zone: Zone, value: dict[str, Any], auto: object = None) -> ZoneStats:
 
 
 def check_auto(zone: Zone, value: object) -> AutoState | None:
-    """``value`` as what is said of a zone on auto, None for one that is not. Raises ``RealmError``."""
+    """``value`` as what is said of a zone on auto, None for one that is not. Raises ``DomainError``."""
     if value is None:
         return None
     if not isinstance(value, dict) or type(value.get("idle")) is not bool:
@@ -107,5 +107,5 @@ def _number(zone: Zone, value: dict[str, Any], key: str, at_most: int, at_least:
         raise _wrong(zone, key)
 
 
-def _wrong(zone: Zone, key: str) -> RealmError:
-    return RealmError(f"the Realm's statistics of {zone.name} have no possible {key}", hint=OTHER_VERSION)
+def _wrong(zone: Zone, key: str) -> DomainError:
+    return DomainError(f"the Realm's statistics of {zone.name} have no possible {key}", hint=OTHER_VERSION)

@@ -39,7 +39,10 @@ MODULES = (*DISK_MODULES, "virtio_net", "ext4", "tee", "optee", "vsock", "vhost_
 APPLETS = ("sh", "blockdev", "mount", "mkdir", "mkfifo", "ip", "sleep", "poweroff", "false")
 # What a host runs; the user's side of vambrace stays with the user.
 PARTS = ("attest", "host", "image", "kvm", "machine", "measure", "pager", "partition", "trustzone", "virtio")
-FILES = ("__init__.py", "advice.py", "cache.py", "certificate.py", "errors.py", "files.py", "realm.py", "record.py")
+FILES = (
+    *("__init__.py", "advice.py", "cache.py", "canonical.py", "certificate.py", "classes.py", "config.py"),
+    *("errors.py", "files.py", "record.py"),
+)
 INIT = "/usr/lib/vambrace/host-init"
 SITE = "usr/lib/python3/dist-packages"
 

@@ -24,7 +24,8 @@ CHALLENGE = 64
 DETAIL_LIMIT = 200
 #: Seconds: sampling slows a Realm down, and ends by itself.
 SAMPLE_LIMIT = 3600
-OPERATIONS = "identity, attest, encrypt, change, auto, stats, sample, reuse, connect, messages, report"
+ORDERS = ("encrypt", "change", "auto", "sample", "reuse", "connect", "messages")
+OPERATIONS = ", ".join(("identity", "attest", "stats", "report", *ORDERS))
 REPORTS = ("ready", "running", "succeeded", "failed")
 
 
@@ -88,20 +89,25 @@ class Bucket:
 
 
 class Monitor(Protocol):
-    """What the agent may ask for; errors of our tree become error replies."""
+    """What every agent may ask for; errors of our tree become error replies."""
 
     def identity(self) -> bytes: ...
     async def attest(self, challenge: bytes) -> bytes: ...
+    async def stats(self) -> list[Any]: ...
+    def report(self, state: str, detail: str) -> None: ...
+
+
+class OwnerOrders(Protocol):
+    """What the agent carries for the owner of a Realm."""
+
     async def encrypt(self, message: bytes) -> dict[str, Any]: ...
     def change(self, zone: int) -> dict[str, Any] | None: ...
     async def auto(self, message: bytes) -> None: ...
     def autos(self) -> list[dict[str, Any] | None]: ...
-    async def stats(self) -> list[Any]: ...
     async def sample(self, on: bool, seconds: int) -> None: ...
     async def reuse(self) -> dict[str, Any]: ...
     def open_stream(self, endpoint: int, number: int) -> None: ...
     def messages(self) -> list[dict[str, Any]]: ...
-    def report(self, state: str, detail: str) -> None: ...
 
 
 class AgentPort:
@@ -111,12 +117,14 @@ class AgentPort:
         self,
         monitor: Monitor,
         send: Callable[[bytes], Awaitable[None]],
+        orders: OwnerOrders | None,
         *,
         rate: float = 20,
         burst: float = 60,
     ) -> None:
         self._monitor = monitor
         self._send = send
+        self._orders = orders
         self._lines = LineBuffer()
         self._backlog: deque[bytes | None] = deque()
         self._waiting = 0
@@ -164,38 +172,45 @@ class AgentPort:
                 await self._bucket.take(10)
                 token = await self._monitor.attest(challenge)
                 return {"token": base64.b64encode(token).decode()}
-            case "encrypt":
-                await self._bucket.take(4)
-                return {"change": await self._monitor.encrypt(_base64(request.get("message")))}
-            case "change":
-                return {"change": self._monitor.change(_integer(request, "zone"))}
-            case "auto":
-                await self._bucket.take(4)
-                await self._monitor.auto(_base64(request.get("message")))
-                return {"auto": self._monitor.autos()}
             case "stats":
-                return {"zones": await self._monitor.stats(), "auto": self._monitor.autos()}
-            case "sample":
-                await self._bucket.take(4)
-                on, seconds = request.get("on"), request.get("seconds", 0)
-                if type(on) is not bool or type(seconds) is not int or not 0 <= seconds <= SAMPLE_LIMIT:
-                    raise UsageError(f"on must be true or false, seconds 0 to {SAMPLE_LIMIT}")
-                await self._monitor.sample(on, seconds)
-                return {}
-            case "reuse":
-                return await self._monitor.reuse()
-            case "connect":
-                self._monitor.open_stream(_integer(request, "endpoint"), _integer(request, "stream"))
-                return {}
-            case "messages":
-                return {"messages": self._monitor.messages()}
+                zones = await self._monitor.stats()
+                return {"zones": zones, "auto": self._orders.autos() if self._orders else [None] * len(zones)}
             case "report":
                 state, detail = request.get("state"), request.get("detail", "")
                 if state not in REPORTS or not isinstance(detail, str):
                     raise UsageError(f"state must be one of {', '.join(REPORTS)}, detail a string")
                 self._monitor.report(state, detail[:DETAIL_LIMIT])
                 return {}
+            case op if op in ORDERS and self._orders is not None:
+                return await self._order(self._orders, request)
+            case op if op in ORDERS:
+                raise UsageError(f"{op}: only a Realm does this")
         raise UsageError("unknown op", hint=f"known: {OPERATIONS}")
+
+    async def _order(self, orders: OwnerOrders, request: dict[str, Any]) -> dict[str, Any]:
+        match request["op"]:
+            case "encrypt":
+                await self._bucket.take(4)
+                return {"change": await orders.encrypt(_base64(request.get("message")))}
+            case "change":
+                return {"change": orders.change(_integer(request, "zone"))}
+            case "auto":
+                await self._bucket.take(4)
+                await orders.auto(_base64(request.get("message")))
+                return {"auto": orders.autos()}
+            case "sample":
+                await self._bucket.take(4)
+                on, seconds = request.get("on"), request.get("seconds", 0)
+                if type(on) is not bool or type(seconds) is not int or not 0 <= seconds <= SAMPLE_LIMIT:
+                    raise UsageError(f"on must be true or false, seconds 0 to {SAMPLE_LIMIT}")
+                await orders.sample(on, seconds)
+                return {}
+            case "reuse":
+                return await orders.reuse()
+            case "connect":
+                orders.open_stream(_integer(request, "endpoint"), _integer(request, "stream"))
+                return {}
+        return {"messages": orders.messages()}
 
 
 def _parse(line: bytes | None) -> dict[str, Any]:

@@ -14,17 +14,19 @@ from typing import Any
 
 from aiohttp import web
 
+from vambrace.config import check_domain_name
 from vambrace.errors import ConfigError, Conflict, UsageError, VambraceError
+from vambrace.host.attested import Attested
 from vambrace.host.channel import relay
-from vambrace.host.host import Host, RealmRequest
+from vambrace.host.domain import Domain
+from vambrace.host.host import DomainRequest, Host
 from vambrace.host.lifecycle import STEPS, State
 from vambrace.host.metrics import CONTENT_TYPE
 from vambrace.host.problems import from_error, from_http, problem
 from vambrace.host.realm import Realm
 from vambrace.host.settings import Settings
-from vambrace.host.store import RealmRecord, StoredImage
+from vambrace.host.store import DomainRecord, StoredImage
 from vambrace.host.vsock import Connector, connect_vsock
-from vambrace.realm import check_realm_name
 
 BODY_LIMIT = 64 << 10
 UPLOAD_CHUNK = 1 << 20
@@ -62,13 +64,13 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
             web.head("/v1/images/{sha256}", head_image),
             web.put("/v1/images/{sha256}", put_image),
             web.delete("/v1/images/{sha256}", delete_image),
-            web.get("/v1/realms", get_realms),
-            web.get("/v1/realms/{uuid}", get_realm),
-            web.put("/v1/realms/{uuid}", put_realm),
-            web.delete("/v1/realms/{uuid}", delete_realm),
-            web.get("/v1/realms/{uuid}/token", get_token),
-            web.post("/v1/realms/{uuid}/verdict", post_verdict),
-            web.get("/v1/realms/{uuid}/channel", get_channel),
+            web.get("/v1/domains", get_domains),
+            web.get("/v1/domains/{uuid}", get_domain),
+            web.put("/v1/domains/{uuid}", put_domain),
+            web.delete("/v1/domains/{uuid}", delete_domain),
+            web.get("/v1/domains/{uuid}/token", get_token),
+            web.post("/v1/domains/{uuid}/verdict", post_verdict),
+            web.get("/v1/domains/{uuid}/channel", get_channel),
             web.get("/metrics", get_metrics),
         ]
     )
@@ -196,67 +198,72 @@ def _image_view(image: StoredImage) -> dict[str, Any]:
     return {"sha256": image.digest, "name": image.name, "size": image.size, "stored": image.stored}
 
 
-# Realms
+# Domains
 
 
-async def get_realms(request: web.Request) -> web.Response:
-    return web.json_response({"realms": [_realm_view(realm) for realm in request.app[HOST].realms()]})
+async def get_domains(request: web.Request) -> web.Response:
+    return web.json_response({"domains": [_domain_view(domain) for domain in request.app[HOST].domains()]})
 
 
-async def get_realm(request: web.Request) -> web.Response:
-    realm = request.app[HOST].realm(_uuid(request))
+async def get_domain(request: web.Request) -> web.Response:
+    domain = request.app[HOST].domain(_uuid(request))
     seconds = _wait(request)
-    if isinstance(realm, Realm) and seconds:
-        await realm.lifecycle.wait(seconds, _unless(request) or realm.lifecycle.state)
-    return web.json_response(_realm_view(realm))
+    if isinstance(domain, Domain) and seconds:
+        await domain.lifecycle.wait(seconds, _unless(request) or domain.lifecycle.state)
+    return web.json_response(_domain_view(domain))
 
 
-async def put_realm(request: web.Request) -> web.Response:
-    realm, new = await request.app[HOST].create(_uuid(request), await _realm_request(request))
-    return web.json_response(_realm_view(realm), status=201 if new else 200)
+async def put_domain(request: web.Request) -> web.Response:
+    domain, new = await request.app[HOST].create(_uuid(request), await _domain_request(request))
+    return web.json_response(_domain_view(domain), status=201 if new else 200)
 
 
-async def delete_realm(request: web.Request) -> web.Response:
-    realm = request.app[HOST].realm(_uuid(request))
-    if isinstance(realm, Realm):
-        realm.finish(State.DESTROYED, "destroyed by request")
-        await realm.ended()
-    return web.json_response(_realm_view(realm))
+async def delete_domain(request: web.Request) -> web.Response:
+    domain = request.app[HOST].domain(_uuid(request))
+    if isinstance(domain, Domain):
+        domain.finish(State.DESTROYED, "destroyed by request")
+        await domain.ended()
+    return web.json_response(_domain_view(domain))
 
 
 async def get_token(request: web.Request) -> web.Response:
-    realm = request.app[HOST].realm(_uuid(request))
-    token = realm.token if isinstance(realm, Realm) else None
+    domain = request.app[HOST].domain(_uuid(request))
+    token = domain.token if isinstance(domain, Domain) else None
     if token is None:
-        raise Conflict("the Realm has no token", hint="wait until it is awaiting-verdict", status=409)
+        raise Conflict("the domain has no token", hint="wait until it is loaded; a Normal VM has none", status=409)
     return web.Response(body=token, content_type=TOKEN_TYPE)
 
 
 async def post_verdict(request: web.Request) -> web.Response:
-    realm = _living(request)
-    realm.accept_verdict(await request.read())
-    return web.json_response(_realm_view(realm))
+    domain = _living(request)
+    if not isinstance(domain, Realm):
+        raise Conflict(f"a {domain.config.kind} awaits no verdict", status=409)
+    domain.accept_verdict(await request.read())
+    return web.json_response(_domain_view(domain))
 
 
 async def get_channel(request: web.Request) -> web.StreamResponse:
-    host = request.app[HOST]
-    return await relay(request, _living(request), request.app[CONNECT], host.settings.channels)
+    host, domain = request.app[HOST], _living(request)
+    if not isinstance(domain, Attested):
+        raise Conflict(f"a {domain.config.kind} has no agent", status=409)
+    return await relay(request, domain, request.app[CONNECT], host.settings.channels)
 
 
-def _living(request: web.Request) -> Realm:
-    realm = request.app[HOST].realm(_uuid(request))
-    if isinstance(realm, RealmRecord):
-        raise Conflict(f"the Realm is {realm.state}", hint="create a new one", status=409)
-    return realm
+def _living(request: web.Request) -> Domain:
+    domain = request.app[HOST].domain(_uuid(request))
+    if isinstance(domain, DomainRecord):
+        raise Conflict(f"the domain is {domain.state}", hint="create a new one", status=409)
+    return domain
 
 
-def _realm_view(realm: Realm | RealmRecord) -> dict[str, Any]:
-    record = realm if isinstance(realm, RealmRecord) else realm.record
+def _domain_view(domain: Domain | DomainRecord) -> dict[str, Any]:
+    record = domain if isinstance(domain, DomainRecord) else domain.record
     # The state in memory: the one on the disk is written a moment before it is entered.
-    state = State(record.state) if isinstance(realm, RealmRecord) else realm.lifecycle.state
+    state = State(record.state) if isinstance(domain, DomainRecord) else domain.lifecycle.state
     return {
         "uuid": record.uuid,
         "name": record.name,
+        "class": record.kind,
         "image": record.image,
         "nonce": record.nonce,
         "state": state.value,
@@ -269,8 +276,8 @@ def _realm_view(realm: Realm | RealmRecord) -> dict[str, Any]:
         "memory": record.memory,
         "agent": record.agent or None,
         "created": record.created,
-        "deadline": realm.deadline if isinstance(realm, Realm) else None,
-        "token": isinstance(realm, Realm) and realm.token is not None,
+        "deadline": domain.deadline if isinstance(domain, Domain) else None,
+        "token": isinstance(domain, Domain) and domain.token is not None,
         "events": list(record.events),
     }
 
@@ -292,7 +299,7 @@ def _uuid(request: web.Request) -> str:
     except ValueError:
         canonical = ""
     if canonical != text:
-        raise UsageError("a Realm is named by a UUID in lower case, with hyphens")
+        raise UsageError("a domain is named by a UUID in lower case, with hyphens")
     return text
 
 
@@ -315,7 +322,7 @@ def _unless(request: web.Request) -> State | None:
         raise UsageError(f"unless must be one of {', '.join(state.value for state in State)}") from None
 
 
-async def _realm_request(request: web.Request) -> RealmRequest:
+async def _domain_request(request: web.Request) -> DomainRequest:
     try:
         body = json.loads(await request.read())
     except (ValueError, RecursionError):
@@ -323,8 +330,8 @@ async def _realm_request(request: web.Request) -> RealmRequest:
     if not isinstance(body, dict) or set(body) != {"name", "image", "nonce"}:
         raise UsageError("the body must be an object with name, image and nonce, and nothing else")
     name, image, nonce = body["name"], body["image"], body["nonce"]
-    check_realm_name(name)
+    check_domain_name(name)
     for key, value in (("image", image), ("nonce", nonce)):
         if not isinstance(value, str) or not DIGEST.fullmatch(value):
             raise UsageError(f"{key} must be 64 lower-case hexadecimal digits")
-    return RealmRequest(name, image, nonce)
+    return DomainRequest(name, image, nonce)

@@ -16,9 +16,9 @@ from typing import Any
 
 from vambrace.advice import Advice, advise
 from vambrace.attest.owner import Bounds
-from vambrace.errors import RealmError, VambraceError
+from vambrace.config import PAGE, Zone
+from vambrace.errors import DomainError, VambraceError
 from vambrace.host.percent import Percentages, Request
-from vambrace.realm import PAGE, Zone
 
 #: Seconds of sampling, which slows a Realm down, and of the pause after it.
 SAMPLE_SECONDS = 2.0
@@ -192,7 +192,7 @@ class Auto:
     async def _sampled(self, zone: int) -> tuple[Advice, float]:
         """What a moment of sampling says of the zone, and the share of this moment that its page faults took.
 
-        Raises RealmError, also where its owner samples it meanwhile.
+        Raises DomainError, also where its owner samples it meanwhile.
         """
         self._check_alone()
         began = False
@@ -219,7 +219,7 @@ class Auto:
                     await self._percentages.undisturbed(end)
         self._check_alone()
         if not began:
-            raise RealmError("its owner's adviser came first")
+            raise DomainError("its owner's adviser came first")
         pages = (await self._count(zone, "bytes_decrypted") - decrypted) / PAGE
         seconds = time.monotonic() - started
         answer = await self._request("reuse")
@@ -230,17 +230,17 @@ class Auto:
     def _check_alone(self) -> None:
         if self._advised():
             # The agent need not be the owner's: who is held up for long should see why.
-            raise RealmError("it is being sampled for its owner's adviser")
+            raise DomainError("it is being sampled for its owner's adviser")
 
     async def _count(self, zone: int, name: str) -> int:
         count = self._of(await self._request("stats"), zone).get(name)
         if type(count) is not int or not 0 <= count < COUNT_LIMIT:
-            raise RealmError("the VMM's statistics are not understood")
+            raise DomainError("the VMM's statistics are not understood")
         return count
 
     def _of(self, answer: dict[str, Any], zone: int) -> dict[str, Any]:
         zones = answer.get("zones")
         if not isinstance(zones, list) or len(zones) != len(self._zones) or not isinstance(zones[zone], dict):
-            raise RealmError("the VMM speaks of other zones than there are")
+            raise DomainError("the VMM speaks of other zones than there are")
         found: dict[str, Any] = zones[zone]
         return found

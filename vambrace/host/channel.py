@@ -8,8 +8,8 @@ import socket
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from vambrace.errors import CapacityError, Conflict, HostError
+from vambrace.host.attested import Attested
 from vambrace.host.lifecycle import State
-from vambrace.host.realm import Realm
 from vambrace.host.vsock import OWNER_PORT, Connector
 
 CHUNK = 64 << 10
@@ -18,26 +18,26 @@ CONNECT_SECONDS = 30
 HEARTBEAT = 60
 
 
-async def relay(request: web.Request, realm: Realm, connect: Connector, limit: int) -> web.StreamResponse:
-    """Serve one channel until either side closes or the Realm ends.
+async def relay(request: web.Request, domain: Attested, connect: Connector, limit: int) -> web.StreamResponse:
+    """Serve one channel until either side closes or the domain ends.
 
     Raises ``Conflict`` (not running), ``CapacityError`` (429, too many channels), ``HostError`` (503).
     """
-    if realm.lifecycle.state is not State.RUNNING:
-        raise Conflict(f"the Realm is {realm.lifecycle.state.value}", hint="wait until it is running", status=409)
-    if len(realm.closers) >= limit:
-        raise CapacityError(f"the Realm has {limit} channels", hint="close one of them", status=429)
+    if domain.lifecycle.state is not State.RUNNING:
+        raise Conflict(f"the domain is {domain.lifecycle.state.value}", hint="wait until it is running", status=409)
+    if len(domain.closers) >= limit:
+        raise CapacityError(f"the domain has {limit} channels", hint="close one of them", status=429)
     socket_ = web.WebSocketResponse(max_msg_size=MESSAGE_LIMIT, heartbeat=HEARTBEAT, compress=False)
     if not socket_.can_prepare(request):
         raise HostError("this is a WebSocket", hint="ask for an upgrade to websocket", status=426)
     task = asyncio.current_task()
     assert task is not None
     ending = asyncio.Event()
-    realm.closers.add(ending.set)
+    domain.closers.add(ending.set)
     try:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                stream = await connect(realm.cid, OWNER_PORT)
+                stream = await connect(domain.cid, OWNER_PORT)
         except (OSError, TimeoutError):
             raise HostError("the agent does not answer yet", hint="try again in a moment", status=503) from None
         with stream:
@@ -55,7 +55,7 @@ async def relay(request: web.Request, realm: Realm, connect: Connector, limit: i
                 await asyncio.gather(*work, return_exceptions=True)
         await socket_.close(code=WSCloseCode.GOING_AWAY if ending.is_set() else WSCloseCode.OK)
     finally:
-        realm.closers.discard(ending.set)
+        domain.closers.discard(ending.set)
     return socket_
 
 

@@ -1,4 +1,4 @@
-"""All Realms and images of one machine: admission, uploads, recovery."""
+"""All domains and images of one machine: admission, uploads, recovery."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from vambrace import __version__
+from vambrace.classes import REALM, DomainClass
 from vambrace.errors import CapacityError, ConfigError, Conflict, ImageError, NotFound
+from vambrace.host.domain import Admitted, Domain, Services
 from vambrace.host.lifecycle import State
-from vambrace.host.messages import ENDPOINT_MEMORY, Messages
+from vambrace.host.messages import ENDPOINT_MEMORY, Messages, Party
 from vambrace.host.metrics import Metrics, Watched, WindowTotals
 from vambrace.host.platform import Platform
 from vambrace.host.realm import Realm
 from vambrace.host.settings import Settings
 from vambrace.host.shares import Shares
 from vambrace.host.standby import Standby
-from vambrace.host.store import RECORDS_KEPT, RealmRecord, Store, StoredImage
+from vambrace.host.store import RECORDS_KEPT, DomainRecord, Store, StoredImage
 from vambrace.host.vmm import kill_leftover
 from vambrace.host.vsock import Connector, connect_vsock
 from vambrace.partition.overlap import Verification
@@ -32,17 +34,20 @@ from vambrace.partition.overlap import Verification
 # What a VMM process takes beyond guest memory, and what the host keeps for itself.
 VMM_OVERHEAD = 48 << 20
 TABLES = 64  # of guest memory: the window's tables (28 bytes a page) and page tables, twice and of stage 2
-HOST_RESERVE = 128 << 20  # the VMM that waits for the next Realm among it
+HOST_RESERVE = 128 << 20  # the VMM that waits for the next domain among it
 SPACE_CHECK = 64 << 20
 BLOCK = 4 << 20
 FIRST_CID = 16
+
+#: What runs a domain of each class.
+DOMAINS: dict[DomainClass, type[Domain]] = {REALM: Realm}
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RealmRequest:
-    """The body of ``PUT /v1/realms/{uuid}``: ``image`` is a SHA-256, ``nonce`` 32 bytes, both in hex."""
+class DomainRequest:
+    """The body of ``PUT /v1/domains/{uuid}``: ``image`` is a SHA-256, ``nonce`` 32 bytes, both in hex."""
 
     name: str
     image: str
@@ -62,13 +67,14 @@ class Host:
         self.memory_limit = settings.guest_memory or max(0, memory_available() - HOST_RESERVE)
         self.shares = Shares(settings, self.memory_limit)
         self._standby = Standby(settings, self.shares.waiting)
-        self._living: dict[str, Realm] = {}
-        self._ended: dict[str, Realm] = {}
-        self._past: dict[str, RealmRecord] = {}
+        self._living: dict[str, Domain] = {}
+        self._ended: dict[str, Domain] = {}
+        self._past: dict[str, DomainRecord] = {}
         self._admission = asyncio.Lock()
         self._verifying = asyncio.Lock()
         self._next_cid = FIRST_CID
-        self.messages = Messages(self._living.values, connect, settings.message_rate)
+        self.messages = Messages(self._parties, connect, settings.message_rate)
+        self._services = Services(settings, store, platform, self._standby, self.messages)
         windows = WindowTotals(self._running)
         self.metrics = Metrics(self, windows)
         self._refreshing = [asyncio.create_task(part.refresh()) for part in (windows, self.messages)]
@@ -76,10 +82,10 @@ class Host:
             task.add_done_callback(_log_failure)
 
     def recover(self) -> None:
-        """End the VMMs of an earlier daemon and make its Realms ``failed``; a VMM is started for the first Realm."""
+        """End the VMMs of an earlier daemon and make its domains ``failed``; a VMM is started for the first one."""
         for record in self.store.records():
             if kill_leftover(record.vmm_pid, record.vmm_started):
-                log.warning("realm %s: its VMM of an earlier run was killed", record.uuid)
+                log.warning("domain %s: its VMM of an earlier run was killed", record.uuid)
         for record in self.store.recover():
             self._past[record.uuid] = record
         self._prune()
@@ -87,20 +93,20 @@ class Host:
         self._standby.prepare()
 
     async def close(self) -> None:
-        """Destroy every living Realm and wait for it."""
+        """Destroy every living domain and wait for it."""
         for task in self._refreshing:
             task.cancel()
-        for realm in tuple(self._living.values()):
-            realm.finish(State.FAILED, "host stopped")
-        await asyncio.gather(*(realm.ended() for realm in tuple(self._living.values())))
+        for domain in tuple(self._living.values()):
+            domain.finish(State.FAILED, "host stopped")
+        await asyncio.gather(*(domain.ended() for domain in tuple(self._living.values())))
         await self.messages.close()
         await self._standby.close()
         self.platform.close()
 
-    # Realms
+    # Domains
 
-    async def create(self, uuid: str, request: RealmRequest) -> tuple[Realm | RealmRecord, bool]:
-        """The Realm ``uuid`` and whether it is new.
+    async def create(self, uuid: str, request: DomainRequest) -> tuple[Domain | DomainRecord, bool]:
+        """The domain ``uuid`` and whether it is new.
 
         Raises ``Conflict`` (other content, name in use), ``CapacityError``, ``NotFound`` (image),
         ``ConfigError`` (debug), ``HostError`` (no endorsement).
@@ -108,78 +114,83 @@ class Host:
         async with self._admission:
             existing = self._known(uuid)
             if existing is not None:
-                record = existing if isinstance(existing, RealmRecord) else existing.record
+                record = existing if isinstance(existing, DomainRecord) else existing.record
                 if (record.name, record.image, record.nonce) != (request.name, request.image, request.nonce):
-                    raise Conflict(f"Realm {uuid} exists with other content", hint="choose a fresh UUID", status=409)
+                    raise Conflict(f"domain {uuid} exists with other content", hint="choose a fresh UUID", status=409)
                 return existing, False
-            self.platform.require_endorsed()
-            if any(realm.record.name == request.name for realm in self._living.values()):
+            if any(domain.record.name == request.name for domain in self._living.values()):
                 raise Conflict(
-                    f"a Realm named {request.name} exists",
+                    f"a domain named {request.name} exists",
                     hint="choose another name or destroy that one",
                     status=409,
                 )
             image = self.store.image(request.image)
             config = await asyncio.to_thread(image.read_config)
+            if config.kind not in DOMAINS:
+                raise ConfigError(f"this host runs no {config.kind}", hint="build the image as another class")
+            if config.kind.attested:
+                self.platform.require_endorsed()
             if config.debug and not self.settings.allow_debug:
                 raise ConfigError(
-                    "this host runs no debug Realms", hint="build the image without debug, or set allow_debug"
+                    "this host runs no debug domains", hint="build the image without debug, or set allow_debug"
                 )
             memory = config.memory + config.memory // TABLES + VMM_OVERHEAD
             memory += ENDPOINT_MEMORY * len(config.endpoints)
             place = await self.shares.reserve(uuid, request.name, memory, config.vcpus)
-            record = RealmRecord(uuid, request.name, request.image, request.nonce, created=time.time(), memory=memory)
-            realm = Realm(
-                record,
-                config,
-                image,
-                settings=self.settings,
-                store=self.store,
-                platform=self.platform,
-                standby=self._standby,
-                messages=self.messages,
-                cid=self._new_cid(),
-                place=place,
+            record = DomainRecord(
+                uuid=uuid,
+                name=request.name,
+                kind=config.kind.name,
+                image=request.image,
+                nonce=request.nonce,
+                created=time.time(),
+                memory=memory,
             )
-            self._living[uuid] = realm
+            admitted = Admitted(record, config, image, self._new_cid(), place)
+            domain = DOMAINS[config.kind](admitted, self._services)
+            self._living[uuid] = domain
             self.metrics.created()
-            realm.begin()
-            asyncio.create_task(self._retire(realm)).add_done_callback(_log_failure)
-            return realm, True
+            domain.begin()
+            asyncio.create_task(self._retire(domain)).add_done_callback(_log_failure)
+            return domain, True
 
-    def realm(self, uuid: str) -> Realm | RealmRecord:
-        """A living Realm, or the record of a past one; raises ``NotFound``."""
+    def domain(self, uuid: str) -> Domain | DomainRecord:
+        """A living domain, or the record of a past one; raises ``NotFound``."""
         existing = self._known(uuid)
         if existing is None:
-            raise NotFound(f"no Realm {uuid}")
+            raise NotFound(f"no domain {uuid}")
         return existing
 
-    def realms(self) -> list[Realm | RealmRecord]:
+    def domains(self) -> list[Domain | DomainRecord]:
         return [*self._past.values(), *self._ended.values(), *self._living.values()]
 
     def states(self) -> Counter[State]:
-        """How many living Realms are in each state."""
-        return Counter(realm.lifecycle.state for realm in self._living.values())
+        """How many living domains are in each state."""
+        return Counter(domain.lifecycle.state for domain in self._living.values())
 
     def _running(self) -> dict[str, Watched]:
-        return {uuid: realm for uuid, realm in self._living.items() if realm.lifecycle.state is State.RUNNING}
+        return {uuid: domain for uuid, domain in self._living.items() if domain.lifecycle.state is State.RUNNING}
 
-    def _known(self, uuid: str) -> Realm | RealmRecord | None:
+    def _parties(self) -> list[Party]:
+        """Who may exchange messages, oldest first."""
+        return [domain for domain in self._living.values() if domain.config.kind.messages]
+
+    def _known(self, uuid: str) -> Domain | DomainRecord | None:
         return self._living.get(uuid) or self._ended.get(uuid) or self._past.get(uuid)
 
-    async def _retire(self, realm: Realm) -> None:
-        uuid = realm.record.uuid
+    async def _retire(self, domain: Domain) -> None:
+        uuid = domain.record.uuid
         try:
-            await realm.ended()
+            await domain.ended()
         finally:
             del self._living[uuid]
-            self._ended[uuid] = realm
-            self.metrics.ended(realm.lifecycle.state)
+            self._ended[uuid] = domain
+            self.metrics.ended(domain.lifecycle.state)
             self._prune()
             self._standby.prepare()
 
     def _prune(self) -> None:
-        """Keep the newest records of ended Realms only: the disk is bounded."""
+        """Keep the newest records of ended domains only: the disk is bounded."""
         known = [*self._past, *self._ended]
         for uuid in known[: max(0, len(known) - RECORDS_KEPT)]:
             self._past.pop(uuid, None)
@@ -193,14 +204,14 @@ class Host:
         return self.shares.ledger.memory_used
 
     def _new_cid(self) -> int:
-        """Never one that was used since the start: a late connection must not reach another Realm."""
+        """Never one that was used since the start: a late connection must not reach another domain."""
         self._next_cid += 1
         return self._next_cid
 
     async def verify(self) -> Verification:
         """Check from the numbers of the running processes that the domains are apart. Raises ``PartitionError``."""
         async with self._verifying:
-            records = [realm.record for realm in self._living.values()]
+            records = [domain.record for domain in self._living.values()]
             return await self.shares.verify((record.uuid, record.vmm_pid) for record in records if record.vmm_pid)
 
     # Images
@@ -261,8 +272,8 @@ class Host:
         return hasher.hexdigest()
 
     def delete_image(self, digest: str) -> None:
-        """Raises ``NotFound``, ``Conflict`` (a living Realm is of this image)."""
-        users = [realm.record.name for realm in self._living.values() if realm.record.image == digest]
+        """Raises ``NotFound``, ``Conflict`` (a living domain is of this image)."""
+        users = [domain.record.name for domain in self._living.values() if domain.record.image == digest]
         if users:
             raise Conflict(f"the image is in use by {', '.join(users)}", hint="destroy it first", status=409)
         self.store.delete_image(digest)
@@ -279,7 +290,7 @@ class Host:
             "memory": {"limit": self.memory_limit, "used": self.memory_used},
             "storage": {"free": self.store.free(), "image_limit": self.settings.image_limit},
             "processors": os.cpu_count() or 1,
-            "realms": len(self._living),
+            "domains": len(self._living),
         }
 
 

@@ -1,4 +1,4 @@
-"""States of a Realm, the patent's step each belongs to, and the transitions that are allowed."""
+"""States of a domain, the patent's step each belongs to, and the transitions that are allowed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 
 
 class Lifecycle:
-    """The present state of one Realm, and a way to wait for the next change."""
+    """The present state of one domain, and a way to wait for the next change."""
 
     def __init__(self, state: State = State.CREATED) -> None:
         self.state = state
@@ -69,7 +69,7 @@ class Lifecycle:
     def move(self, state: State) -> None:
         """Enter ``state``; raises ``Conflict`` where that is not allowed from the present one."""
         if state not in TRANSITIONS[self.state]:
-            raise Conflict(f"a Realm cannot go from {self.state.value} to {state.value}", status=409)
+            raise Conflict(f"a domain cannot go from {self.state.value} to {state.value}", status=409)
         self.state = state
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
@@ -106,7 +106,7 @@ def require(
         def guarded(self: Owner, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Any:
             if self.lifecycle.state not in states:
                 raise Conflict(
-                    f"the Realm is {self.lifecycle.state.value}",
+                    f"the domain is {self.lifecycle.state.value}",
                     hint=f"this is possible only while it is {' or '.join(state.value for state in states)}",
                     status=409,
                 )

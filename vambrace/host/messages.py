@@ -23,13 +23,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from vambrace.config import CONNECT, OFFER, DomainConfig, Endpoint
 from vambrace.errors import CapacityError, Conflict, UsageError
 from vambrace.host.agent import Bucket
 from vambrace.host.coarse import REFRESH_SECONDS, Coarse
 from vambrace.host.lifecycle import Lifecycle, State
-from vambrace.host.store import RealmRecord
+from vambrace.host.store import DomainRecord
 from vambrace.host.vsock import MESSAGE_PORT, Connector
-from vambrace.realm import CONNECT, OFFER, Endpoint, RealmConfig
 
 STREAMS: Final = 16  # of each endpoint of each Realm at a time
 CHUNK: Final = 64 << 10
@@ -52,9 +52,9 @@ class Party(Protocol):
     """A Realm as it is seen from here. Its name is the one in ``config``: that is measured, the record's is not."""
 
     @property
-    def record(self) -> RealmRecord: ...
+    def record(self) -> DomainRecord: ...
     @property
-    def config(self) -> RealmConfig: ...
+    def config(self) -> DomainConfig: ...
     @property
     def cid(self) -> int: ...
     @property

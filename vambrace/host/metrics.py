@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from vambrace.errors import RealmError, VambraceError
+from vambrace.errors import DomainError, VambraceError
 from vambrace.host.coarse import REFRESH_SECONDS, Coarse
 from vambrace.host.lifecycle import FINAL, State
 from vambrace.host.messages import GRAIN as MESSAGE_GRAIN
@@ -93,13 +93,13 @@ async def _counts(realm: Watched) -> Counter[str] | None:
 
 
 def summed(zones: Sequence[Any]) -> Counter[str]:
-    """The fields of ``TOTALS``, over all zones. Raises ``RealmError``: not what a VMM says of its zones."""
+    """The fields of ``TOTALS``, over all zones. Raises ``DomainError``: not what a VMM says of its zones."""
     sums: Counter[str] = Counter()
     for zone in zones:
         for field in TOTALS:
             count = zone.get(field) if isinstance(zone, dict) else None
             if type(count) is not int or not 0 <= count < COUNT_LIMIT:
-                raise RealmError("the VMM's statistics are not understood")
+                raise DomainError("the VMM's statistics are not understood")
             sums[field] += count
     return sums
 
@@ -132,11 +132,11 @@ class Metrics(Collector):
         self._registry.register(self)
 
     def created(self) -> None:
-        """A Realm was accepted."""
+        """A domain was accepted."""
         self._created += 1
 
     def ended(self, state: State) -> None:
-        """A Realm has entered its final state."""
+        """A domain has entered its final state."""
         self._ended[state] += 1
 
     def text(self) -> bytes:
@@ -147,10 +147,10 @@ class Metrics(Collector):
         uptime = int(time.monotonic() - self._started)
         yield GaugeMetricFamily("vambrace_host_uptime_seconds", "Since the daemon's start.", value=uptime)
         limit, used = self._watch.memory_limit, self._watch.memory_used
-        yield GaugeMetricFamily("vambrace_memory_limit_bytes", "Memory that Realms may have together.", value=limit)
-        yield GaugeMetricFamily("vambrace_memory_committed_bytes", "Memory that living Realms have.", value=used)
-        living = GaugeMetricFamily("vambrace_realms", "Living Realms by their state.", labels=["state"])
-        ended = CounterMetricFamily("vambrace_realms_ended", "Realms by how they ended.", labels=["state"])
+        yield GaugeMetricFamily("vambrace_memory_limit_bytes", "Memory that domains may have together.", value=limit)
+        yield GaugeMetricFamily("vambrace_memory_committed_bytes", "Memory that living domains have.", value=used)
+        living = GaugeMetricFamily("vambrace_domains", "Living domains by their state.", labels=["state"])
+        ended = CounterMetricFamily("vambrace_domains_ended", "Domains by how they ended.", labels=["state"])
         states = self._watch.states()
         for state in State:
             if state in FINAL:
@@ -158,7 +158,7 @@ class Metrics(Collector):
             else:
                 living.add_metric([state.value], states[state])
         yield living
-        yield CounterMetricFamily("vambrace_realms_created", "Realms that were accepted.", value=self._created)
+        yield CounterMetricFamily("vambrace_domains_created", "Domains that were accepted.", value=self._created)
         yield ended
         for field, count in self._windows.published().items():
             name, text, grain = TOTALS[field]

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from vambrace.errors import MessageRefused, RealmError, VambraceError
-from vambrace.realm import Zone
+from vambrace.config import Zone
+from vambrace.errors import DomainError, MessageRefused, VambraceError
 
 #: Seconds between two looks at a change in the VMM.
 POLL_SECONDS = 0.2
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Request(Protocol):
-    """A request to the VMM, and its reply. Raises ``RealmError``."""
+    """A request to the VMM, and its reply. Raises ``DomainError``."""
 
     def __call__(self, op: str, **arguments: Any) -> Awaitable[dict[str, Any]]: ...
 
@@ -144,7 +144,7 @@ class Percentages:
     async def set(self, zone: int, choose: Callable[[], int | None]) -> None:
         """When the turn comes, ``choose`` a zone's percentage and change it, and the system's with it.
 
-        Returns when the invariant holds, or when nothing was chosen (None). Raises ``RealmError``.
+        Returns when the invariant holds, or when nothing was chosen (None). Raises ``DomainError``.
         """
 
         async def work() -> None:
@@ -227,5 +227,5 @@ class Percentages:
 def _count(answer: dict[str, Any], key: str) -> int:
     value = answer.get(key)
     if type(value) is not int or not 0 <= value < COUNT_LIMIT:
-        raise RealmError("the VMM does not say how far the change is")
+        raise DomainError("the VMM does not say how far the change is")
     return value

@@ -76,10 +76,10 @@ def from_http(error: web.HTTPException) -> web.Response:
 HINTS = {
     400: "correct the request; see /v1/openapi.json",
     403: "sign with the owner's key, for this instance and token",
-    404: "list what exists with GET /v1/realms or GET /v1/images",
+    404: "list what exists with GET /v1/domains or GET /v1/images",
     405: "see /v1/openapi.json",
-    409: "look at the Realm's state with GET /v1/realms/{uuid}",
+    409: "look at the domain's state with GET /v1/domains/{uuid}",
     413: "make the image smaller, or raise image_limit in the host's settings",
     422: "build the image again",
-    507: "destroy a Realm, or use a host with more",
+    507: "destroy a domain, or use a host with more",
 }

@@ -1,4 +1,4 @@
-"""A VMM process that has started and waits for its domain: a Realm's request does not wait for Python to start."""
+"""A VMM process that has started and waits for its domain: a request for one does not wait for Python to start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from vambrace.errors import RealmError
+from vambrace.errors import DomainError
 from vambrace.host.settings import Settings
 from vambrace.host.vmm import Event, Vmm
 
@@ -27,10 +27,10 @@ class Standby:
         self._closed = False
 
     async def take(self, on_event: Callable[[Event], None]) -> Vmm:
-        """A VMM that waits, or one that is started now. Raises ``RealmError``: it cannot be started."""
+        """A VMM that waits, or one that is started now. Raises ``DomainError``: it cannot be started."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            with contextlib.suppress(RealmError):
+            with contextlib.suppress(DomainError):
                 vmm = await waiting
                 if vmm.adopt(on_event):
                     return vmm
@@ -48,7 +48,7 @@ class Standby:
         self._closed = True
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
-            with contextlib.suppress(RealmError):
+            with contextlib.suppress(DomainError):
                 await (await waiting).destroy()
 
     async def _spawn(self, on_event: Callable[[Event], None]) -> Vmm:
@@ -60,6 +60,6 @@ def _nobody(event: Event) -> None:
 
 
 def _log_failure(task: asyncio.Task[Vmm]) -> None:
-    """The next Realm tries again, and says why it failed."""
+    """The next domain tries again, and says why it failed."""
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.warning("no VMM waits for the next Realm: %s", error)
+        log.warning("no VMM waits for the next domain: %s", error)

@@ -1,7 +1,7 @@
-"""The state directory: unpacked images by digest, and one small JSON record for each Realm. No secrets.
+"""The state directory: unpacked images by digest, and one small JSON record for each domain. No secrets.
 
     images/<sha256>/          the parts of a bundle, and image.json
-    realms/<uuid>.json        a RealmRecord
+    domains/<uuid>.json        a DomainRecord
     tmp/                      uploads under way; emptied at start
 
 Everything is written aside, synced and renamed, so that a power cut leaves the old or the new.
@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vambrace.errors import CapacityError, ImageError, NotFound
+from vambrace.classes import REALM, domain_class
+from vambrace.config import DomainConfig
+from vambrace.errors import CapacityError, ConfigError, ImageError, NotFound
 from vambrace.files import sync, write_whole
 from vambrace.host.lifecycle import State
 from vambrace.image import Bundle
-from vambrace.realm import RealmConfig
 
 RECORDS_KEPT = 200
 SPARE = 64 << 20
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class RealmRecord:
+class DomainRecord:
     """What outlives the daemon. ``counter`` is the last one used by an owner's message, -1 for none."""
 
     uuid: str
@@ -44,6 +45,7 @@ class RealmRecord:
     image: str
     nonce: str
     created: float
+    kind: str = REALM.name
     state: str = State.CREATED.value
     reason: str = ""
     executed: bool = False
@@ -58,7 +60,8 @@ class RealmRecord:
 
 
 _FIELD_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("uuid", "name", "image", "nonce", "state", "reason", "instance", "measurement", "agent"), (str,)),
+    **dict.fromkeys(("uuid", "name", "kind", "image", "nonce", "state", "reason", "instance"), (str,)),
+    **dict.fromkeys(("measurement", "agent"), (str,)),
     **dict.fromkeys(("memory", "counter", "vmm_pid", "vmm_started"), (int,)),
     "created": (int, float),
     "executed": (bool,),
@@ -79,8 +82,8 @@ class StoredImage:
     initrd: Path
     disks: tuple[Path, ...]
 
-    def read_config(self) -> RealmConfig:
-        return RealmConfig.parse(self.config.read_bytes())
+    def read_config(self) -> DomainConfig:
+        return DomainConfig.parse(self.config.read_bytes())
 
 
 class Store:
@@ -88,21 +91,21 @@ class Store:
 
     def __init__(self, directory: Path) -> None:
         self.images = directory / "images"
-        self.realms = directory / "realms"
+        self.domains = directory / "domains"
         self.temporary = directory / "tmp"
-        for path in (directory, self.images, self.realms, self.temporary):
+        for path in (directory, self.images, self.domains, self.temporary):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     # Start
 
-    def recover(self) -> list[RealmRecord]:
+    def recover(self) -> list[DomainRecord]:
         """Clear what a stopped daemon left; returns every record, those not final now ``failed``.
 
         The VMM processes that the records name must be ended by the caller first (``records``).
         """
         for path in self.temporary.iterdir():
             _remove(path)
-        for path in self.realms.iterdir():
+        for path in self.domains.iterdir():
             if path.suffix not in (".json", DAMAGED):
                 _remove(path)
         records = self.records()
@@ -116,37 +119,37 @@ class Store:
                     self.save(record)
                 except CapacityError as error:
                     # It is known as failed in memory, and the next start tries again.
-                    log.error("realm %s: %s", record.uuid, error.message)
+                    log.error("domain %s: %s", record.uuid, error.message)
         return records
 
-    # Realms
+    # Domains
 
-    def records(self) -> list[RealmRecord]:
+    def records(self) -> list[DomainRecord]:
         """Every readable record, oldest first. One that is damaged is put aside, not trusted."""
         records = []
-        for path in sorted(self.realms.glob("*.json")):
+        for path in sorted(self.domains.glob("*.json")):
             try:
                 record = _decode_record(path.read_bytes())
                 if record.uuid != path.stem:
-                    raise ValueError("the record is another Realm's")
-            except (OSError, ValueError, TypeError, RecursionError) as error:
+                    raise ValueError("the record is another domain's")
+            except (OSError, ValueError, TypeError, RecursionError, ConfigError) as error:
                 log.error("%s is damaged and put aside: %s", path, error)
                 path.replace(path.with_suffix(DAMAGED))
                 continue
             records.append(record)
         return sorted(records, key=lambda record: record.created)
 
-    def save(self, record: RealmRecord) -> None:
+    def save(self, record: DomainRecord) -> None:
         """Raises ``CapacityError`` where the disk does not take it; the record that was there stays."""
         try:
-            write_whole(self.realms / f"{record.uuid}.json", json.dumps(dataclasses.asdict(record)).encode())
+            write_whole(self.domains / f"{record.uuid}.json", json.dumps(dataclasses.asdict(record)).encode())
         except OSError as error:
             raise CapacityError(
-                f"the Realm's record cannot be written: {error.strerror}", hint="look at the host's state disk"
+                f"the record of the domain cannot be written: {error.strerror}", hint="look at the host's state disk"
             ) from error
 
     def forget(self, uuid: str) -> None:
-        (self.realms / f"{uuid}.json").unlink(missing_ok=True)
+        (self.domains / f"{uuid}.json").unlink(missing_ok=True)
 
     # Images
 
@@ -235,9 +238,9 @@ class Store:
         _remove(aside)
 
 
-def _decode_record(data: bytes) -> RealmRecord:
-    """Raises ``ValueError`` or ``TypeError`` for anything but what ``Store.save`` writes."""
-    record = RealmRecord(**json.loads(data))
+def _decode_record(data: bytes) -> DomainRecord:
+    """Raises ``ValueError``, ``TypeError`` or ``ConfigError`` for anything but what ``Store.save`` writes."""
+    record = DomainRecord(**json.loads(data))
     for name, kinds in _FIELD_TYPES.items():
         # Not isinstance: true is no number.
         if type(getattr(record, name)) not in kinds:
@@ -250,6 +253,7 @@ def _decode_record(data: bytes) -> RealmRecord:
         if type(event.get("at")) not in (int, float) or not math.isfinite(event["at"]):
             raise TypeError("events has a wrong type")
     State(record.state)
+    domain_class(record.kind)
     return record
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vambrace.errors import RealmError
+from vambrace.errors import DomainError
 
 PACKET_LIMIT = 64 << 10
 AGENT_CHUNK = 32 << 10
@@ -77,7 +77,7 @@ class Vmm:
 
     @classmethod
     async def spawn(cls, command: Sequence[str], on_event: Callable[[Event], None], *, cpus: Sequence[int] = ()) -> Vmm:
-        """Start ``command`` with ``--control FD``; raises ``RealmError`` if it cannot be started."""
+        """Start ``command`` with ``--control FD``; raises ``DomainError`` if it cannot be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             process = await asyncio.create_subprocess_exec(
@@ -92,7 +92,7 @@ class Vmm:
             )
         except OSError as error:
             ours.close()
-            raise RealmError(f"the VMM cannot be started: {error.strerror}") from error
+            raise DomainError(f"the VMM cannot be started: {error.strerror}") from error
         finally:
             theirs.close()
         with contextlib.suppress(ProcessLookupError):
@@ -113,14 +113,14 @@ class Vmm:
         return not self._reader.done()
 
     async def request(self, op: str, seconds: float, **arguments: Any) -> dict[str, Any]:
-        """Send one request and return its reply; raises ``RealmError`` (refused, dead or too slow)."""
+        """Send one request and return its reply; raises ``DomainError`` (refused, dead or too slow)."""
         self._next += 1
         number = self._next
         packet = json.dumps({"id": number, "op": op, **arguments}).encode()
         if len(packet) > PACKET_LIMIT:
-            raise RealmError(f"a {op} request is too large for the VMM")
+            raise DomainError(f"a {op} request is too large for the VMM")
         if self._reader.done():
-            raise RealmError("the VMM is gone")
+            raise DomainError("the VMM is gone")
         reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._replies[number] = reply
         try:
@@ -133,13 +133,13 @@ class Vmm:
             if not self._closing:
                 # Whether it did what it was told is not known: as good as dead.
                 self._on_event(Died(detail))
-            raise RealmError(detail) from None
+            raise DomainError(detail) from None
         except OSError:
-            raise RealmError("the VMM is gone") from None
+            raise DomainError("the VMM is gone") from None
         finally:
             self._replies.pop(number, None)
         if answer.get("ok") is not True:
-            raise RealmError(
+            raise DomainError(
                 printable(answer.get("error"), f"the VMM refused {op}"),
                 hint=printable(answer.get("hint"), "") or None,
             )
@@ -154,7 +154,7 @@ class Vmm:
     async def destroy(self) -> None:
         """Ask the VMM to wipe and exit, kill it if it does not, and reap it. Never raises."""
         self._closing = True
-        with contextlib.suppress(RealmError):
+        with contextlib.suppress(DomainError):
             await self.request("destroy", DESTROY_SECONDS)
         with contextlib.suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)
@@ -186,7 +186,7 @@ class Vmm:
                 self._process.kill()
         for reply in self._replies.values():
             if not reply.done():
-                reply.set_exception(RealmError("the VMM is gone"))
+                reply.set_exception(DomainError("the VMM is gone"))
         if not self._closing:
             self._on_event(Died(detail))
 

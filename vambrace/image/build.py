@@ -10,13 +10,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from vambrace.canonical import canonical
+from vambrace.config import Disk, DomainConfig, application_object
 from vambrace.debian.erofs import VerityDisk, make_erofs
 from vambrace.errors import BuildError, ConfigError, NoSpace
 from vambrace.image.base import INIT, RuntimeBase
 from vambrace.image.bundle import Bundle, write_bundle
 from vambrace.image.manifest import Manifest, Program, read_manifest
 from vambrace.machine.plan import plan_boot
-from vambrace.realm import Disk, RealmConfig, application_object, canonical
 
 SETTINGS = "vambrace.json"  # read by the agent as /app/vambrace.json
 
@@ -61,7 +62,7 @@ def build_bundle(manifest_path: Path, out_path: Path, base: RuntimeBase) -> Bund
         shutil.rmtree(work, ignore_errors=True)
 
 
-def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> RealmConfig:
+def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> DomainConfig:
     """The measured configuration for ``manifest`` on these two disks."""
     words = [
         "console=hvc0",
@@ -75,7 +76,7 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Realm
         apps.mount_word("/dev/vdb", "/app"),
         f"vambrace.init={INIT}",
     ]
-    return RealmConfig(
+    return DomainConfig(
         name=manifest.name,
         cmdline=" ".join(words),
         owner=manifest.owner,

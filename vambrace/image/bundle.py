@@ -1,7 +1,7 @@
 """One file for a whole Realm: an OCI image layout in a tar (docs/architecture.md, section 12).
 
     oci-layout, index.json      the layout; the index names one manifest
-    blobs/sha256/<digest>       manifest, configuration (RealmConfig bytes), kernel, initrd, disks
+    blobs/sha256/<digest>       manifest, configuration (DomainConfig bytes), kernel, initrd, disks
 
 A bundle is hostile until ``Bundle.open`` returns: sizes are bounded, every digest is checked, and the disks
 are those that the configuration names. Contents are hashed again whenever they are read: the file may have
@@ -20,16 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from vambrace.canonical import canonical, decode_json
+from vambrace.config import MAX_CONFIG_BYTES, MAX_DISKS, DomainConfig
 from vambrace.errors import ConfigError, ImageError, NoSpace
 from vambrace.image import ustar
 from vambrace.image.ustar import BUILD_AGAIN
-from vambrace.realm import MAX_CONFIG_BYTES, MAX_DISKS, RealmConfig, canonical, decode_json
 
-ARTIFACT: Final = "application/vnd.vambrace.realm.v1"
-CONFIG: Final = "application/vnd.vambrace.realm.config.v1+json"
-KERNEL: Final = "application/vnd.vambrace.realm.kernel.v1"
-INITRD: Final = "application/vnd.vambrace.realm.initrd.v1"
-DISK: Final = "application/vnd.vambrace.realm.disk.v1+erofs"
+ARTIFACT: Final = "application/vnd.vambrace.config.v1"
+CONFIG: Final = "application/vnd.vambrace.config.config.v1+json"
+KERNEL: Final = "application/vnd.vambrace.config.kernel.v1"
+INITRD: Final = "application/vnd.vambrace.config.initrd.v1"
+DISK: Final = "application/vnd.vambrace.config.disk.v1+erofs"
 
 MAX_KERNEL: Final = 256 << 20
 MAX_INITRD: Final = 1 << 30
@@ -97,7 +98,7 @@ class Bundle:
 
     path: Path
     manifest_digest: str
-    config: RealmConfig
+    config: DomainConfig
     config_part: Part
     kernel: Part
     initrd: Part
@@ -151,7 +152,7 @@ class Bundle:
         }
 
 
-def write_bundle(out: Path, config: RealmConfig, kernel: Path, initrd: Path, disks: Sequence[Path]) -> Bundle:
+def write_bundle(out: Path, config: DomainConfig, kernel: Path, initrd: Path, disks: Sequence[Path]) -> Bundle:
     """Pack the parts into the bundle ``out`` (replaced whole or not at all) and return it opened.
 
     The same parts give the same bytes. Raises ``ImageError`` where they contradict ``config``, ``NoSpace``.
@@ -238,7 +239,7 @@ class _Reader:
         if manifest.get("artifactType") != ARTIFACT or manifest.get("schemaVersion") != 2:
             raise ImageError("the image is not one of vambrace's", hint=f"its artifactType must be {ARTIFACT}")
         config_part = self._blob(manifest.get("config"), CONFIG, MAX_CONFIG_BYTES, "configuration")
-        config = RealmConfig.parse(config_part.read())
+        config = DomainConfig.parse(config_part.read())
         layers = manifest.get("layers")
         if not isinstance(layers, list) or len(layers) != 2 + len(config.disks):
             raise ImageError(

@@ -30,8 +30,7 @@ from typing import Any, Final
 import yaml
 
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key, personalization
-from vambrace.errors import ConfigError
-from vambrace.realm import (
+from vambrace.config import (
     CIPHERS,
     FIRST_PORT,
     HASHES,
@@ -53,6 +52,7 @@ from vambrace.realm import (
     check_name,
     check_percent,
 )
+from vambrace.errors import ConfigError
 
 SYSTEM_MEMORY: Final = 384 << 20
 APPLICATION_MEMORY: Final = 128 << 20

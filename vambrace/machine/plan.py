@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from vambrace.config import DomainConfig
 from vambrace.errors import ConfigError
 from vambrace.machine import layout
 from vambrace.machine.devicetree import build_tree
 from vambrace.machine.kernel import parse_image
-from vambrace.realm import RealmConfig
 from vambrace.record import Record
 
 # EL1 with its own stack pointer; debug, SError, IRQ and FIQ masked: what PSCI and Linux expect.
@@ -48,7 +48,7 @@ class BootPlan(Record):
         return self.zones[-1].base + self.zones[-1].size
 
 
-def plan_boot(config: RealmConfig, kernel: bytes | memoryview, initrd: bytes | memoryview) -> BootPlan:
+def plan_boot(config: DomainConfig, kernel: bytes | memoryview, initrd: bytes | memoryview) -> BootPlan:
     """Raises ``ConfigError``: the kernel is none, or the system's zone is too small."""
     image = parse_image(kernel)
     if not initrd:

@@ -16,6 +16,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
 
+from vambrace.config import MAX_CONFIG_BYTES, Disk, DomainConfig
 from vambrace.errors import ConfigError, UsageError
 from vambrace.kvm import Crashed, Interrupted, MmioRead, MmioWrite, SystemEvent, Vcpu, Vm, abi
 from vambrace.machine import layout
@@ -23,7 +24,6 @@ from vambrace.machine.change import Change, Progress
 from vambrace.machine.plan import BootPlan, plan_boot
 from vambrace.measure import LaunchMeasurement
 from vambrace.pager import Reuse, Window, ZoneStats
-from vambrace.realm import MAX_CONFIG_BYTES, Disk, RealmConfig
 from vambrace.record import Record
 from vambrace.virtio.balloon import Balloon, Discard
 from vambrace.virtio.block import Block
@@ -132,7 +132,7 @@ class Machine:
 
         Raises ``ConfigError``, ``KvmError``, ``PagerError``.
         """
-        config = RealmConfig.parse(_read(request.config, MAX_CONFIG_BYTES))
+        config = DomainConfig.parse(_read(request.config, MAX_CONFIG_BYTES))
         with _mapped(request.kernel, "kernel") as kernel, _mapped(request.initrd, "initrd") as initrd:
             plan = plan_boot(config, kernel, initrd)
             window = self._window = Window(
@@ -162,7 +162,7 @@ class Machine:
         return measurement.digest()
 
     def _make_devices(
-        self, vm: Vm, memory: GuestMemory, discard: Discard, config: RealmConfig, request: LoadRequest
+        self, vm: Vm, memory: GuestMemory, discard: Discard, config: DomainConfig, request: LoadRequest
     ) -> None:
         if len(request.disks) != len(config.disks):
             raise ConfigError(f"{len(config.disks)} disks are configured, {len(request.disks)} given")

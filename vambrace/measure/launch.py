@@ -141,7 +141,7 @@ class LaunchMeasurement:
 
 
 def measure_launch(config: ConfigLike, plan: PlanLike) -> bytes:
-    """The measurement of a Realm with ``config`` (a ``RealmConfig``) started as ``plan`` (a ``BootPlan``).
+    """The measurement of a Realm with ``config`` (a ``DomainConfig``) started as ``plan`` (a ``BootPlan``).
 
     Raises ``ConfigError`` as ``LaunchMeasurement`` does.
     """

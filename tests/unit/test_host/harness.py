@@ -21,10 +21,10 @@ import aiohttp
 from harness_certificates import Certificates
 from openapi_schema_validator import OAS30Validator
 
+from vambrace.config import Application, Disk, DomainConfig, Zone
 from vambrace.host.__main__ import serve
 from vambrace.host.settings import NO_TRUSTZONE, Settings
 from vambrace.image import write_bundle
-from vambrace.realm import Application, Disk, RealmConfig, Zone
 
 FAKES = Path(__file__).parents[2] / "fakes"
 MIB = 1 << 20
@@ -189,7 +189,7 @@ class Daemon:
 
     # Realms
 
-    def config(self, **changes: Any) -> RealmConfig:
+    def config(self, **changes: Any) -> DomainConfig:
         zones = (
             Zone("system", 96 * MIB, 80, follow=changes.pop("follow", True)),
             Zone("analysis", 16 * MIB, 80),
@@ -208,7 +208,7 @@ class Daemon:
             "disks": (disk,),
             "verdict_seconds": 60,
         }
-        return RealmConfig(**(values | changes))
+        return DomainConfig(**(values | changes))
 
     async def upload(self, script: dict[str, str] | None = None, **changes: Any) -> str:
         """A bundle with this script for the fake VMM, sent to the daemon; returns its digest."""
@@ -227,7 +227,7 @@ class Daemon:
     async def create(self, image: str, name: str = "patients") -> str:
         handle = str(uuid.uuid4())
         body = {"name": name, "image": image, "nonce": os.urandom(32).hex()}
-        answer = await self.call("PUT", f"/v1/realms/{handle}", json=body)
+        answer = await self.call("PUT", f"/v1/domains/{handle}", json=body)
         assert answer.status == 201, answer.body
         return handle
 
@@ -241,10 +241,10 @@ class Daemon:
     async def state(self, handle: str, *states: str) -> dict[str, Any]:
         """The Realm, once it is in one of ``states``; fails if it ends in another."""
         async with asyncio.timeout(PATIENCE):
-            view: dict[str, Any] = (await self.get(f"/v1/realms/{handle}")).json
+            view: dict[str, Any] = (await self.get(f"/v1/domains/{handle}")).json
             while view["state"] not in states:
                 assert not view["final"], view
-                path = f"/v1/realms/{handle}?wait=10&unless={view['state']}"
+                path = f"/v1/domains/{handle}?wait=10&unless={view['state']}"
                 view = (await self.get(path)).json
         return view
 
@@ -267,8 +267,8 @@ class Daemon:
 
     async def verdict(self, handle: str, word: str, **changes: Any) -> Answer:
         """Send the owner's verdict; ``changes``: signer, instance, token."""
-        view = (await self.get(f"/v1/realms/{handle}")).json
-        token = changes.get("token") or (await self.get(f"/v1/realms/{handle}/token")).body
+        view = (await self.get(f"/v1/domains/{handle}")).json
+        token = changes.get("token") or (await self.get(f"/v1/domains/{handle}/token")).body
         message = changes.get("signer", self.certificates.owner).sign_verdict(
             changes.get("instance", bytes.fromhex(view["instance"])),
             hashlib.sha256(token).digest(),
@@ -277,7 +277,7 @@ class Daemon:
         return await self.verdict_bytes(handle, message)
 
     async def verdict_bytes(self, handle: str, message: bytes) -> Answer:
-        return await self.call("POST", f"/v1/realms/{handle}/verdict", data=message)
+        return await self.call("POST", f"/v1/domains/{handle}/verdict", data=message)
 
 
 DISK = bytes(8192)

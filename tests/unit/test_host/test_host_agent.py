@@ -39,7 +39,7 @@ def text(message: bytes) -> str:
 
 async def begin(daemon: Daemon, **changes: Any) -> tuple[str, Vmm, Owner]:
     handle, vmm = await daemon.running(**changes)
-    return handle, vmm, Owner(daemon, (await daemon.get(f"/v1/realms/{handle}")).json["instance"])
+    return handle, vmm, Owner(daemon, (await daemon.get(f"/v1/domains/{handle}")).json["instance"])
 
 
 def test_attest(tmp_path: Path, certificates: Certificates) -> None:
@@ -75,7 +75,7 @@ def test_percentage_and_following_system(tmp_path: Path, certificates: Certifica
         assert reply["change"] == change | {"error": "", "hint": ""}
         assert (await changes_of(vmm, owner.percent(2, 50, 2), 1))[0] == [(2, 50)]
         assert (await changes_of(vmm, owner.percent(1, 20, 3), 2))[0] == [(1, 20), (0, 50)]
-        record = json.loads((daemon.settings.state / "realms" / f"{handle}.json").read_bytes())
+        record = json.loads((daemon.settings.state / "domains" / f"{handle}.json").read_bytes())
         assert record["counter"] == 3
 
     run(tmp_path, certificates, test)
@@ -162,7 +162,7 @@ def test_a_change_that_takes_long(tmp_path: Path, certificates: Certificates) ->
         await vmm.tell("encrypt", message=owner.percent(1, 95, 1))
         reply = await vmm.hear_of("encrypt")
         assert reply["change"]["state"] in ("waiting", "running")
-        record = json.loads((daemon.settings.state / "realms" / f"{handle}.json").read_bytes())
+        record = json.loads((daemon.settings.state / "domains" / f"{handle}.json").read_bytes())
         assert record["counter"] == 1, "before anything changed"
         assert [(one["zone"], one["percent"]) for one in vmm.seen] == [(0, 95)], "the application's is not begun"
         assert (await vmm.ask("identity"))["ok"]
@@ -255,13 +255,13 @@ def test_a_realm_that_ends_while_it_is_changed(tmp_path: Path, certificates: Cer
         if end == "the VMM dies":
             await vmm.tell("stats")
         elif end == "destroyed":
-            await daemon.call("DELETE", f"/v1/realms/{handle}")
+            await daemon.call("DELETE", f"/v1/domains/{handle}")
             await vmm.request("destroy")
         else:
             await vmm.emit(event="ended", reason="poweroff", detail="", ran=1.0)
         await daemon.state(handle, "destroyed" if end == "destroyed" else "failed")
         assert not alive(vmm.pid)
-        assert (await daemon.get("/v1/host")).json["realms"] == 0
+        assert (await daemon.get("/v1/host")).json["domains"] == 0
 
     run(tmp_path, certificates, test)
 
@@ -315,7 +315,7 @@ def test_stats_are_for_the_agent_only(tmp_path: Path, certificates: Certificates
         await vmm.tell("stats")
         await vmm.request("stats")
         assert (await vmm.hear())["zones"] == [{"pages": 1, "percent": 50}]
-        assert "zones" not in (await daemon.get(f"/v1/realms/{handle}")).json
+        assert "zones" not in (await daemon.get(f"/v1/domains/{handle}")).json
 
     run(tmp_path, certificates, test)
 
@@ -384,7 +384,7 @@ def test_flood_ends_the_realm_and_the_daemon_lives(tmp_path: Path, certificates:
         await vmm.say(b'{"id": 1, "op": "identity"}\n' * 3000)
         view = await daemon.state(handle, "failed")
         assert "more requests than may wait" in view["reason"]
-        assert (await daemon.get("/v1/host")).json["realms"] == 0
+        assert (await daemon.get("/v1/host")).json["domains"] == 0
 
     run(tmp_path, certificates, test)
 

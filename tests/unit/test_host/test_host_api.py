@@ -145,7 +145,7 @@ def test_endorsement(tmp_path: Path, certificates: Certificates) -> None:
         image = await daemon.upload()
         handle = str(uuid.uuid4())
         body = {"name": "early", "image": image, "nonce": "00" * 32}
-        answer = await daemon.call("PUT", f"/v1/realms/{handle}", json=body)
+        answer = await daemon.call("PUT", f"/v1/domains/{handle}", json=body)
         assert answer.status == 503
         assert "endorsement" in answer.json["hint"]
         platform = (await daemon.get("/v1/platform")).json
@@ -160,7 +160,7 @@ def test_endorsement(tmp_path: Path, certificates: Certificates) -> None:
         assert answer.status == 503, "without TrustZone there is nothing to lock"
         assert not daemon.settings.endorsement.exists()
         assert (await daemon.call("PUT", path, data=certificates.endorse(key))).json["endorsed"]
-        assert (await daemon.call("PUT", f"/v1/realms/{handle}", json=body)).status == 201
+        assert (await daemon.call("PUT", f"/v1/domains/{handle}", json=body)).status == 201
         # A chain for another machine's key (a copied state disk) counts as none.
         await daemon.stop()
         daemon.settings.endorsement.write_bytes(certificates.endorse(OTHER_KEY))
@@ -216,7 +216,7 @@ def test_wrong_arguments(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
         handle = str(uuid.uuid4())
         good = {"name": "a", "image": "0" * 64, "nonce": "0" * 64}
-        assert (await daemon.call("PUT", f"/v1/realms/{handle}", json=good)).status == 404, "no such image"
+        assert (await daemon.call("PUT", f"/v1/domains/{handle}", json=good)).status == 404, "no such image"
         for change in (
             {"name": ""},
             {"name": "../x"},
@@ -231,20 +231,20 @@ def test_wrong_arguments(tmp_path: Path, certificates: Certificates) -> None:
             {"nonce": "G" * 64},
             {"more": 1},
         ):
-            answer = await daemon.call("PUT", f"/v1/realms/{handle}", json={**good, **change})
+            answer = await daemon.call("PUT", f"/v1/domains/{handle}", json={**good, **change})
             assert answer.status == 400, change
             assert answer.json["hint"]
         for body in (b"", b"[]", b"\xff", b"[" * 60000):
-            assert (await daemon.call("PUT", f"/v1/realms/{handle}", data=body)).status == 400
-        assert (await daemon.call("PUT", f"/v1/realms/{handle}", data=bytes(1 << 20))).status == 413
-        for path in ("/v1/realms/x", f"/v1/realms/{handle.upper()}", f"/v1/realms/urn:uuid:{handle}"):
+            assert (await daemon.call("PUT", f"/v1/domains/{handle}", data=body)).status == 400
+        assert (await daemon.call("PUT", f"/v1/domains/{handle}", data=bytes(1 << 20))).status == 413
+        for path in ("/v1/domains/x", f"/v1/domains/{handle.upper()}", f"/v1/domains/urn:uuid:{handle}"):
             assert (await daemon.get(path)).status == 400
-        assert (await daemon.get(f"/v1/realms/{handle}")).status == 404
+        assert (await daemon.get(f"/v1/domains/{handle}")).status == 404
         assert (await daemon.get("/v1/nothing")).status == 404
         assert (await daemon.call("POST", "/v1/host")).status == 405
         running = await daemon.create(await daemon.upload())
         for query in ("wait=61", "wait=-1", "wait=nan", "wait=x", "wait=1&unless=flying"):
-            assert (await daemon.get(f"/v1/realms/{running}?{query}")).status == 400, query
+            assert (await daemon.get(f"/v1/domains/{running}?{query}")).status == 400, query
 
     run(tmp_path, certificates, test)
 
@@ -253,16 +253,16 @@ def test_long_poll(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
         handle, _ = await daemon.awaiting()
         start = time.monotonic()
-        view = (await daemon.get(f"/v1/realms/{handle}?wait=0.3&unless=awaiting-verdict")).json
+        view = (await daemon.get(f"/v1/domains/{handle}?wait=0.3&unless=awaiting-verdict")).json
         assert view["state"] == "awaiting-verdict"
         assert time.monotonic() - start >= 0.3
         start = time.monotonic()
-        assert (await daemon.get(f"/v1/realms/{handle}?wait=30&unless=loading")).status == 200
-        waiting = asyncio.create_task(daemon.get(f"/v1/realms/{handle}?wait=30"))
+        assert (await daemon.get(f"/v1/domains/{handle}?wait=30&unless=loading")).status == 200
+        waiting = asyncio.create_task(daemon.get(f"/v1/domains/{handle}?wait=30"))
         await asyncio.sleep(0.1)
-        await daemon.call("DELETE", f"/v1/realms/{handle}")
+        await daemon.call("DELETE", f"/v1/domains/{handle}")
         assert (await soon(waiting)).json["step"] == 406
-        assert (await daemon.get(f"/v1/realms/{handle}?wait=30")).json["state"] == "destroyed"
+        assert (await daemon.get(f"/v1/domains/{handle}?wait=30")).json["state"] == "destroyed"
         assert time.monotonic() - start < 10
 
     run(tmp_path, certificates, test)
@@ -277,7 +277,7 @@ def test_channel(tmp_path: Path, certificates: Certificates) -> None:
 
     async def test(daemon: Daemon) -> None:
         handle, vmm = await daemon.awaiting()
-        path = f"/v1/realms/{handle}/channel"
+        path = f"/v1/domains/{handle}/channel"
         assert (await daemon.get(path)).status == 409
         await daemon.verdict(handle, "yes")
         await vmm.request("start")
@@ -300,7 +300,7 @@ def test_channel(tmp_path: Path, certificates: Certificates) -> None:
             assert received.getvalue() == blob
             await second.send_str("text is no channel")
             assert (await soon(second.receive())).type is aiohttp.WSMsgType.CLOSE
-            await daemon.call("DELETE", f"/v1/realms/{handle}")
+            await daemon.call("DELETE", f"/v1/domains/{handle}")
             assert (await soon(first.receive())).type is aiohttp.WSMsgType.CLOSE
         assert (await daemon.get(path)).status == 409
         server.close()
@@ -424,7 +424,7 @@ def test_endorsement_changes_no_signed_byte(certificates: Certificates) -> None:
 
 def test_problems_have_the_described_form(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
-        answer = await daemon.get(f"/v1/realms/{uuid.uuid4()}")
+        answer = await daemon.get(f"/v1/domains/{uuid.uuid4()}")
         assert answer.headers["Content-Type"].startswith("application/problem+json")
         assert set(json.loads(answer.body)) == {"type", "title", "status", "detail", "hint"}
 

@@ -16,14 +16,14 @@ from harness import Daemon, Vmm, run
 from harness_certificates import Certificates
 
 from vambrace.attest.owner import Bounds, OwnerIdentity
-from vambrace.errors import RealmError
+from vambrace.config import Zone
+from vambrace.errors import DomainError
 from vambrace.host import auto, realm
 from vambrace.host.auto import Auto
 from vambrace.host.percent import Percentages
 from vambrace.machine.control import Control
 from vambrace.machine.vmm import State
 from vambrace.pager import Window
-from vambrace.realm import Zone
 
 MIB = 1 << 20
 BOUNDS = Bounds(30, 90, 50)
@@ -53,7 +53,7 @@ class Zones:
         await asyncio.sleep(0)
         self.asked.append((op, arguments))
         if op in self.fails:
-            raise RealmError(self.fails[op], hint="a hint")
+            raise DomainError(self.fails[op], hint="a hint")
         if op == "encrypt":
             self.percents[arguments["zone"]] = arguments["percent"]
             return {"done": True}
@@ -407,7 +407,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 async def begin(daemon: Daemon, **changes: Any) -> tuple[str, Vmm, bytes]:
     handle, vmm = await daemon.running(**changes)
-    return handle, vmm, bytes.fromhex((await daemon.get(f"/v1/realms/{handle}")).json["instance"])
+    return handle, vmm, bytes.fromhex((await daemon.get(f"/v1/domains/{handle}")).json["instance"])
 
 
 async def first_round(vmm: Vmm) -> None:
@@ -422,7 +422,7 @@ def test_bounds_through_the_agent(tmp_path: Path, certificates: Certificates) ->
     async def test(daemon: Daemon) -> None:
         handle, vmm, instance = await begin(daemon)  # system 80, analysis 80, report 30
         sign = certificates.owner.sign_bounds
-        before = (await daemon.get(f"/v1/realms/{handle}")).body
+        before = (await daemon.get(f"/v1/domains/{handle}")).body
         await vmm.tell("auto", message=text(sign(instance, 2, Bounds(40, 90, 50), 5)))
         reply = await vmm.hear()
         held = {"lowest": 40, "highest": 90, "slowdown": 50, "idle": False, "expected": None, "error": ""}
@@ -434,8 +434,8 @@ def test_bounds_through_the_agent(tmp_path: Path, certificates: Certificates) ->
         await vmm.request("stats")
         shown = await vmm.hear()
         assert shown["zones"] and shown["auto"][2]["error"] == "the VMM speaks of other zones than there are"
-        assert (await daemon.get(f"/v1/realms/{handle}")).body == before
-        record = json.loads((daemon.settings.state / "realms" / f"{handle}.json").read_bytes())
+        assert (await daemon.get(f"/v1/domains/{handle}")).body == before
+        record = json.loads((daemon.settings.state / "domains" / f"{handle}.json").read_bytes())
         assert record["counter"] == 5
         assert (await vmm.ask("auto", message=text(sign(instance, 2, None, 6))))["auto"] == [None, None, None]
 
@@ -505,9 +505,9 @@ def test_it_ends_with_its_realm(tmp_path: Path, certificates: Certificates, end:
         handle, vmm, instance = await begin(daemon, script={"stats": "die"} if end == "the VMM dies" else {})
         await vmm.tell("auto", message=text(certificates.owner.sign_bounds(instance, 1, Bounds(40, 90, 50), 1)))
         if end == "destroyed":
-            await daemon.call("DELETE", f"/v1/realms/{handle}")
+            await daemon.call("DELETE", f"/v1/domains/{handle}")
         await daemon.state(handle, "failed" if end == "the VMM dies" else "destroyed")
-        assert (await daemon.get("/v1/host")).json["realms"] == 0
+        assert (await daemon.get("/v1/host")).json["domains"] == 0
         assert not [task for task in asyncio.all_tasks() if "_loop" in repr(task.get_coro())]
 
     run(tmp_path, certificates, test)

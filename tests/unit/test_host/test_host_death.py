@@ -90,10 +90,10 @@ def test_the_daemon_is_killed(tmp_path: Path, certificates: Certificates, stage:
         async with DaemonProcess(tmp_path, certificates) as daemon:
             script = {"eof": eof}
             handle, vmm = await (daemon.running if stage == "running" else daemon.awaiting)(script)
-            token = (await daemon.get(f"/v1/realms/{handle}/token")).body
-            image = (await daemon.get(f"/v1/realms/{handle}")).json["image"]
+            token = (await daemon.get(f"/v1/domains/{handle}/token")).body
+            image = (await daemon.get(f"/v1/domains/{handle}")).json["image"]
             verdict = certificates.owner.sign_verdict(
-                bytes.fromhex((await daemon.get(f"/v1/realms/{handle}")).json["instance"]), bytes(32), yes=True
+                bytes.fromhex((await daemon.get(f"/v1/domains/{handle}")).json["instance"]), bytes(32), yes=True
             )
             assert token
             await daemon.kill()
@@ -102,7 +102,7 @@ def test_the_daemon_is_killed(tmp_path: Path, certificates: Certificates, stage:
             (daemon.settings.state / "tmp" / "upload").write_bytes(b"half of an image")
             await daemon.start()
             await gone(vmm.pid)
-            view = (await daemon.get(f"/v1/realms/{handle}")).json
+            view = (await daemon.get(f"/v1/domains/{handle}")).json
             assert (view["state"], view["reason"]) == ("failed", "host restarted")
             assert view["executed"] is (stage == "running")
             assert not view["token"] and (await daemon.verdict_bytes(handle, verdict)).status == 409
@@ -113,8 +113,8 @@ def test_the_daemon_is_killed(tmp_path: Path, certificates: Certificates, stage:
             second = await daemon.vmm()
             await second.request("load")
             await daemon.state(again, "awaiting-verdict")
-            assert (await daemon.get(f"/v1/realms/{again}")).json["instance"] != view["instance"]
-            assert (await daemon.call("DELETE", f"/v1/realms/{again}")).json["state"] == "destroyed"
+            assert (await daemon.get(f"/v1/domains/{again}")).json["instance"] != view["instance"]
+            assert (await daemon.call("DELETE", f"/v1/domains/{again}")).json["state"] == "destroyed"
             assert not alive(second.pid)
 
     asyncio.run(test())
@@ -127,7 +127,7 @@ def test_a_vmm_dies(tmp_path: Path, certificates: Certificates, stage: str, numb
 
     async def test(daemon: Daemon) -> None:
         handle, vmm = await (daemon.running if stage == "running" else daemon.awaiting)()
-        image = (await daemon.get(f"/v1/realms/{handle}")).json["image"]
+        image = (await daemon.get(f"/v1/domains/{handle}")).json["image"]
         other = await daemon.create(image, "other")
         bystander = await daemon.vmm()
         await bystander.request("load")
@@ -139,7 +139,7 @@ def test_a_vmm_dies(tmp_path: Path, certificates: Certificates, stage: str, numb
         assert (await daemon.verdict(other, "yes")).status == 200
         await bystander.request("start")
         await daemon.state(other, "running")
-        assert (await daemon.get("/v1/host")).json["realms"] == 1
+        assert (await daemon.get("/v1/host")).json["domains"] == 1
         assert await daemon.create(image)
 
     run(tmp_path, certificates, test)

@@ -18,7 +18,7 @@ from harness_certificates import Certificates
 
 from vambrace.errors import CapacityError, ImageError, NotFound
 from vambrace.host import store as stores
-from vambrace.host.store import RealmRecord, Store
+from vambrace.host.store import DomainRecord, Store
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def test_an_order_on_a_full_disk(tmp_path: Path, certificates: Certificates) -> 
 
     async def test(daemon: Daemon) -> None:
         handle, vmm = await daemon.running()
-        instance = bytes.fromhex((await daemon.get(f"/v1/realms/{handle}")).json["instance"])
+        instance = bytes.fromhex((await daemon.get(f"/v1/domains/{handle}")).json["instance"])
         order = base64.b64encode(certificates.owner.sign_percent(instance, 2, 35, 7)).decode()
         with full_disk():
             reply = await vmm.ask("encrypt", message=order)
@@ -50,7 +50,7 @@ def test_an_order_on_a_full_disk(tmp_path: Path, certificates: Certificates) -> 
         assert (request["zone"], request["percent"]) == (2, 35)
         assert (await vmm.hear())["ok"]
         assert not (await vmm.ask("encrypt", message=order))["ok"], "replayed"
-        record = json.loads((daemon.settings.state / "realms" / f"{handle}.json").read_bytes())
+        record = json.loads((daemon.settings.state / "domains" / f"{handle}.json").read_bytes())
         assert record["counter"] == 7
 
     run(tmp_path, certificates, test)
@@ -61,7 +61,7 @@ def test_a_realm_on_a_full_disk(tmp_path: Path, certificates: Certificates) -> N
 
     async def test(daemon: Daemon) -> None:
         handle, vmm = await daemon.awaiting()
-        image = (await daemon.get(f"/v1/realms/{handle}")).json["image"]
+        image = (await daemon.get(f"/v1/domains/{handle}")).json["image"]
         assert (await daemon.verdict(handle, "yes")).status == 200
         await vmm.request("start")
         await daemon.state(handle, "running")
@@ -69,7 +69,7 @@ def test_a_realm_on_a_full_disk(tmp_path: Path, certificates: Certificates) -> N
             assert (await vmm.ask("report", state="ready"))["ok"]
             assert (await vmm.ask("identity"))["ok"]
             await daemon.state(handle, "running")
-            assert (await daemon.call("DELETE", f"/v1/realms/{handle}")).json["state"] == "destroyed"
+            assert (await daemon.call("DELETE", f"/v1/domains/{handle}")).json["state"] == "destroyed"
             view = await daemon.state(await daemon.create(image), "failed")
             assert "No space" in view["reason"]
 
@@ -78,7 +78,7 @@ def test_a_realm_on_a_full_disk(tmp_path: Path, certificates: Certificates) -> N
 
 def test_the_store_says_that_the_disk_is_full(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    record = RealmRecord(UUID, "patients", "00" * 32, "00" * 32, created=time.time())
+    record = DomainRecord(UUID, "patients", "00" * 32, "00" * 32, created=time.time())
     store.save(record)
     record.counter = 5
     with full_disk(), pytest.raises(CapacityError) as caught:
@@ -133,7 +133,7 @@ def test_a_damaged_record_is_put_aside(tmp_path: Path, certificates: Certificate
         "unknown key": json.dumps({**good, "more": 1}),
         "event": json.dumps({**good, "events": [{"name": "created", "step": 401, "at": "now"}]}),
     }
-    realms = tmp_path / "state" / "realms"
+    realms = tmp_path / "state" / "domains"
     realms.mkdir(parents=True)
     damaged = realms / f"{UUID}.json"
     if key == "folder":
@@ -144,7 +144,7 @@ def test_a_damaged_record_is_put_aside(tmp_path: Path, certificates: Certificate
     (realms / f"{other}.json").write_text(json.dumps({**good, "uuid": other}))
 
     async def test(daemon: Daemon) -> None:
-        known = (await daemon.get("/v1/realms")).json["realms"]
+        known = (await daemon.get("/v1/domains")).json["domains"]
         assert [realm["uuid"] for realm in known] == [other]
         assert damaged.with_suffix(".damaged").exists() and not damaged.exists()
 

@@ -31,7 +31,7 @@ def test_whole_life(tmp_path: Path, certificates: Certificates) -> None:
         image = await daemon.upload()
         handle, nonce = str(uuid.uuid4()), os.urandom(32)
         body = {"name": "patients", "image": image, "nonce": nonce.hex()}
-        assert (await daemon.call("PUT", f"/v1/realms/{handle}", json=body)).status == 201
+        assert (await daemon.call("PUT", f"/v1/domains/{handle}", json=body)).status == 201
         vmm = await daemon.vmm()
         load = await vmm.request("load")
         assert len(bytes.fromhex(load["share"])) == 32
@@ -42,7 +42,7 @@ def test_whole_life(tmp_path: Path, certificates: Certificates) -> None:
         assert view["instance"] == load["instance"]
         expected = hashlib.sha256(Path(load["config"]).read_bytes() + Path(load["kernel"]).read_bytes())
         assert view["measurement"] == expected.hexdigest()
-        token = (await daemon.get(f"/v1/realms/{handle}/token")).body
+        token = (await daemon.get(f"/v1/domains/{handle}/token")).body
         platform, realm = halves(token)
         assert len(platform[1][33]) == 2
         claims = cbor2.loads(realm[2])
@@ -66,7 +66,7 @@ def test_whole_life(tmp_path: Path, certificates: Certificates) -> None:
         ]
         assert not alive(vmm.pid)
         # Idempotent to the end, and the key share is nowhere on the disk.
-        assert (await daemon.call("PUT", f"/v1/realms/{handle}", json=body)).json == view
+        assert (await daemon.call("PUT", f"/v1/domains/{handle}", json=body)).json == view
         for path in daemon.settings.state.rglob("*"):
             assert path.is_dir() or load["share"].encode() not in path.read_bytes()
 
@@ -78,9 +78,9 @@ def test_token_satisfies_the_verifier(tmp_path: Path, certificates: Certificates
         nonce = os.urandom(32)
         handle = str(uuid.uuid4())
         body = {"name": "patients", "image": await daemon.upload(), "nonce": nonce.hex()}
-        await daemon.call("PUT", f"/v1/realms/{handle}", json=body)
+        await daemon.call("PUT", f"/v1/domains/{handle}", json=body)
         view = await daemon.state(handle, "awaiting-verdict")
-        token = (await daemon.get(f"/v1/realms/{handle}/token")).body
+        token = (await daemon.get(f"/v1/domains/{handle}/token")).body
         instance = bytes.fromhex(view["instance"])
         expected: dict[str, Any] = {
             "roots": [certificates.vendor.certificate],
@@ -140,9 +140,9 @@ def test_wrong_verdicts_change_nothing(tmp_path: Path, certificates: Certificate
             answer = await daemon.verdict(handle, "yes", **change)
             assert answer.status == 403, change
         for noise in (b"", b"\xff" * 100, b"\xd2\x84" * 1000):
-            answer = await daemon.call("POST", f"/v1/realms/{handle}/verdict", data=noise)
+            answer = await daemon.call("POST", f"/v1/domains/{handle}/verdict", data=noise)
             assert answer.status == 403
-        huge = await daemon.call("POST", f"/v1/realms/{handle}/verdict", data=bytes(1 << 20))
+        huge = await daemon.call("POST", f"/v1/domains/{handle}/verdict", data=bytes(1 << 20))
         assert huge.status == 413
         assert (await daemon.state(handle, "awaiting-verdict"))["executed"] is False
         first, second = await asyncio.gather(daemon.verdict(handle, "yes"), daemon.verdict(handle, "no"))
@@ -204,7 +204,7 @@ def test_killed_vmm(tmp_path: Path, certificates: Certificates) -> None:
         view = await daemon.state(handle, "failed")
         assert view["executed"] is True
         assert not alive(vmm.pid)
-        assert (await daemon.call("DELETE", f"/v1/realms/{handle}")).json == view
+        assert (await daemon.call("DELETE", f"/v1/domains/{handle}")).json == view
 
     run(tmp_path, certificates, test)
 
@@ -221,7 +221,7 @@ def test_agent_never_ready(tmp_path: Path, certificates: Certificates) -> None:
 
 def test_delete_in_every_state(tmp_path: Path, certificates: Certificates) -> None:
     async def destroy(daemon: Daemon, handle: str, vmm: Vmm) -> None:
-        first, second = await asyncio.gather(*(daemon.call("DELETE", f"/v1/realms/{handle}") for _ in range(2)))
+        first, second = await asyncio.gather(*(daemon.call("DELETE", f"/v1/domains/{handle}") for _ in range(2)))
         assert first.json["state"] == second.json["state"] == "destroyed"
         assert not alive(vmm.pid)
 
@@ -229,15 +229,15 @@ def test_delete_in_every_state(tmp_path: Path, certificates: Certificates) -> No
         image = await daemon.upload({"load": "silent"})
         loading = await daemon.create(image, "loading")
         vmm = await daemon.vmm()
-        assert (await daemon.get("/v1/host")).json["realms"] == 1
+        assert (await daemon.get("/v1/host")).json["domains"] == 1
         answer = await daemon.call("DELETE", f"/v1/images/{image}")
         assert answer.status == 409
         await destroy(daemon, loading, vmm)
         awaiting = await daemon.awaiting()
         await destroy(daemon, *awaiting)
-        assert (await daemon.get(f"/v1/realms/{awaiting[0]}")).json["executed"] is False
+        assert (await daemon.get(f"/v1/domains/{awaiting[0]}")).json["executed"] is False
         await destroy(daemon, *await daemon.running())
-        assert (await daemon.call("DELETE", f"/v1/realms/{uuid.uuid4()}")).status == 404
+        assert (await daemon.call("DELETE", f"/v1/domains/{uuid.uuid4()}")).status == 404
         assert (await daemon.call("DELETE", f"/v1/images/{image}")).status == 204
 
     run(tmp_path, certificates, test)
@@ -250,7 +250,7 @@ def test_delete_at_once(tmp_path: Path, certificates: Certificates) -> None:
         image = await daemon.upload()
         for number in range(5):
             handle = await daemon.create(image, f"r{number}")
-            assert (await daemon.call("DELETE", f"/v1/realms/{handle}")).json["state"] == "destroyed"
+            assert (await daemon.call("DELETE", f"/v1/domains/{handle}")).json["state"] == "destroyed"
         await one_waits()
 
     run(tmp_path, certificates, test)
@@ -265,7 +265,7 @@ def test_a_vmm_waits_for_the_next_realm(tmp_path: Path, certificates: Certificat
         handle, first = await daemon.awaiting()
         assert first.pid == waiting
         following = await one_waits(waiting)
-        assert (await daemon.call("DELETE", f"/v1/realms/{handle}")).status == 200
+        assert (await daemon.call("DELETE", f"/v1/domains/{handle}")).status == 200
         assert not alive(waiting)
         os.kill(following, signal.SIGKILL)
         _, second = await daemon.awaiting()
@@ -292,7 +292,7 @@ def children() -> list[str]:
 def test_restart_forgets_nothing(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
         handle, vmm = await daemon.running()
-        record = daemon.settings.state / "realms" / f"{handle}.json"
+        record = daemon.settings.state / "domains" / f"{handle}.json"
         while json.loads(record.read_bytes())["agent"] != "ready":
             await asyncio.sleep(0.01)
         crashed = record.read_bytes()
@@ -314,10 +314,10 @@ def test_restart_forgets_nothing(tmp_path: Path, certificates: Certificates) -> 
         assert bystander.returncode is None
         bystander.kill()
         await bystander.wait()
-        view = (await daemon.get(f"/v1/realms/{handle}")).json
+        view = (await daemon.get(f"/v1/domains/{handle}")).json
         assert (view["state"], view["reason"], view["executed"]) == ("failed", "host restarted", True)
         assert list((daemon.settings.state / "tmp").iterdir()) == []
-        assert (await daemon.get(f"/v1/realms/{handle}/token")).status == 409
+        assert (await daemon.get(f"/v1/domains/{handle}/token")).status == 409
         assert (await daemon.verdict_bytes(handle, b"x")).status == 409
         # The image is still there, the name is free again.
         assert (await daemon.create(view["image"])) != handle
@@ -331,16 +331,16 @@ def test_admission(tmp_path: Path, certificates: Certificates) -> None:
         first = await daemon.create(image, "first")
         handle = str(uuid.uuid4())
         body = {"name": "first", "image": image, "nonce": "00" * 32}
-        answer = await daemon.call("PUT", f"/v1/realms/{handle}", json=body)
+        answer = await daemon.call("PUT", f"/v1/domains/{handle}", json=body)
         assert answer.status == 409
-        answer = await daemon.call("PUT", f"/v1/realms/{first}", json=body)
+        answer = await daemon.call("PUT", f"/v1/domains/{first}", json=body)
         assert answer.status == 409, "the same UUID with another nonce"
         body["name"] = "second"
-        answer = await daemon.call("PUT", f"/v1/realms/{handle}", json=body)
+        answer = await daemon.call("PUT", f"/v1/domains/{handle}", json=body)
         assert answer.status == 507
         assert "MiB" in answer.json["detail"]
-        await daemon.call("DELETE", f"/v1/realms/{first}")
-        assert (await daemon.call("PUT", f"/v1/realms/{handle}", json=body)).status == 201
+        await daemon.call("DELETE", f"/v1/domains/{first}")
+        assert (await daemon.call("PUT", f"/v1/domains/{handle}", json=body)).status == 201
 
     run(tmp_path, certificates, test, guest_memory=200 * MIB)
 
@@ -349,7 +349,7 @@ def test_debug_needs_permission(tmp_path: Path, certificates: Certificates) -> N
     async def refused(daemon: Daemon) -> None:
         image = await daemon.upload(debug=True)
         body = {"name": "debug", "image": image, "nonce": "00" * 32}
-        assert (await daemon.call("PUT", f"/v1/realms/{uuid.uuid4()}", json=body)).status == 422
+        assert (await daemon.call("PUT", f"/v1/domains/{uuid.uuid4()}", json=body)).status == 422
 
     async def allowed(daemon: Daemon) -> None:
         await daemon.running(debug=True)

@@ -11,10 +11,10 @@ import pytest
 from harness import Daemon, Vmm, alive, run, soon
 from harness_certificates import Certificates
 
+from vambrace.config import Endpoint
 from vambrace.host import messages
 from vambrace.host.messages import ENDPOINT_MEMORY
 from vambrace.host.vsock import MESSAGE_PORT
-from vambrace.realm import Endpoint
 
 
 class Agents:
@@ -94,12 +94,12 @@ def test_two_realms(tmp_path: Path, certificates: Certificates, monkeypatch: pyt
         assert re.search(rf'vambrace_message_bytes_total{{{labels},to="offerer"}} (0\.0|1\.048576e\+06)', text)
 
         # A Realm that ends takes its streams along; its peer goes on, and nobody agrees any more.
-        assert (await daemon.call("DELETE", f"/v1/realms/{offering}")).status == 200
+        assert (await daemon.call("DELETE", f"/v1/domains/{offering}")).status == 200
         assert await agents.read(near, 1) == b"" == await agents.read(far, 1)
         reply = await caller.ask("connect", endpoint=0, stream=514)
         assert not reply["ok"] and reply["error"] == "no running Realm agrees to the endpoint records"
         await shown(daemon, r'vambrace_message_denied_total{realm="op-registry"} 1\.0')
-        assert "vambrace_message_connections_total{" not in await shown(daemon, "vambrace_realms")
+        assert "vambrace_message_connections_total{" not in await shown(daemon, "vambrace_domains")
 
     run(tmp_path, certificates, test)
 
@@ -142,10 +142,10 @@ def test_a_realm_without_endpoints(tmp_path: Path, certificates: Certificates) -
         handle, vmm = await daemon.running()
         assert (await vmm.ask("messages"))["messages"] == []
         assert not (await vmm.ask("connect", endpoint=0, stream=0))["ok"]
-        plain = (await daemon.get(f"/v1/realms/{handle}")).json["memory"]
+        plain = (await daemon.get(f"/v1/domains/{handle}")).json["memory"]
         wanted = endpoint(certificates, "offer", "")
         other = await daemon.create(await daemon.upload(endpoints=wanted), "other")
-        assert (await daemon.get(f"/v1/realms/{other}")).json["memory"] == plain + ENDPOINT_MEMORY
+        assert (await daemon.get(f"/v1/domains/{other}")).json["memory"] == plain + ENDPOINT_MEMORY
         await (await daemon.vmm()).request("load")
 
     run(tmp_path, certificates, test)

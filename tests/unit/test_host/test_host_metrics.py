@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from vambrace.errors import RealmError
+from vambrace.errors import DomainError
 from vambrace.host import metrics
 from vambrace.host.metrics import GRAIN, PAGE, Coarse, summed
 
@@ -84,9 +84,9 @@ def test_the_format_and_the_life_of_realms(tmp_path: Path, certificates: Certifi
         empty = samples(answer)
         assert set(empty) == {
             *("vambrace_host_uptime_seconds", "vambrace_memory_limit_bytes", "vambrace_memory_committed_bytes"),
-            *(f"vambrace_realms {state}" for state in LIVING),
-            *(f"vambrace_realms_ended_total {state}" for state in FINAL),
-            *("vambrace_realms_created_total", *WINDOW),
+            *(f"vambrace_domains {state}" for state in LIVING),
+            *(f"vambrace_domains_ended_total {state}" for state in FINAL),
+            *("vambrace_domains_created_total", *WINDOW),
         }
         assert empty["vambrace_memory_limit_bytes"] == 1 << 30
         assert not any(value for name, value in empty.items() if name not in SETTLED), empty
@@ -96,22 +96,22 @@ def test_the_format_and_the_life_of_realms(tmp_path: Path, certificates: Certifi
         await (await daemon.vmm()).request("load")
         await daemon.state(waiting, "awaiting-verdict")
         found = await show(daemon)
-        assert (found["vambrace_realms running"], found["vambrace_realms awaiting-verdict"]) == (1, 1)
-        assert found["vambrace_realms_created_total"] == 2
-        views = (await daemon.get("/v1/realms")).json["realms"]
+        assert (found["vambrace_domains running"], found["vambrace_domains awaiting-verdict"]) == (1, 1)
+        assert found["vambrace_domains_created_total"] == 2
+        views = (await daemon.get("/v1/domains")).json["domains"]
         assert found["vambrace_memory_committed_bytes"] == sum(view["memory"] for view in views)
         text = (await daemon.get("/metrics")).body.decode()
         for view in views:
             for secret in (view["uuid"], view["name"], view["image"], view["instance"], "analysis"):
                 assert f'"{secret}' not in text, "nothing is of one Realm"
 
-        assert (await daemon.call("DELETE", f"/v1/realms/{handle}")).status == 200
+        assert (await daemon.call("DELETE", f"/v1/domains/{handle}")).status == 200
         assert (await daemon.verdict(waiting, "no")).status == 200
         await daemon.state(waiting, "refused")
-        found = await until(daemon, lambda found: found["vambrace_realms_ended_total refused"] == 1)
-        assert found["vambrace_realms_ended_total destroyed"] == 1 and found["vambrace_realms_created_total"] == 2
+        found = await until(daemon, lambda found: found["vambrace_domains_ended_total refused"] == 1)
+        assert found["vambrace_domains_ended_total destroyed"] == 1 and found["vambrace_domains_created_total"] == 2
         assert found["vambrace_memory_committed_bytes"] == 0
-        assert not any(found[f"vambrace_realms {state}"] for state in LIVING)
+        assert not any(found[f"vambrace_domains {state}"] for state in LIVING)
 
     run(tmp_path, certificates, test)
 
@@ -155,7 +155,7 @@ def test_windows_are_summed_and_stay_so(tmp_path: Path, certificates: Certificat
         await tell(other, [zone(3), zone(0)])
         assert about(await show(daemon), 43.5)
 
-        await daemon.call("DELETE", f"/v1/realms/{first}")
+        await daemon.call("DELETE", f"/v1/domains/{first}")
         assert about(await show(daemon), 43.5)
         await tell(other, [zone(5), zone(0)])
         await until(daemon, lambda found: about(found, 45.5))
@@ -173,7 +173,7 @@ def test_a_vmm_that_has_no_statistics(tmp_path: Path, certificates: Certificates
             await show(daemon)
             await vmm.request("stats")
         assert not any(value for name, value in (await show(daemon)).items() if name in WINDOW)
-        assert (await daemon.get(f"/v1/realms/{handle}")).json["state"] == "running"
+        assert (await daemon.get(f"/v1/domains/{handle}")).json["state"] == "running"
 
     run(tmp_path, certificates, test)
 
@@ -219,7 +219,7 @@ def test_nobody_is_read_for_nobody(tmp_path: Path, certificates: Certificates, q
     ],
 )
 def test_statistics_that_cannot_be(zones: list[Any]) -> None:
-    with pytest.raises(RealmError):
+    with pytest.raises(DomainError):
         summed(zones)
 
 

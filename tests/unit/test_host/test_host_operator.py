@@ -24,9 +24,9 @@ from vambrace.host import metrics
 METHODS = ("GET", "HEAD", "PUT", "POST", "PATCH", "OPTIONS", "TRACE", "DELETE")
 # Names that somebody might try, beside those that are described.
 GUESSES = (
-    *(f"/v1/realms/{{uuid}}/{name}" for name in ("console", "memory", "dump", "stats", "encrypt", "start", "logs")),
+    *(f"/v1/domains/{{uuid}}/{name}" for name in ("console", "memory", "dump", "stats", "encrypt", "start", "logs")),
     *("/v1/stats", "/v1/memory", "/v1/console", "/v1/debug", "/metrics/zones", "/", "/v1"),
-    "/v1/realms/{uuid}/../../../etc/passwd",
+    "/v1/domains/{uuid}/../../../etc/passwd",
     "/v1/images/{sha256}/kernel",
 )
 # What a guest says on its two ports: the test searches for it everywhere.
@@ -115,19 +115,19 @@ def test_every_call_of_the_api(
 
         answers: list[tuple[str, Answer]] = []
         for handle in (running, waiting):
-            view = (await daemon.get(f"/v1/realms/{handle}")).json
+            view = (await daemon.get(f"/v1/domains/{handle}")).json
             for template in paths():
                 for method in METHODS:
-                    if method == "DELETE" and template == "/v1/realms/{uuid}":
+                    if method == "DELETE" and template == "/v1/domains/{uuid}":
                         continue  # the operator may destroy: below
                     for body in bodies(daemon, view):
                         answer = await call(daemon, method, template, body, uuid=handle, sha256=image)
                         answers.append((f"{method} {template} {handle}", answer))
             for query in ("?wait=0.01", "?unless=running&wait=0.01", "?memory=1&console=1"):
-                answers.append((query, await daemon.call("GET", f"/v1/realms/{handle}{query}", data=b"")))
+                answers.append((query, await daemon.call("GET", f"/v1/domains/{handle}{query}", data=b"")))
 
         served = {what for what, answer in answers if answer.status < 400}
-        assert f"GET /v1/realms/{{uuid}}/token {running}" in served, "the walk reached what there is"
+        assert f"GET /v1/domains/{{uuid}}/token {running}" in served, "the walk reached what there is"
         assert {what.split()[0] for what in served if what[0] != "?"} == {"GET", "HEAD", "PUT"}
         for what, answer in answers:
             text = answer.body + json.dumps(answer.headers).encode()
@@ -136,14 +136,14 @@ def test_every_call_of_the_api(
             assert b"plaintext" not in text, what
 
         # Nothing that a Realm did not do by itself.
-        assert (await daemon.get(f"/v1/realms/{waiting}")).json["state"] == "awaiting-verdict"
-        assert (await daemon.get(f"/v1/realms/{waiting}")).json["executed"] is False
-        assert (await daemon.get(f"/v1/realms/{running}")).json["state"] == "running"
+        assert (await daemon.get(f"/v1/domains/{waiting}")).json["state"] == "awaiting-verdict"
+        assert (await daemon.get(f"/v1/domains/{waiting}")).json["executed"] is False
+        assert (await daemon.get(f"/v1/domains/{running}")).json["state"] == "running"
         assert await asked(guest) == []
         assert await asked(unapproved) == []
 
         for handle, vmm in ((running, guest), (waiting, unapproved)):
-            view = (await daemon.call("DELETE", f"/v1/realms/{handle}")).json
+            view = (await daemon.call("DELETE", f"/v1/domains/{handle}")).json
             assert view["state"] == "destroyed" and view["executed"] is (handle == running)
             assert await asked(vmm) == ["destroy"]
         for path in daemon.settings.state.rglob("*"):
@@ -159,14 +159,14 @@ def test_statistics_and_percentages_are_not_the_operator_s(tmp_path: Path, certi
 
     async def test(daemon: Daemon) -> None:
         handle, vmm = await daemon.running()
-        before = (await daemon.get(f"/v1/realms/{handle}")).body
+        before = (await daemon.get(f"/v1/domains/{handle}")).body
         instance = bytes.fromhex(json.loads(before)["instance"])
         order = certificates.owner.sign_percent(instance, 2, 35, 1)
         assert (await daemon.verdict_bytes(handle, order)).status == 409, "the operator hands it in"
         await vmm.tell("encrypt", message=base64.b64encode(order).decode())
         assert (await vmm.request("encrypt"))["percent"] == 35
         assert (await vmm.hear())["ok"]
-        assert (await daemon.get(f"/v1/realms/{handle}")).body == before
+        assert (await daemon.get(f"/v1/domains/{handle}")).body == before
 
     run(tmp_path, certificates, test)
 
@@ -188,7 +188,7 @@ def test_the_channel_is_bytes_that_the_agent_alone_understands(tmp_path: Path, c
 
         server = await asyncio.start_unix_server(agent, daemon.agent_path)
         sent = b'{"id": 1, "op": "encrypt", "zone": 1, "percent": 0}\n'
-        async with daemon.session.ws_connect(f"/v1/realms/{handle}/channel") as channel:
+        async with daemon.session.ws_connect(f"/v1/domains/{handle}/channel") as channel:
             await channel.send_bytes(sent)
             await soon(received.wait())
             await channel.send_str("text is none of it")

@@ -65,7 +65,7 @@ async def verified(daemon: Daemon) -> dict[str, Any]:
 
 async def refused(daemon: Daemon, image: str, name: str) -> str:
     body = {"name": name, "image": image, "nonce": os.urandom(32).hex()}
-    answer = await daemon.call("PUT", f"/v1/realms/{uuid.uuid4()}", json=body)
+    answer = await daemon.call("PUT", f"/v1/domains/{uuid.uuid4()}", json=body)
     assert answer.status == 507, answer.body
     text: str = answer.json["detail"]
     assert text.isprintable()
@@ -93,13 +93,13 @@ def test_shared_processors(tmp_path: Path, certificates: Certificates) -> None:
         assert [domain["name"] for domain in view["domains"]] == ["patients", "other"]
         assert [domain["items"] for domain in view["domains"]] == [{}, {}]
         assert all(set(domain["shared_processors"]) <= set(CPUS) for domain in view["domains"])
-        memory = (await daemon.get(f"/v1/realms/{first}")).json["memory"]
+        memory = (await daemon.get(f"/v1/domains/{first}")).json["memory"]
         assert view["domains"][0]["memory"] == memory
         assert view["memory"]["free"] == (1 << 30) - sum(domain["memory"] for domain in view["domains"])
         assert (await daemon.get("/v1/host")).json["memory"]["used"] == (1 << 30) - view["memory"]["free"]
         assert os.sched_getaffinity(vmm.pid) == set(view["domains"][0]["shared_processors"])
         for handle in (first, other):
-            await daemon.call("DELETE", f"/v1/realms/{handle}")
+            await daemon.call("DELETE", f"/v1/domains/{handle}")
         assert await partition(daemon) == empty
 
     run(tmp_path, certificates, test)
@@ -117,7 +117,7 @@ def test_processors_of_one_s_own(tmp_path: Path, certificates: Certificates, tre
         assert (group / "cpuset.cpus.partition").read_text() == "isolated"
         assert tree.processes(handle) == [vmm.pid]
         assert os.sched_getaffinity(vmm.pid) == {cpu}
-        memory = (await daemon.get(f"/v1/realms/{handle}")).json["memory"]
+        memory = (await daemon.get(f"/v1/domains/{handle}")).json["memory"]
         assert int((group / "memory.max").read_text()) == memory + shares.MEMORY_HEADROOM
         assert (await partition(daemon))["domains"][0]["items"] == {"processors": [cpu]}
 
@@ -126,7 +126,7 @@ def test_processors_of_one_s_own(tmp_path: Path, certificates: Certificates, tre
         assert tree.domains() == [handle]
         assert (await partition(daemon))["domains"][0]["uuid"] == handle, "and nothing of it is held"
 
-        await daemon.call("DELETE", f"/v1/realms/{handle}")
+        await daemon.call("DELETE", f"/v1/domains/{handle}")
         assert await partition(daemon) == empty and tree.domains() == []
         again, _ = await second(daemon, "other")
         assert tree.domains() == [again]
@@ -200,12 +200,12 @@ def test_a_group_that_cannot_be_made(
         handle = str(uuid.uuid4())
         tree.path(handle).symlink_to("/dev/null")  # neither made nor removed
         body = {"name": "patients", "image": image, "nonce": os.urandom(32).hex()}
-        answer = await daemon.call("PUT", f"/v1/realms/{handle}", json=body)
+        answer = await daemon.call("PUT", f"/v1/domains/{handle}", json=body)
         assert answer.status == 503 and "cgroup" in answer.json["detail"]
         tree.path(handle).unlink()
         assert (await partition(daemon))["domains"] == []
-        assert (await daemon.get(f"/v1/realms/{handle}")).status == 404
-        assert (await daemon.call("PUT", f"/v1/realms/{handle}", json=body)).status == 201
+        assert (await daemon.get(f"/v1/domains/{handle}")).status == 404
+        assert (await daemon.call("PUT", f"/v1/domains/{handle}", json=body)).status == 201
 
     run(tmp_path, certificates, test, **alone(tree, CPUS[-1]))
 
@@ -367,7 +367,7 @@ def test_the_command(tmp_path: Path, certificates: Certificates, capsys: pytest.
         assert code == 0
         lines = out.splitlines()
         assert lines[0].split() == ["DOMAIN", "MEMORY", "PROCESSORS", "SHARED", "PROCESSORS"]
-        memory = (await daemon.get(f"/v1/realms/{handle}")).json["memory"]
+        memory = (await daemon.get(f"/v1/domains/{handle}")).json["memory"]
         assert lines[1].split() == ["patients", str(memory // MIB), "MiB", "-", str(CPUS[0])]
         assert lines[2].split()[0] == "other"
         assert lines[4].split() == ["(all)", "1024", "MiB", "-", str(CPUS[0])]
@@ -420,7 +420,7 @@ def test_one_verification_at_a_time(
             assert answer.status in (200, 503)
         assert most == 1
         handle, vmm = await daemon.awaiting()
-        await daemon.call("DELETE", f"/v1/realms/{handle}")
+        await daemon.call("DELETE", f"/v1/domains/{handle}")
         assert not alive(vmm.pid)
 
     run(tmp_path, certificates, test)

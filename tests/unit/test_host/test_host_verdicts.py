@@ -24,8 +24,8 @@ async def seen(vmm: Vmm) -> list[str]:
 
 async def yes_for(daemon: Daemon, handle: str) -> bytes:
     """The owner's good word for this Realm, not sent yet."""
-    view = (await daemon.get(f"/v1/realms/{handle}")).json
-    token = (await daemon.get(f"/v1/realms/{handle}/token")).body
+    view = (await daemon.get(f"/v1/domains/{handle}")).json
+    token = (await daemon.get(f"/v1/domains/{handle}/token")).body
     instance = bytes.fromhex(view["instance"])
     return daemon.certificates.owner.sign_verdict(instance, hashlib.sha256(token).digest(), yes=True)
 
@@ -75,15 +75,15 @@ def test_an_old_verdict(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
         first, vmm = await daemon.awaiting(verdict_seconds=2)
         old = await yes_for(daemon, first)
-        asked = (await daemon.get(f"/v1/realms/{first}")).json
+        asked = (await daemon.get(f"/v1/domains/{first}")).json
         assert (await daemon.verdict_bytes(first, old)).status == 200
         await daemon.state(first, "running")
-        assert (await daemon.call("DELETE", f"/v1/realms/{first}")).json["state"] == "destroyed"
+        assert (await daemon.call("DELETE", f"/v1/domains/{first}")).json["state"] == "destroyed"
         assert await seen(vmm) == ["start", "destroy"]
 
         second = first[:-4] + ("0000" if first[-4:] != "0000" else "1111")
         body = {name: asked[name] for name in ("name", "image", "nonce")}
-        assert (await daemon.call("PUT", f"/v1/realms/{second}", json=body)).status == 201
+        assert (await daemon.call("PUT", f"/v1/domains/{second}", json=body)).status == 201
         vmm = await daemon.vmm()
         await vmm.request("load")
         await daemon.state(second, "awaiting-verdict")
@@ -130,12 +130,12 @@ def test_a_verdict_after_the_deadline_that_nobody_has_noticed_yet(
     async def test(daemon: Daemon) -> None:
         handle, vmm = await daemon.awaiting(verdict_seconds=100)
         good = await yes_for(daemon, handle)
-        deadline = (await daemon.get(f"/v1/realms/{handle}")).json["deadline"]
+        deadline = (await daemon.get(f"/v1/domains/{handle}")).json["deadline"]
         late = types.SimpleNamespace(time=lambda: deadline + 0.001)
         monkeypatch.setattr("vambrace.host.realm.time", late)
         answer = await daemon.verdict_bytes(handle, good)
         assert answer.status == 409 and "deadline" in answer.json["detail"]
-        assert (await daemon.call("DELETE", f"/v1/realms/{handle}")).json["state"] == "destroyed"
+        assert (await daemon.call("DELETE", f"/v1/domains/{handle}")).json["state"] == "destroyed"
         await never_executed(daemon, handle, vmm, "destroyed")
 
     run(tmp_path, certificates, test)

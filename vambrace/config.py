@@ -1,25 +1,27 @@
-"""The measured configuration of a Realm (docs/architecture.md, section 1).
+"""The configuration of a domain (docs/architecture.md, section 1).
 
-``RealmConfig`` is what the owner and the monitor agree on: its encoding, canonical JSON (RFC 8785 for
-objects, lists, strings, integers and booleans), enters the launch measurement byte for byte. Everything is
-validated when an object is made, so a ``RealmConfig`` that exists is a valid one, whoever wrote its bytes.
+``DomainConfig`` is what the owner and the monitor agree on: its encoding, canonical JSON (RFC 8785 for
+objects, lists, strings, integers and booleans), enters the launch measurement, of a class that has one, byte for
+byte. Everything is validated when an object is made, so a ``DomainConfig`` that exists is a valid one, whoever wrote
+its bytes.
 
 Standard library only, and few modules of it: the VMM process imports this file.
 """
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from vambrace.canonical import BUILD_AGAIN, Object, canonical, decode_json, unknown_keys
 from vambrace.certificate import owner_public_key, personalization
+from vambrace.classes import REALM, DomainClass, domain_class
 from vambrace.errors import ConfigError, UsageError
 from vambrace.record import Record
 
-SCHEMA: Final = "vambrace.realm/1"
+SCHEMA: Final = "vambrace.domain/1"
 FORMS: Final = ("application",)
 HASHES: Final = ("sha-256", "sm3")
 CIPHERS: Final = ("aes-256-gcm", "sm4-gcm")
@@ -46,7 +48,6 @@ BLOCK: Final = 4096
 PAGE: Final = 4096
 
 SYSTEM: Final = "system"
-_BUILD_AGAIN: Final = "build the image again"
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -111,25 +112,43 @@ class Application(Record):
 
 
 class Disk(Record):
-    """A read-only disk: ``data_size`` bytes of EROFS, then its dm-verity tree, ``size`` bytes in all."""
+    """A read-only disk: ``data_size`` bytes of EROFS, then its dm-verity tree, ``size`` bytes in all.
+
+    That of a class that is not measured is *plain*: any ``size`` bytes, of which the domain has a copy to write to.
+    """
 
     name: str
     sha256: str
     size: int
-    data_size: int
-    verity_root: str
-    verity_salt: str
+    data_size: int = 0
+    verity_root: str = ""
+    verity_salt: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.name, "disk")
         where = f"disk {self.name}"
         _hex(self.sha256, 32, f"{where}: sha256")
+        if self.plain:
+            check_integer(self.size, BLOCK, MAX_DISK, f"{where}: size")
+            if self.size % BLOCK or self.verity_root or self.verity_salt:
+                raise ConfigError(f"{where}: not whole blocks without dm-verity", hint=BUILD_AGAIN)
+            return
         _hex(self.verity_root, 32, f"{where}: verity_root")
         _hex(self.verity_salt, None, f"{where}: verity_salt")
         check_integer(self.data_size, BLOCK, MAX_DISK, f"{where}: data_size")
         check_integer(self.size, self.data_size, MAX_DISK, f"{where}: size")
         if self.data_size % BLOCK or self.size % BLOCK:
-            raise ConfigError(f"{where}: sizes must be multiples of {BLOCK} bytes", hint=_BUILD_AGAIN)
+            raise ConfigError(f"{where}: sizes must be multiples of {BLOCK} bytes", hint=BUILD_AGAIN)
+
+    @property
+    def plain(self) -> bool:
+        return self.data_size == 0
+
+    def as_object(self) -> dict[str, Any]:
+        """The JSON object of the configuration."""
+        if self.plain:
+            return {"name": self.name, "sha256": self.sha256, "size": self.size}
+        return self.as_dict()
 
 
 class Endpoint(Record):
@@ -159,18 +178,20 @@ class Endpoint(Record):
             _hex(self.measurement, 32, f"{where}: measurement")
 
 
-class RealmConfig(Record):
-    """Everything that determines a Realm, apart from the bytes of kernel and initrd.
+class DomainConfig(Record):
+    """Everything that determines a domain, apart from the bytes of kernel and initrd.
 
-    Raises ``ConfigError`` when made with values that contradict section 1.
+    Which of it there is depends on the class ``kind``; the rest has its default. Raises ``ConfigError`` when made with
+    values that contradict section 1.
     """
 
     name: str
     cmdline: str
-    owner: str
     zones: tuple[Zone, ...]
-    applications: tuple[Application, ...]
     disks: tuple[Disk, ...]
+    kind: DomainClass = REALM
+    owner: str = ""
+    applications: tuple[Application, ...] = ()
     form: str = "application"
     debug: bool = False
     hash: str = "sha-256"
@@ -181,36 +202,54 @@ class RealmConfig(Record):
     endpoints: tuple[Endpoint, ...] = ()
 
     def __post_init__(self) -> None:
-        check_name(self.name, "Realm")
-        check_choice(self.form, FORMS, "form")
-        check_choice(self.hash, HASHES, "hash")
-        check_choice(self.cipher, CIPHERS, "cipher")
+        check_name(self.name, self.kind.title)
         _boolean(self.debug, "debug")
         check_integer(self.vcpus, 1, MAX_VCPUS, "vcpus")
-        check_integer(self.verdict_seconds, 1, MAX_SECONDS, "verdict_seconds")
-        check_integer(self.collect_seconds, 0, MAX_SECONDS, "collect_seconds")
         _text(self.cmdline, "cmdline", MAX_CMDLINE)
         if not self.cmdline.isascii() or not self.cmdline.isprintable():
             raise ConfigError("cmdline: not printable ASCII", hint="take other characters out of it")
-        owner_public_key(self.owner)
         self._check_zones()
         _unique([disk.name for disk in self.disks], "disk")
         if len(self.disks) > MAX_DISKS:
             raise ConfigError(f"{len(self.disks)} disks", hint=f"at most {MAX_DISKS}")
+        if any(disk.plain == self.kind.measured for disk in self.disks):
+            raise ConfigError(f"disks: not those of a {self.kind}", hint=BUILD_AGAIN)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """What is there only in some classes."""
+        if self.kind.attested:
+            check_choice(self.form, FORMS, "form")
+            check_choice(self.hash, HASHES, "hash")
+            check_integer(self.collect_seconds, 0, MAX_SECONDS, "collect_seconds")
+            owner_public_key(self.owner)
+        if self.kind.encrypted:
+            check_choice(self.cipher, CIPHERS, "cipher")
+        if self.kind.verdict:
+            check_integer(self.verdict_seconds, 1, MAX_SECONDS, "verdict_seconds")
         check_endpoints(self.endpoints)
+        for name in set(_PARTS) - set(self._parts()):
+            if getattr(self, name) != getattr(DomainConfig, name):
+                raise ConfigError(f"{name}: a {self.kind} has none", hint="take it out")
+
+    def _parts(self) -> list[str]:
+        return [name for name, has in _PARTS.items() if has(self.kind)]
 
     def _check_zones(self) -> None:
-        check_application_count(len(self.applications))
+        if self.kind.attested:
+            check_application_count(len(self.applications))
         names = [application.name for application in self.applications]
         _unique(names, "application")
         if [zone.name for zone in self.zones] != [SYSTEM, *names]:
             raise ConfigError(
-                "zones: they are not the system's and one for each application, in order", hint=_BUILD_AGAIN
+                "zones: they are not the system's and one for each application, in order", hint=BUILD_AGAIN
             )
         if any(zone.follow for zone in self.zones[1:]):
-            raise ConfigError("zones: only the system's percentage can follow the others", hint=_BUILD_AGAIN)
+            raise ConfigError("zones: only the system's percentage can follow the others", hint=BUILD_AGAIN)
+        if not self.kind.encrypted and any(zone.percent or zone.follow for zone in self.zones):
+            raise ConfigError(f"zones: the memory of a {self.kind} is not encrypted", hint="take percent out")
         if self.zones[0].follow and self.zones[0].percent != max(z.percent for z in self.zones[1:]):
-            raise ConfigError("zone system: it follows, but is not at the highest percentage", hint=_BUILD_AGAIN)
+            raise ConfigError("zone system: it follows, but is not at the highest percentage", hint=BUILD_AGAIN)
         if self.memory > MAX_MEMORY:
             raise ConfigError("zones: too much memory together", hint=f"at most {MAX_MEMORY >> 30} GiB")
 
@@ -241,106 +280,125 @@ class RealmConfig(Record):
         return canonical(self.as_object())
 
     def as_object(self) -> dict[str, Any]:
-        """The JSON object that ``encode`` writes."""
-        zones: list[dict[str, Any]] = []
-        for zone in self.zones:
-            zones.append({"name": zone.name, "memory": zone.memory, "percent": zone.percent})
-        zones[0]["follow"] = self.zones[0].follow
-        # Left out where there are none: the bytes, and with them the measurement, are those of before there were any.
-        endpoints = {"endpoints": [endpoint.as_dict() for endpoint in self.endpoints]} if self.endpoints else {}
-        return {
+        """The JSON object that ``encode`` writes: what every domain has, and what this one's class has."""
+        found: dict[str, Any] = {
             "schema": SCHEMA,
+            "class": self.kind.name,
             "name": self.name,
-            "form": self.form,
             "debug": self.debug,
-            "hash": self.hash,
-            "cipher": self.cipher,
             "vcpus": self.vcpus,
             "cmdline": self.cmdline,
-            "owner": self.owner,
-            "verdict_seconds": self.verdict_seconds,
-            "collect_seconds": self.collect_seconds,
-            "zones": zones,
-            "applications": [application_object(application) for application in self.applications],
-            "disks": [disk.as_dict() for disk in self.disks],
-            **endpoints,
+            "zones": [self._zone_object(index) for index in range(len(self.zones))],
+            "disks": [disk.as_object() for disk in self.disks],
         }
+        for name in self._parts():
+            found[name] = getattr(self, name)
+        if self.kind.attested:
+            found["applications"] = [application_object(application) for application in self.applications]
+        if self.endpoints:
+            found["endpoints"] = [endpoint.as_dict() for endpoint in self.endpoints]
+        else:
+            found.pop("endpoints", None)
+        return found
+
+    def _zone_object(self, index: int) -> dict[str, Any]:
+        zone = self.zones[index]
+        found: dict[str, Any] = {"name": zone.name, "memory": zone.memory}
+        if self.kind.encrypted:
+            found["percent"] = zone.percent
+            if index == 0:
+                found["follow"] = zone.follow
+        return found
 
     @classmethod
-    def parse(cls, data: bytes) -> RealmConfig:
+    def parse(cls, data: bytes) -> DomainConfig:
         """Read ``data``, which anyone may have written.
 
         Raises ``ConfigError`` for anything but the canonical encoding of a valid configuration.
         """
         if len(data) > MAX_CONFIG_BYTES:
-            raise ConfigError(f"configuration: more than {MAX_CONFIG_BYTES >> 10} KiB", hint=_BUILD_AGAIN)
-        top = _Object(decode_json(data), "configuration")
+            raise ConfigError(f"configuration: more than {MAX_CONFIG_BYTES >> 10} KiB", hint=BUILD_AGAIN)
+        top = Object(decode_json(data), "configuration")
         top.constant("schema", SCHEMA)
-        zones = tuple(
-            Zone(
-                name=zone.string("name"),
-                memory=zone.integer("memory"),
-                percent=zone.integer("percent"),
-                follow=zone.boolean("follow") if index == 0 else False,
-            )
-            for index, zone in enumerate(top.objects("zones"))
-        )
-        applications = tuple(
-            Application(
-                name=item.string("name"),
-                command=item.strings("command"),
-                environment=item.mapping("environment"),
-                directory=item.string("directory"),
-                restarts=item.integer("restarts"),
-                results=item.strings("results"),
-            )
-            for item in top.objects("applications")
-        )
-        disks = tuple(
-            Disk(
-                name=disk.string("name"),
-                sha256=disk.string("sha256"),
-                size=disk.integer("size"),
-                data_size=disk.integer("data_size"),
-                verity_root=disk.string("verity_root"),
-                verity_salt=disk.string("verity_salt"),
-            )
-            for disk in top.objects("disks")
-        )
-        endpoints = tuple(
-            Endpoint(
-                name=endpoint.string("name"),
-                role=endpoint.string("role"),
-                port=endpoint.integer("port"),
-                owner=endpoint.string("owner"),
-                realm=endpoint.string("realm"),
-                measurement=endpoint.string("measurement"),
-            )
-            for endpoint in (top.objects("endpoints") if "endpoints" in top else ())
-        )
+        kind = domain_class(top.string("class"))
+        values: dict[str, Any] = {}
+        for name, has in _PARTS.items():
+            if has(kind) and (name in top or name != "endpoints"):
+                values[name] = _READERS[name](top)
         config = cls(
+            kind=kind,
             name=top.string("name"),
-            form=top.string("form"),
             debug=top.boolean("debug"),
-            hash=top.string("hash"),
-            cipher=top.string("cipher"),
             vcpus=top.integer("vcpus"),
             cmdline=top.string("cmdline"),
-            owner=top.string("owner"),
-            verdict_seconds=top.integer("verdict_seconds"),
-            collect_seconds=top.integer("collect_seconds"),
-            zones=zones,
-            applications=applications,
-            disks=disks,
-            endpoints=endpoints,
+            zones=tuple(_read_zone(zone, kind, index) for index, zone in enumerate(top.objects("zones"))),
+            disks=tuple(_read_disk(disk, kind) for disk in top.objects("disks")),
+            **values,
         )
         # One check for every unknown key, every optional spelling and every odd number format.
         if config.encode() != data:
-            unknown = _unknown_keys(decode_json(data), config.as_object())
+            unknown = unknown_keys(decode_json(data), config.as_object())
             if unknown:
-                raise ConfigError(f"configuration: unknown key {unknown[0]}", hint=_BUILD_AGAIN)
-            raise ConfigError("configuration: not in canonical form", hint="build the image again")
+                raise ConfigError(f"configuration: unknown key {unknown[0]}", hint=BUILD_AGAIN)
+            raise ConfigError("configuration: not in canonical form", hint=BUILD_AGAIN)
         return config
+
+
+#: What a configuration has beside what every one has, and of which classes it is. ``endpoints`` is left out where there
+#: are none.
+_PARTS: Final[dict[str, Callable[[DomainClass], bool]]] = {
+    "form": lambda kind: kind.attested,
+    "hash": lambda kind: kind.measured,
+    "owner": lambda kind: kind.attested,
+    "collect_seconds": lambda kind: kind.attested,
+    "applications": lambda kind: kind.attested,
+    "cipher": lambda kind: kind.encrypted,
+    "verdict_seconds": lambda kind: kind.verdict,
+    "endpoints": lambda kind: kind.messages,
+}
+
+
+def _read_zone(zone: Object, kind: DomainClass, index: int) -> Zone:
+    if not kind.encrypted:
+        return Zone(zone.string("name"), zone.integer("memory"), 0)
+    follow = zone.boolean("follow") if index == 0 else False
+    return Zone(zone.string("name"), zone.integer("memory"), zone.integer("percent"), follow)
+
+
+def _read_disk(disk: Object, kind: DomainClass) -> Disk:
+    name, sha256, size = disk.string("name"), disk.string("sha256"), disk.integer("size")
+    if not kind.measured:
+        return Disk(name, sha256, size)
+    root, salt = disk.string("verity_root"), disk.string("verity_salt")
+    return Disk(name, sha256, size, disk.integer("data_size"), root, salt)
+
+
+def _read_applications(top: Object) -> tuple[Application, ...]:
+    return tuple(
+        Application(
+            name=item.string("name"),
+            command=item.strings("command"),
+            environment=item.mapping("environment"),
+            directory=item.string("directory"),
+            restarts=item.integer("restarts"),
+            results=item.strings("results"),
+        )
+        for item in top.objects("applications")
+    )
+
+
+def _read_endpoints(top: Object) -> tuple[Endpoint, ...]:
+    return tuple(
+        Endpoint(
+            name=endpoint.string("name"),
+            role=endpoint.string("role"),
+            port=endpoint.integer("port"),
+            owner=endpoint.string("owner"),
+            realm=endpoint.string("realm"),
+            measurement=endpoint.string("measurement"),
+        )
+        for endpoint in top.objects("endpoints")
+    )
 
 
 def application_object(application: Application) -> dict[str, Any]:
@@ -355,91 +413,16 @@ def application_object(application: Application) -> dict[str, Any]:
     }
 
 
-def canonical(value: Any) -> bytes:
-    """Canonical JSON (RFC 8785) of ``value``, whose keys must be ASCII and whose numbers integers."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-    return text.encode()
-
-
-def decode_json(data: bytes) -> Any:
-    """Strict JSON: UTF-8, no key twice, integers only. Raises ``ConfigError``."""
-
-    def refuse(text: str) -> Any:
-        raise ConfigError(f"configuration: {text[:20]} is not an integer", hint=_BUILD_AGAIN)
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(items)
-        if len(result) != len(items):
-            raise ConfigError("configuration: a key appears twice", hint=_BUILD_AGAIN)
-        return result
-
-    try:
-        text = data.decode("utf-8")
-        return json.loads(text, object_pairs_hook=pairs, parse_float=refuse, parse_constant=refuse)
-    except (ValueError, RecursionError):
-        raise ConfigError("configuration: not JSON", hint=_BUILD_AGAIN) from None
-
-
-class _Object:
-    """Typed access to a JSON object; every mistake is a ``ConfigError`` that names the place."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: an object is expected", hint=_BUILD_AGAIN)
-        self._value: dict[str, Any] = value
-        self._where = where
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._value
-
-    def _get(self, key: str, kind: type, what: str) -> Any:
-        if key not in self._value:
-            raise ConfigError(f"{self._where}: {key} is missing", hint=_BUILD_AGAIN)
-        value = self._value[key]
-        if type(value) is not kind:
-            raise ConfigError(f"{self._where}: {key} must be {what}", hint=_BUILD_AGAIN)
-        return value
-
-    def string(self, key: str) -> str:
-        return str(self._get(key, str, "a string"))
-
-    def integer(self, key: str) -> int:
-        return int(self._get(key, int, "an integer"))
-
-    def boolean(self, key: str) -> bool:
-        return bool(self._get(key, bool, "true or false"))
-
-    def constant(self, key: str, expected: str) -> None:
-        if self.string(key) != expected:
-            raise ConfigError(f"{self._where}: {key} must be {expected}", hint="build the image again")
-
-    def strings(self, key: str) -> tuple[str, ...]:
-        value = self._get(key, list, "a list of strings")
-        if not all(isinstance(item, str) for item in value):
-            raise ConfigError(f"{self._where}: {key} must be a list of strings", hint=_BUILD_AGAIN)
-        return tuple(value)
-
-    def mapping(self, key: str) -> dict[str, str]:
-        value = self._get(key, dict, "an object of strings")
-        if not all(isinstance(item, str) for item in value.values()):
-            raise ConfigError(f"{self._where}: {key} must be an object of strings", hint=_BUILD_AGAIN)
-        return dict(value)
-
-    def objects(self, key: str) -> list[_Object]:
-        value = self._get(key, list, "a list of objects")
-        return [_Object(item, f"{self._where}: {key}[{index}]") for index, item in enumerate(value)]
-
-
-def _unknown_keys(given: Any, known: Any, where: str = "") -> list[str]:
-    if isinstance(given, dict) and isinstance(known, dict):
-        found = [f"{where}{key}" for key in given if key not in known]
-        for key in known:
-            found += _unknown_keys(given.get(key), known[key], f"{where}{key}.")
-        return found
-    if isinstance(given, list) and isinstance(known, list):
-        pairs = zip(given, known, strict=False)
-        return [name for a, b in pairs for name in _unknown_keys(a, b, where)]
-    return []
+_READERS: Final[dict[str, Callable[[Object], Any]]] = {
+    "form": lambda top: top.string("form"),
+    "hash": lambda top: top.string("hash"),
+    "owner": lambda top: top.string("owner"),
+    "collect_seconds": lambda top: top.integer("collect_seconds"),
+    "applications": _read_applications,
+    "cipher": lambda top: top.string("cipher"),
+    "verdict_seconds": lambda top: top.integer("verdict_seconds"),
+    "endpoints": _read_endpoints,
+}
 
 
 # --- checks, shared with the manifest ---------------------------------------------------------------------
@@ -453,10 +436,10 @@ def check_name(name: object, what: str) -> None:
         )
 
 
-def check_realm_name(name: object) -> None:
-    """For the name that a call gives a Realm, in place of the configuration's. Raises ``UsageError``."""
+def check_domain_name(name: object) -> None:
+    """For the name that a call gives a domain, in place of the configuration's. Raises ``UsageError``."""
     try:
-        check_name(name, "Realm")
+        check_name(name, "domain")
     except ConfigError as error:
         raise UsageError(error.message, hint=error.hint) from None
 
@@ -547,9 +530,9 @@ def _boolean(value: object, where: str) -> None:
 
 def _hex(value: object, length: int | None, where: str) -> None:
     if not isinstance(value, str) or not _HEX.fullmatch(value) or len(value) > 512:
-        raise ConfigError(f"{where}: lower-case hexadecimal digits are expected", hint=_BUILD_AGAIN)
+        raise ConfigError(f"{where}: lower-case hexadecimal digits are expected", hint=BUILD_AGAIN)
     if length is not None and len(value) != 2 * length:
-        raise ConfigError(f"{where}: {2 * length} hexadecimal digits are expected", hint=_BUILD_AGAIN)
+        raise ConfigError(f"{where}: {2 * length} hexadecimal digits are expected", hint=BUILD_AGAIN)
 
 
 def _unique(names: Sequence[str], what: str) -> None:

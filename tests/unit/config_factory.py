@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from vambrace.realm import Application, Disk, Endpoint, RealmConfig, Zone
+from vambrace.classes import NORMAL, SECURE
+from vambrace.config import Application, Disk, DomainConfig, Endpoint, Zone
 
 MIB = 1 << 20
 
@@ -69,7 +70,7 @@ def make_endpoint(name: str = "records", **changes: Any) -> Endpoint:
     return Endpoint(name=name, **{**fields, **changes})
 
 
-def make_realm(names: tuple[str, ...] = ("analysis",), **changes: Any) -> RealmConfig:
+def make_realm(names: tuple[str, ...] = ("analysis",), **changes: Any) -> DomainConfig:
     fields: dict[str, Any] = {
         "name": "patients",
         "cmdline": "quiet",
@@ -78,7 +79,23 @@ def make_realm(names: tuple[str, ...] = ("analysis",), **changes: Any) -> RealmC
         "applications": tuple(make_application(name) for name in names),
         "disks": (make_disk("base"), make_disk("apps")),
     }
-    return RealmConfig(**{**fields, **changes})
+    return DomainConfig(**{**fields, **changes})
+
+
+def make_secure(names: tuple[str, ...] = ("analysis",), **changes: Any) -> DomainConfig:
+    zones = (Zone("system", 128 * MIB, 0), *(Zone(name, 16 * MIB, 0) for name in names))
+    return make_realm(names, **{"kind": SECURE, "zones": zones, **changes})
+
+
+def make_normal(**changes: Any) -> DomainConfig:
+    fields: dict[str, Any] = {
+        "kind": NORMAL,
+        "name": "debian",
+        "cmdline": "root=/dev/vda rw",
+        "zones": (Zone("system", 256 * MIB, 0),),
+        "disks": (Disk("root", "ab" * 32, 8192),),
+    }
+    return DomainConfig(**{**fields, **changes})
 
 
 def make_kernel(size: int = 1 << 20) -> bytes:

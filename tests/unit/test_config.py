@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from config_factory import MIB, make_application, make_certificate, make_disk, make_endpoint, make_realm, owner
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from realm_factory import MIB, make_application, make_certificate, make_disk, make_endpoint, make_realm, owner
 
-from vambrace import realm
+import vambrace
+from vambrace.canonical import canonical
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
+from vambrace.config import DomainConfig, Zone, check_domain_name
 from vambrace.errors import ConfigError, UsageError
-from vambrace.realm import RealmConfig, Zone, canonical
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 
@@ -28,8 +29,8 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 def test_round_trip_is_exact() -> None:
     config = make_realm(("analysis", "report"))
     encoded = config.encode()
-    assert RealmConfig.parse(encoded) == config
-    assert RealmConfig.parse(encoded).encode() == encoded
+    assert DomainConfig.parse(encoded) == config
+    assert DomainConfig.parse(encoded).encode() == encoded
     assert b" " not in encoded.replace(config.owner.encode(), b"").split(b'"owner"')[0].split(b'"cmdline"')[1]
 
 
@@ -52,7 +53,7 @@ def test_any_valid_configuration_round_trips(
         applications=tuple(make_application(name, command=tuple(command), environment=environment) for name in names),
         vcpus=vcpus,
     )
-    assert RealmConfig.parse(config.encode()) == config
+    assert DomainConfig.parse(config.encode()) == config
 
 
 @given(st.data())
@@ -63,7 +64,7 @@ def test_a_changed_byte_is_refused_or_another_configuration(data: st.DataObject)
     changed = bytearray(encoded)
     changed[place] ^= 1 << data.draw(st.integers(0, 7))
     try:
-        parsed = RealmConfig.parse(bytes(changed))
+        parsed = DomainConfig.parse(bytes(changed))
     except ConfigError:
         return
     assert parsed.encode() == bytes(changed) != encoded
@@ -72,7 +73,7 @@ def test_a_changed_byte_is_refused_or_another_configuration(data: st.DataObject)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ConfigError):
-        RealmConfig.parse(data)
+        DomainConfig.parse(data)
 
 
 def changed(path: list[Any], value: Any) -> bytes:
@@ -92,14 +93,14 @@ def test_a_configuration_without_endpoints_is_what_it_was() -> None:
     config = make_realm()
     assert b"endpoints" not in config.encode()
     with pytest.raises(ConfigError, match="unknown key endpoints"):
-        RealmConfig.parse(canonical(config.as_object() | {"endpoints": []}))
+        DomainConfig.parse(canonical(config.as_object() | {"endpoints": []}))
 
 
 def test_endpoints_are_measured() -> None:
     records = make_endpoint()
     more = make_endpoint("results", role="connect", port=9000, realm="", measurement="ab" * 32)
     config = make_realm(endpoints=(records, more))
-    assert RealmConfig.parse(config.encode()) == config
+    assert DomainConfig.parse(config.encode()) == config
     variants = [
         config.replace(endpoints=(records.replace(**change), more))
         for change in (
@@ -131,7 +132,7 @@ def test_each_mistake_in_an_endpoint(changes: dict[str, Any], message: str) -> N
     top = make_realm().as_object()
     top["endpoints"] = [make_endpoint().as_dict() | changes]
     with pytest.raises(ConfigError, match=message):
-        RealmConfig.parse(canonical(top))
+        DomainConfig.parse(canonical(top))
 
 
 def test_endpoints_of_one_realm() -> None:
@@ -152,7 +153,7 @@ def test_endpoints_of_one_realm() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["schema"], "vambrace.realm/2", "schema"),
+        (["schema"], "vambrace.config/2", "schema"),
         (["surprise"], 1, "unknown key surprise"),
         (["zones", 1, "follow"], True, "unknown key"),
         (["applications", 0, "user"], "root", "unknown key"),
@@ -196,7 +197,7 @@ def test_endpoints_of_one_realm() -> None:
 )
 def test_each_mistake_has_its_message(path: list[Any], value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        RealmConfig.parse(changed(path, value))
+        DomainConfig.parse(changed(path, value))
 
 
 def test_other_spellings_of_the_same_are_refused() -> None:
@@ -213,7 +214,7 @@ def test_other_spellings_of_the_same_are_refused() -> None:
         b" " * (300 << 10),
     ):
         with pytest.raises(ConfigError):
-            RealmConfig.parse(data)
+            DomainConfig.parse(data)
 
 
 def test_sixteen_applications_are_too_many() -> None:
@@ -283,12 +284,12 @@ def test_disk_without_a_tree_of_its_own_size() -> None:
 @pytest.mark.parametrize("name", ["a", "0", "a-b", "a" * 32, "", "-a", "a-", "A", "a" * 33, "a_b", "\u0430", "a\n"])
 def test_one_rule_for_names(name: str) -> None:
     """The host's API describes the very names that a configuration may have."""
-    described = json.loads((Path(realm.__file__).parent / "host" / "openapi.yaml").read_text())
-    request = described["components"]["schemas"]["RealmRequest"]["properties"]["name"]["pattern"]
+    described = json.loads((Path(vambrace.__file__).parent / "host" / "openapi.yaml").read_text())
+    request = described["components"]["schemas"]["DomainRequest"]["properties"]["name"]["pattern"]
     allowed = re.fullmatch(request.removeprefix("^").removesuffix("$"), name) is not None
     if allowed:
-        realm.check_realm_name(name)
+        check_domain_name(name)
     else:
         with pytest.raises(UsageError) as caught:
-            realm.check_realm_name(name)
+            check_domain_name(name)
         assert caught.value.hint

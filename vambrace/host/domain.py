@@ -1,0 +1,257 @@
+"""What every domain has, of whatever class: its record, its VMM, its place, its states and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vambrace.config import DomainConfig
+from vambrace.errors import CapacityError, DomainError, VambraceError
+from vambrace.host.lifecycle import Lifecycle, State
+from vambrace.host.messages import Messages
+from vambrace.host.platform import Platform
+from vambrace.host.settings import Settings
+from vambrace.host.shares import Place
+from vambrace.host.standby import Standby
+from vambrace.host.store import DomainRecord, Store, StoredImage
+from vambrace.host.vmm import ConsoleBytes, Died, Ended, Event, Vmm, printable, started_at
+
+CONSOLE_LIMIT = 256 << 10
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Services:
+    """What all domains of a host use together."""
+
+    settings: Settings
+    store: Store
+    platform: Platform
+    standby: Standby
+    messages: Messages
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """What one domain was given when it was accepted."""
+
+    record: DomainRecord
+    config: DomainConfig
+    image: StoredImage
+    cid: int
+    place: Place
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``reason`` is for the record; ``logged`` is what of it may stand in the host's log."""
+
+    state: State
+    reason: str
+    logged: str
+
+
+class Domain(ABC):
+    """Runs its stages in one task, made by ``begin``; ``finish`` from anywhere ends them.
+
+    Every way out leads through ``destroying``: the VMM wipes and is reaped before a final state is entered.
+    """
+
+    def __init__(self, admitted: Admitted, services: Services) -> None:
+        self.record = admitted.record
+        self.config = admitted.config
+        self.cid = admitted.cid
+        self.lifecycle = Lifecycle()
+        self.closers: set[Callable[[], None]] = set()
+        self._place = admitted.place
+        self._image = admitted.image
+        self._settings = services.settings
+        self._store = services.store
+        self._standby = services.standby
+        self._spawning: asyncio.Task[Vmm] | None = None
+        self._vmm: Vmm | None = None
+        self._saving = asyncio.Lock()
+        self._writes: set[asyncio.Task[None]] = set()
+        self._console = 0
+        self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._task: asyncio.Task[None] | None = None
+        self._event(State.CREATED)
+
+    # Called by the host
+
+    def begin(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"domain {self.record.uuid}")
+
+    def finish(self, state: State, reason: str, logged: str | None = None) -> None:
+        """End the domain in the final ``state``. The first call decides."""
+        if not self._outcome.done():
+            reason = printable(reason, state.value)
+            self._outcome.set_result(Outcome(state, reason, reason if logged is None else logged))
+
+    async def ended(self) -> None:
+        """Return when the domain is in a final state."""
+        if self._task is not None:
+            await asyncio.shield(self._task)
+
+    @property
+    def token(self) -> bytes | None:
+        """The launch token, of what has one."""
+        return None
+
+    @property
+    def deadline(self) -> float | None:
+        """Until when a verdict is awaited, where one is."""
+        return None
+
+    async def stats(self) -> list[Any]:
+        """Of each zone. Raises ``DomainError``."""
+        zones = (await self._request("stats")).get("zones")
+        if not isinstance(zones, list):
+            raise DomainError("the VMM gave no statistics")
+        return zones
+
+    # Stages
+
+    @abstractmethod
+    async def _stages(self) -> None:
+        """From created to running, and what is to be done then; may go on until it is cancelled."""
+
+    async def _close(self) -> None:
+        """End what goes on beside the stages; the domain is being destroyed."""
+        for close in tuple(self.closers):
+            close()
+
+    async def _run(self) -> None:
+        stages = asyncio.create_task(self._first_stages())
+        await asyncio.wait((stages, self._outcome), return_when=asyncio.FIRST_COMPLETED)
+        if stages.done() and not stages.cancelled() and (error := stages.exception()) is not None:
+            if isinstance(error, VambraceError):
+                self.finish(State.FAILED, error.message)
+            else:
+                log.error("domain %s: internal error", self.record.uuid, exc_info=error)
+                self.finish(State.FAILED, "internal error of the host")
+        stages.cancel()
+        await asyncio.gather(stages, return_exceptions=True)
+        outcome = await self._outcome
+        self.record.reason = outcome.reason
+        log.info("domain %s: ends: %s", self.record.uuid, outcome.logged)
+        await self._leave(State.DESTROYING)
+        await self._close()
+        # A VMM that was being spawned when the end came is waited for, then ended like any other.
+        with contextlib.suppress(DomainError):
+            if self._spawning is not None:
+                await (await self._spawning).destroy()
+        self.record.vmm_pid = self.record.vmm_started = 0
+        await self._place.leave()
+        await self._leave(outcome.state)
+
+    async def _first_stages(self) -> None:
+        await self._save()
+        await self._stages()
+
+    async def _spawn(self) -> None:
+        """A VMM in its place, that knows nothing of the domain yet."""
+        self._spawning = asyncio.create_task(self._standby.take(self._on_event))
+        self._vmm = await asyncio.shield(self._spawning)
+        await self._place.enter(self._vmm.pid)
+        self.record.vmm_pid = self._vmm.pid
+        self.record.vmm_started = started_at(self._vmm.pid)
+
+    async def _load(self, **arguments: Any) -> dict[str, Any]:
+        """401 and 402: everything is in memory, nothing has run. The VMM's answer, about the right configuration."""
+        answer = await self._request(
+            "load",
+            config=str(self._image.config),
+            kernel=str(self._image.kernel),
+            initrd=str(self._image.initrd),
+            disks=[str(disk) for disk in self._image.disks],
+            cid=self.cid,
+            cpus=self._place.cpus,
+            **arguments,
+        )
+        if answer.get("config") != hashlib.sha256(self.config.encode()).hexdigest():
+            # What was admitted, and what claims are made of, is this configuration; the VMM has read the file.
+            raise DomainError("the stored image changed", hint="delete it from the host, and send it again")
+        return answer
+
+    async def _start(self) -> None:
+        self.record.executed = True
+        if self.config.kind.encrypted:
+            await self._move(State.ENCRYPTING)
+        await self._request("start")
+        await self._move(State.RUNNING)
+
+    # The VMM
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case ConsoleBytes(data):
+                self._log_console(data)
+            case Ended("poweroff"):
+                self.finish(State.FAILED, "powered off")
+            case Ended("reset"):
+                self.finish(State.FAILED, "reset: a restart is a new instance")
+            case Ended(reason, detail):
+                self.finish(State.FAILED, f"{reason}: {detail}" if detail else reason)
+            case Died(detail):
+                self.finish(State.FAILED, detail)
+
+    async def _request(self, op: str, **arguments: Any) -> dict[str, Any]:
+        if self._vmm is None:
+            raise DomainError("there is no VMM")
+        return await self._vmm.request(op, self._settings.vmm_seconds, **arguments)
+
+    def _log_console(self, data: bytes) -> None:
+        """The console of a debug domain (in its configuration, and allowed by the settings), up to a bound."""
+        if not self.config.debug or self._console > CONSOLE_LIMIT:
+            return
+        self._console += len(data)
+        for line in data.decode(errors="replace").splitlines():
+            log.info("domain %s console: %s", self.record.uuid, printable(line, ""))
+
+    # State
+
+    async def _move(self, state: State) -> None:
+        """Record ``state`` on the disk, then enter it: nobody sees a state that a power cut would undo."""
+        self.record.state = state.value
+        self._event(state)
+        await self._save()
+        self.lifecycle.move(state)
+        log.info("domain %s: %d %s", self.record.uuid, state.step, state.value)
+
+    async def _leave(self, state: State) -> None:
+        """As ``_move``, but a full or broken disk does not keep a domain from being destroyed."""
+        try:
+            await self._move(state)
+        except CapacityError as error:
+            log.error("domain %s: %s", self.record.uuid, error.message)
+            self.lifecycle.move(state)
+
+    def _event(self, state: State) -> None:
+        self.record.events.append({"name": state.value, "step": state.step, "at": time.time()})
+
+    async def _save(self, **changes: Any) -> None:
+        """Write the record, with ``changes``, which are made in memory once they are on the disk.
+
+        Raises ``CapacityError``. A thread cannot be cancelled, so a write that was begun ends before the next.
+        """
+        writing = asyncio.create_task(self._write(changes))
+        self._writes.add(writing)
+        writing.add_done_callback(self._writes.discard)
+        await asyncio.shield(writing)
+
+    async def _write(self, changes: dict[str, Any]) -> None:
+        async with self._saving:
+            snapshot = dataclasses.replace(self.record, events=list(self.record.events), **changes)
+            await asyncio.to_thread(self._store.save, snapshot)
+            for name, value in changes.items():
+                setattr(self.record, name, value)
