@@ -34,7 +34,7 @@ ifeq ($(PACKAGES),yes)
 	scripts/packages
 endif
 
-$(VENV)/ready: pyproject.toml setup.py $(wildcard core/*.[ch]) | packages
+$(VENV)/ready: pyproject.toml setup.py $(wildcard core/*.[ch] core/python/*.[ch]) | packages
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -e .[dev]
 	touch $@

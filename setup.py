@@ -4,12 +4,18 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
+
+def files(pattern: str) -> list[str]:
+    """The core's own, and those that make a module of it."""
+    return sorted(path.as_posix() for folder in ("core", "core/python") for path in Path(folder).glob(pattern))
+
+
 setup(
     ext_modules=[
         Extension(
             "vambrace.pager._core",
-            sources=sorted(path.as_posix() for path in Path("core").glob("*.c")),
-            depends=sorted(path.as_posix() for path in Path("core").glob("*.h")),
+            sources=files("*.c"),
+            depends=files("*.h"),
             libraries=["crypto"],
             # The assertions on the window's invariant stay in.
             extra_compile_args=[

@@ -27,6 +27,6 @@ def compile_with_core(source: str, output: Path, *options: str) -> None:
     compiler = shutil.which("cc")
     if not compiler:
         raise Unavailable("cc is missing: run 'make packages'")
-    sources = [str(path) for path in sorted(CORE.glob("*.c")) if path.name != "module.c"]
+    sources = map(str, sorted(CORE.glob("*.c")))
     command = [compiler, "-std=gnu11", "-O2", "-pthread", *options, "-o", str(output), str(PARTS / source), *sources]
     subprocess.run([*command, "-lcrypto"], check=True)

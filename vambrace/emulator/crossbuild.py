@@ -34,7 +34,9 @@ def cross_build(core_dir: Path, sysroot: Path, out: Path) -> Path:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     # Names relative to core_dir: no path of this machine gets into the output.
-    sources = sorted(path.name for path in core_dir.glob("*.c"))
+    sources = sorted(
+        str(path.relative_to(core_dir)) for part in (".", "python") for path in core_dir.glob(f"{part}/*.c")
+    )
     include = f"-I{headers[-1].parent}"
     tools.run(
         [COMPILER, f"--sysroot={sysroot}", *_FLAGS, include, "-o", target, *sources, "-lcrypto"],

@@ -1,4 +1,4 @@
-"""The contract of the C core (core/module.c). Use vambrace.pager instead."""
+"""The contract of the C core (core/python). Use vambrace.pager instead."""
 
 from collections.abc import Sequence
 

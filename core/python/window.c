@@ -1,29 +1,17 @@
 /*
- * vambrace.pager._core: the window for Python, in the limited API of 3.11. Its contract is _core.pyi.
- * Whatever may wait for the window's lock or a page runs without the GIL.
+ * The type Window. Whatever may wait for the window's lock or a page runs without the GIL.
  */
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030b0000
-#include <Python.h>
+#include "module.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/prctl.h>
 
 #include <openssl/crypto.h>
 
-#include "status.h"
-#include "timing.h"
-#include "window.h"
+#include "../status.h"
+#include "../window.h"
 
 #define GRACE_MS 5000
-
-struct state {
-	PyObject *error;
-	PyObject *window_type;
-};
 
 typedef struct {
 	PyObject_HEAD
@@ -33,24 +21,11 @@ typedef struct {
 	bool closed;
 } Window;
 
-/* Raises _core.Error(status, message). */
-static PyObject *fail(PyObject *module, int status)
-{
-	struct state *state = PyModule_GetState(module);
-	PyObject *arguments = Py_BuildValue("(is)", status, vb_status_message(status));
-
-	if (arguments) {
-		PyErr_SetObject(state->error, arguments);
-		Py_DECREF(arguments);
-	}
-	return NULL;
-}
-
 static PyObject *fail_of(Window *self, int status)
 {
 	PyObject *module = PyType_GetModule(Py_TYPE((PyObject *)self));
 
-	return module ? fail(module, status) : NULL;
+	return module ? vb_python_fail(module, status) : NULL;
 }
 
 /* Frees what is left of a closed window when nothing refers to it any more. */
@@ -204,7 +179,7 @@ static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 		PyObject *module = PyType_GetModule(type);
 
 		if (module)
-			fail(module, status);
+			vb_python_fail(module, status);
 		goto out;
 	}
 	self = (Window *)allocate(type, 0);
@@ -564,127 +539,9 @@ static PyType_Slot window_slots[] = {
 	{0, NULL},
 };
 
-static PyType_Spec window_spec = {
+PyType_Spec vb_python_window = {
 	.name = "vambrace.pager._core.Window",
 	.basicsize = sizeof(Window),
 	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
 	.slots = window_slots,
 };
-
-static PyObject *lock_process(PyObject *module, PyObject *unused)
-{
-	(void)unused;
-	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 || mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0)
-		return fail(module, -errno);
-	Py_RETURN_NONE;
-}
-
-static PyObject *time_walk(PyObject *module, PyObject *arguments)
-{
-	Py_buffer memory, pages;
-	unsigned target, rounds;
-	unsigned long long wait;
-	struct vb_walk walk;
-	uint64_t ns = 0;
-	bool valid;
-
-	if (!PyArg_ParseTuple(arguments, "y*Iy*IK", &memory, &target, &pages, &rounds, &wait))
-		return NULL;
-	walk = (struct vb_walk){memory.buf, target, pages.buf, (size_t)pages.len / sizeof *walk.pages, rounds, wait};
-	valid = (uintptr_t)memory.buf % VB_PAGE_SIZE_BYTES == 0 && (size_t)pages.len % sizeof *walk.pages == 0 &&
-		(!walk.count || (uintptr_t)pages.buf % sizeof *walk.pages == 0) && target < (size_t)memory.len / VB_PAGE_SIZE_BYTES;
-	for (size_t i = 0; valid && i < walk.count; i++)
-		valid = walk.pages[i] < (size_t)memory.len / VB_PAGE_SIZE_BYTES;
-	if (valid) {
-		Py_BEGIN_ALLOW_THREADS
-		ns = vb_time_walk(&walk);
-		Py_END_ALLOW_THREADS
-	}
-	PyBuffer_Release(&memory);
-	PyBuffer_Release(&pages);
-	return valid ? PyLong_FromUnsignedLongLong(ns) : fail(module, VB_INVALID);
-}
-
-static PyObject *address_of(PyObject *module, PyObject *memory)
-{
-	Py_buffer view;
-	uintptr_t address;
-
-	(void)module;
-	if (PyObject_GetBuffer(memory, &view, PyBUF_WRITABLE) != 0)
-		return NULL;
-	address = (uintptr_t)view.buf;
-	PyBuffer_Release(&view);
-	return PyLong_FromUnsignedLongLong(address);
-}
-
-static PyMethodDef module_methods[] = {
-	{"address_of", address_of, METH_O, NULL},
-	{"time_walk", time_walk, METH_VARARGS, NULL},
-	{"lock_process", lock_process, METH_NOARGS, NULL},
-	{NULL, NULL, 0, NULL},
-};
-
-static int module_exec(PyObject *module)
-{
-	static const struct {
-		const char *name;
-		long value;
-	} constants[] = {
-		{"MINIMUM_WINDOW", VB_MINIMUM_WINDOW}, {"MAXIMUM_ZONES", VB_MAXIMUM_ZONES},
-		{"EXIT_FAILED", VB_EXIT_FAILED}, {"INVALID", VB_INVALID}, {"CLOSED", VB_CLOSED},
-		{"FAILED", VB_FAILED}, {"AUTHENTICATION", VB_AUTHENTICATION}, {"PINNED", VB_PINNED},
-		{"NO_CIPHER", VB_NO_CIPHER}, {"NO_USERFAULTFD", VB_NO_USERFAULTFD}, {"NO_MOVE", VB_NO_MOVE},
-		{"SWAP", VB_SWAP}, {"BUDGET", VB_BUDGET}, {"PIN_HEADROOM", VB_PIN_HEADROOM},
-	};
-	struct state *state = PyModule_GetState(module);
-
-	state->error = PyErr_NewException("vambrace.pager._core.Error", NULL, NULL);
-	if (!state->error || PyModule_AddObjectRef(module, "Error", state->error))
-		return -1;
-	state->window_type = PyType_FromModuleAndSpec(module, &window_spec, NULL);
-	if (!state->window_type || PyModule_AddObjectRef(module, "Window", state->window_type))
-		return -1;
-	for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
-		if (PyModule_AddIntConstant(module, constants[i].name, constants[i].value))
-			return -1;
-	return 0;
-}
-
-static int module_traverse(PyObject *module, visitproc visit, void *arg)
-{
-	struct state *state = PyModule_GetState(module);
-
-	Py_VISIT(state->error);
-	Py_VISIT(state->window_type);
-	return 0;
-}
-
-static int module_clear(PyObject *module)
-{
-	struct state *state = PyModule_GetState(module);
-
-	Py_CLEAR(state->error);
-	Py_CLEAR(state->window_type);
-	return 0;
-}
-
-static PyModuleDef_Slot module_slots[] = {
-	{Py_mod_exec, (void *)module_exec},
-	{0, NULL},
-};
-
-static struct PyModuleDef definition = {
-	PyModuleDef_HEAD_INIT,
-	.m_name = "vambrace.pager._core",
-	.m_size = sizeof(struct state),
-	.m_methods = module_methods,
-	.m_slots = module_slots,
-	.m_traverse = module_traverse,
-	.m_clear = module_clear,
-};
-
-PyMODINIT_FUNC PyInit__core(void)
-{
-	return PyModuleDef_Init(&definition);
-}
