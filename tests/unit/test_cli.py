@@ -78,7 +78,7 @@ def test_every_command_of_the_specification_is_there() -> None:
         *(("server", name) for name in ("build", "up", "down", "status", "reset", "dump")),
         *(("owner", name) for name in ("create", "show")),
         *(("image", name) for name in ("build", "measure", "inspect")),
-        *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "advise", "partition")),
+        *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "advise", "partition", "top")),
         *((name,) for name in ("logs", "results", "destroy")),
         ("token", "show"),
     }

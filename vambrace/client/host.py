@@ -17,6 +17,7 @@ import urllib3
 from vambrace.client.context import UUID, Context
 from vambrace.client.partition import Partition, Verification
 from vambrace.client.progress import Progress, silent
+from vambrace.client.usage import Usage
 from vambrace.errors import (
     CapacityError,
     ConfigError,
@@ -141,6 +142,10 @@ class Host:
     def verify_partition(self) -> Verification:
         """Have the host check, from its kernel's numbers, that its domains are apart."""
         return Verification.decode(self._json("GET", "/v1/partition/verification", read_timeout=600))
+
+    def usage(self) -> list[Usage]:
+        """What its domains use at this moment."""
+        return [Usage.decode(item) for item in _list(self._json("GET", "/v1/usage"), "domains")]
 
     def openapi(self) -> dict[str, Any]:
         """The description of the API."""

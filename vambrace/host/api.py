@@ -58,6 +58,7 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
             web.get("/v1/openapi.json", get_specification),
             web.get("/v1/partition", get_partition),
             web.get("/v1/partition/verification", get_verification),
+            web.get("/v1/usage", get_usage),
             web.get("/v1/platform", get_platform),
             web.put("/v1/platform/endorsement", put_endorsement),
             web.get("/v1/images", get_images),
@@ -143,6 +144,10 @@ async def get_verification(request: web.Request) -> web.Response:
             "enforcement": host.shares.enforcement,
         }
     )
+
+
+async def get_usage(request: web.Request) -> web.Response:
+    return web.json_response(request.app[HOST].describe_usage())
 
 
 async def get_platform(request: web.Request) -> web.Response:

@@ -24,9 +24,10 @@ from vambrace.host.metrics import Metrics, Watched, WindowTotals
 from vambrace.host.platform import Platform
 from vambrace.host.realm import Realm
 from vambrace.host.settings import Settings
-from vambrace.host.shares import Shares
+from vambrace.host.shares import PROCESSORS, Shares
 from vambrace.host.standby import Standby
 from vambrace.host.store import RECORDS_KEPT, DomainRecord, Store, StoredImage
+from vambrace.host.usage import INTERVAL, Usage
 from vambrace.host.vmm import kill_leftover
 from vambrace.host.vsock import Connector, connect_vsock
 from vambrace.partition.overlap import Verification
@@ -77,7 +78,8 @@ class Host:
         self._services = Services(settings, store, platform, self._standby, self.messages)
         windows = WindowTotals(self._running)
         self.metrics = Metrics(self, windows)
-        self._refreshing = [asyncio.create_task(part.refresh()) for part in (windows, self.messages)]
+        self.usage = Usage(lambda: tuple(self._living), self.shares.processor_time)
+        self._refreshing = [asyncio.create_task(part.refresh()) for part in (windows, self.messages, self.usage)]
         for task in self._refreshing:
             task.add_done_callback(_log_failure)
 
@@ -291,6 +293,26 @@ class Host:
             "storage": {"free": self.store.free(), "image_limit": self.settings.image_limit},
             "processors": os.cpu_count() or 1,
             "domains": len(self._living),
+        }
+
+    def describe_usage(self) -> dict[str, Any]:
+        """What living domains use at this moment, as far as it is the scheduler's to know."""
+        places = {domain["uuid"]: domain for domain in self.shares.describe()["domains"]}
+        return {
+            "interval": INTERVAL,
+            "domains": [
+                {
+                    "uuid": uuid,
+                    "name": domain.record.name,
+                    "class": domain.record.kind,
+                    "state": domain.record.state,
+                    "cpu": self.usage.share(uuid),
+                    "memory": domain.record.memory,
+                    "processors": places.get(uuid, {}).get("items", {}).get(PROCESSORS, []),
+                    "shared_processors": places.get(uuid, {}).get("shared_processors", []),
+                }
+                for uuid, domain in self._living.items()
+            ],
         }
 
 

@@ -221,6 +221,10 @@ class Shares:
         self._places.pop(uuid, None)
         self.ledger.release(uuid)
 
+    def processor_time(self, uuid: str) -> int | None:
+        """Microseconds that a domain has run; None where nobody counts them."""
+        return None if self.cgroups is None else self.cgroups.processor_time(uuid)
+
     # All of them
 
     def describe(self) -> dict[str, Any]:

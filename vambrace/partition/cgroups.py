@@ -122,6 +122,14 @@ class Cgroups:
         except (OSError, ValueError):
             return []
 
+    def processor_time(self, domain: str) -> int | None:
+        """Microseconds that the group's threads have run, those of vhost among them; None: the kernel does not say."""
+        try:
+            lines = (self.path(domain) / "cpu.stat").read_text().splitlines()
+            return next((int(line.split()[1]) for line in lines if line.startswith("usage_usec ")), None)
+        except (OSError, ValueError, IndexError):
+            return None
+
     def remove(self, domain: str) -> None:
         """End whoever is still in the group, and it. Raises ``PartitionError``: something does not end."""
         group = self.path(domain)
