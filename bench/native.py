@@ -127,7 +127,7 @@ def faults(report: Report, bench: Native, ciphers: list[str]) -> None:
     for _ in range(ROUNDS):
         naive = {"random": per_miss(bench("naive", "random")), "sequential": per_access(bench("naive", "sequential"))}
         for cipher in ciphers:
-            own = per_access(bench("cipher", "random", cipher=cipher))
+            own = per_miss(bench("cipher", "random", cipher=cipher))
             scattered = bench("engine", "random", cipher=cipher)
             note(f"random-fault/{cipher}", per_miss(scattered))
             note(f"random-fault/{cipher}/bound", naive["random"] + own)
@@ -174,7 +174,7 @@ def popular_pages(report: Report, bench: Native) -> None:
     ratios: dict[str, list[float]] = {}
     values: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
-        bound = per_miss(bench("naive", "random")) + per_access(bench("cipher", "random"))
+        bound = per_miss(bench("naive", "random")) + per_miss(bench("cipher", "random"))
         memory = bench("engine", "zipf", percent=0)["seconds"]
         for percent, missed in fewest.items():
             # The first touch of a page that was filled and evicted is a miss to every policy, as it is to ours.

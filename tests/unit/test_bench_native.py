@@ -60,6 +60,21 @@ def test_swap_is_compared_with_its_own_time_and_with_a_cipher_s_added(monkeypatc
     }
 
 
+def test_the_bound_has_a_cipher_s_time_for_each_page_that_is_decrypted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bench(mode: str, trace: str, **_: Any) -> dict[str, float]:
+        # One access in four finds its page.
+        seconds = {"naive": 9e-6, "cipher": 3e-6, "engine": 15e-6}[mode] * 750
+        return {"seconds": seconds, "misses": 750, "accesses": 1000, "cpu": seconds, "standby": 0}
+
+    monkeypatch.setattr(native, "ROUNDS", 1)
+    report = Report()
+    native.faults(report, bench, ["aes-256-gcm"])  # type: ignore[arg-type]
+    found = {(row.name, row.subject): row for row in report.rows}
+    row = "native/random-fault/aes-256-gcm"
+    assert found[row, "bound"].value == pytest.approx(12) and found[row, "window"].value == pytest.approx(15)
+    assert found[row, "window"].ratio == pytest.approx(1.25)
+
+
 def test_a_program_is_compared_with_itself_at_0_percent() -> None:
     def heap(name: str, mebibytes: int, percent: int) -> dict[str, Any]:
         # Half as fast for each 50 percent, unless everything fits.
