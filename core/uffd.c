@@ -48,21 +48,13 @@ static int handshake(int fd)
 	return errno == EINVAL ? VB_NO_MOVE : -errno;
 }
 
-int vb_uffd_open(int *out)
+int vb_uffd_open(int device, int *out)
 {
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	int fd = device ? ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC) : (int)syscall(SYS_userfaultfd, O_CLOEXEC);
 	int status;
 
-	if (fd < 0) {
-		int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-
-		if (device < 0)
-			return VB_NO_USERFAULTFD;
-		fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC);
-		close(device);
-		if (fd < 0)
-			return VB_NO_USERFAULTFD;
-	}
+	if (fd < 0)
+		return VB_NO_USERFAULTFD;
 	status = handshake(fd);
 	if (status) {
 		close(fd);

@@ -6,10 +6,10 @@
 #include <stdint.h>
 
 /*
- * A userfaultfd for faults of the kernel too (KVM, vhost), by the system call or, where it is not permitted, by
- * /dev/userfaultfd. VB_NO_USERFAULTFD, VB_NO_MOVE (no UFFDIO_MOVE: before Linux 6.8).
+ * A userfaultfd for faults of the kernel too (KVM, vhost), made by `device`, which is an open /dev/userfaultfd, or, where
+ * that is 0, by the system call. VB_NO_USERFAULTFD, VB_NO_MOVE (no UFFDIO_MOVE: before Linux 6.8).
  */
-int vb_uffd_open(int *out);
+int vb_uffd_open(int device, int *out);
 
 int vb_uffd_register(int fd, void *start, size_t bytes);
 /* Threads that wait for pages of this range are woken, and find what the kernel maps. */

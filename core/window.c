@@ -190,7 +190,7 @@ static int build(struct vb_window *window, const struct vb_config *config, uint6
 		return -errno;
 	status = vb_lane_init(&window->calls);
 	if (!status)
-		status = vb_uffd_open(&window->uffd);
+		status = vb_uffd_open(config->userfaultfd, &window->uffd);
 	if (!status)
 		status = vb_map_memory(window->bytes, &window->guest);
 	if (!status)

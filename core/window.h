@@ -66,6 +66,7 @@ struct vb_config {
 	 * a handler wipes keys and memory itself and ends the process with VB_EXIT_FAILED. -1: never.
 	 */
 	int grace_ms;
+	int userfaultfd; /* an open /dev/userfaultfd, which stays the caller's; 0: by the system call */
 	bool placed; /* its page frames are chosen: vb_window_draw */
 };
 

@@ -214,7 +214,7 @@ static uint8_t *naive_memory(uint32_t pages, uint32_t window)
 	naive = (struct naive){.pages = pages, .window = window, .guest = anonymous(bytes), .side = anonymous(bytes)};
 	naive.queue = calloc(window, sizeof *naive.queue);
 	naive.aside = calloc(pages, sizeof *naive.aside);
-	check(vb_uffd_open(&naive.uffd), "userfaultfd");
+	check(vb_uffd_open(0, &naive.uffd), "userfaultfd");
 	/* Two ways to wait are one too many, but so it is written first. */
 	fcntl(naive.uffd, F_SETFL, O_NONBLOCK);
 	check(vb_uffd_register(naive.uffd, naive.guest, bytes), "register");
@@ -236,7 +236,7 @@ static void *move_to_and_fro(void *argument)
 
 	stay_on(trace->cpu);
 	fill(one, PAGES);
-	check(vb_uffd_open(&uffd), "userfaultfd");
+	check(vb_uffd_open(0, &uffd), "userfaultfd");
 	check(vb_uffd_register(uffd, one, bytes), "register");
 	check(vb_uffd_register(uffd, other, bytes), "register");
 	for (size_t i = 0; i < trace->count; i++) {

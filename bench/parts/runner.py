@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from typing import Any
 PATIENCE = 120.0
 PACKET = 65 << 10
 RAM = 0x4000_0000
+DEVICES = "/dev/"
 _MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
 _INSTANCE = bytes(range(16))
 
@@ -125,9 +127,12 @@ class Control:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def ask(self, operation: str, *, refused: bool = False, **arguments: Any) -> dict[str, Any]:
+    def ask(
+        self, operation: str, files: Sequence[int] = (), *, refused: bool = False, **arguments: Any
+    ) -> dict[str, Any]:
         self._next += 1
-        self._connection.send(json.dumps({"id": self._next, "op": operation, **arguments}).encode())
+        packet = json.dumps({"id": self._next, "op": operation, **arguments}).encode()
+        socket.send_fds(self._connection, [packet], files)
         while True:
             message = self._receive()
             if "event" in message:
@@ -138,14 +143,20 @@ class Control:
                 return message
 
     def load(self, specification: dict[str, Any]) -> None:
-        self.ask(
-            "load",
-            **specification["files"],
-            instance=_INSTANCE.hex(),
-            share=bytes(32).hex(),
-            cid=specification["cid"],
-            cpus=[specification["cpu"]],
-        )
+        with ExitStack() as stack:
+            wanted, files = paths(specification["files"]), []
+            for path in wanted.values():
+                files.append(os.open(path, os.O_RDWR if path.startswith(DEVICES) else os.O_RDONLY))
+                stack.callback(os.close, files[-1])
+            self.ask(
+                "load",
+                files,
+                descriptors=list(wanted),
+                instance=_INSTANCE.hex(),
+                share=bytes(32).hex(),
+                cid=specification["cid"],
+                cpus=[specification["cpu"]],
+            )
 
     def event(self) -> dict[str, Any]:
         """The next event, waited for."""
@@ -172,6 +183,14 @@ class Control:
             raise RuntimeError("the VMM is gone")
         message: dict[str, Any] = json.loads(packet)
         return message
+
+
+def paths(files: dict[str, Any]) -> dict[str, str]:
+    """What a VMM gets, by the descriptors' names."""
+    config = json.loads(Path(files["config"]).read_bytes())
+    disks = {f"disk:{disk['name']}": path for disk, path in zip(config["disks"], files["disks"], strict=True)}
+    devices = {name: f"{DEVICES}{name}" for name in ("kvm", "userfaultfd", "vhost-vsock")}
+    return {name: files[name] for name in ("config", "kernel", "initrd")} | disks | devices
 
 
 # --- QEMU ------------------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ __attribute__((constructor)) static void start(void)
 	side = (uintptr_t)mmap(NULL, HEAP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (records == MAP_FAILED || side == (uintptr_t)MAP_FAILED)
 		die("no address space", -errno);
-	status = vb_uffd_open(&uffd);
+	status = vb_uffd_open(0, &uffd);
 	if (status)
 		die("no userfaultfd that can move pages (root? Linux 6.8?)", status);
 	status = pthread_create(&thread, NULL, serve, NULL); /* before the heap is watched: it allocates */

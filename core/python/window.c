@@ -142,7 +142,7 @@ static int parse_cpus(PyObject *sequence, int *cpus, size_t *count)
 
 static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
-	static char *names[] = {"zones", "key", "instance", "cipher", "handler_cpus", "placed", NULL};
+	static char *names[] = {"zones", "key", "instance", "cipher", "handler_cpus", "placed", "userfaultfd", NULL};
 	struct vb_zone_config zones[VB_MAXIMUM_ZONES];
 	int cpus[VB_MAXIMUM_HANDLERS];
 	struct vb_config config = {.zones = zones, .handler_cpus = cpus, .grace_ms = GRACE_MS};
@@ -154,8 +154,8 @@ static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 	struct vb_window *window = NULL;
 	int placed, status = VB_OK;
 
-	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "Oy*y*sOp", names, &sequence, &key, &instance, &cipher,
-					 &handlers, &placed))
+	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "Oy*y*sOpi", names, &sequence, &key, &instance, &cipher,
+					 &handlers, &placed, &config.userfaultfd))
 		return NULL;
 	if (parse_zones(sequence, zones, &config.zone_count) || parse_cpus(handlers, cpus, &config.handler_count))
 		goto out;

@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import socket
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class FakeVmm:
         while True:
             sockets = [self.control, *([self.hub] if self.hub else [])]
             for ready in select.select(sockets, [], [])[0]:
-                packet = ready.recv(1 << 17)
+                packet, files, _, _ = socket.recv_fds(ready, 1 << 17, 64)
                 if ready is self.hub:
                     if not packet:
                         self.hub = None
@@ -45,15 +46,16 @@ class FakeVmm:
                     if self.script.get("eof") == "ignore":
                         signal.pause()
                     return 0
-                elif (status := self.serve(json.loads(packet))) is not None:
+                elif (status := self.serve(json.loads(packet), files)) is not None:
                     return status
 
-    def serve(self, request: dict[str, Any]) -> int | None:
+    def serve(self, request: dict[str, Any], files: list[int]) -> int | None:
         op = request["op"]
         answer: dict[str, Any] = {}
         if op == "load":
-            answer["measurement"] = self.load(request)
-            answer["config"] = hashlib.sha256(Path(request["config"]).read_bytes()).hexdigest()
+            contents = dict(zip(request["descriptors"], map(read, files), strict=True))
+            answer["measurement"] = self.load(contents["config"], contents["kernel"])
+            answer["config"] = hashlib.sha256(contents["config"]).hexdigest()
         if op == "stats":
             answer["zones"] = [{"pages": 1, "percent": 50}]
         if op in ("encrypt", "change"):
@@ -85,13 +87,18 @@ class FakeVmm:
         self.left = max(0, self.left - pace) if op == "change" or pace == 400 else self.left
         return {"done": not self.left, "left": self.left, "total": 400}
 
-    def load(self, request: dict[str, Any]) -> str:
-        kernel = Path(request["kernel"]).read_bytes()
+    def load(self, config: bytes, kernel: bytes) -> str:
         self.script = json.loads(kernel)
         self.hub = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.hub.connect(self.script["hub"])
         self.hub.send(json.dumps({"pid": os.getpid(), "environment": sorted(os.environ)}).encode())
-        return hashlib.sha256(Path(request["config"]).read_bytes() + kernel).hexdigest()
+        return hashlib.sha256(config + kernel).hexdigest()
+
+
+def read(file: int) -> bytes:
+    """What a file has; nothing of a device."""
+    with open(file, "rb") as opened:
+        return opened.read() if stat.S_ISREG(os.fstat(file).st_mode) else b""
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "vambrace"
 LAYERS: dict[str, set[str]] = {
     "cli": {"client", "advice", "emulator", "image", "debian", "attest", "certificate", "errors"},
     "client": {"advice", "image", "attest", "config", "classes", "files", "errors"},
-    "host": {"advice", "cache", "image", "attest", "trustzone", "partition", "config", "classes", "files", "errors"},
+    "host": {"advice", "cache", "image", "attest", "trustzone", "partition", "machine", "config", "classes", "files", "errors"},
     "emulator": {"debian", "attest", "files", "errors"},
     "image": {"debian", "measure", "machine", "config", "canonical", "classes", "certificate", "errors"},
     "debian": {"errors"},
@@ -45,8 +45,13 @@ LAYERS: dict[str, set[str]] = {
     "record": set(),
     "errors": set(),
 }
-#: What only some modules of a part may import: of the machine an image needs the plan, which is pure.
-ONLY = {("image", "machine"): {"vambrace.machine.plan"}, ("trustzone", "attest"): {"vambrace.trustzone.insecure"}}
+#: What only some modules of a part may import: of the machine an image needs the plan, and the daemon the names of what
+#: a VMM gets; both are pure.
+ONLY = {
+    ("image", "machine"): {"vambrace.machine.plan"},
+    ("host", "machine"): {"vambrace.machine.descriptors"},
+    ("trustzone", "attest"): {"vambrace.trustzone.insecure"},
+}
 
 #: All of vambrace that a VMM process holds, and what else it must not hold: each costs memory or time at its start.
 VMM = {

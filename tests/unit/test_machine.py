@@ -17,6 +17,7 @@ from vambrace.config import DomainConfig
 from vambrace.errors import ConfigError, PagerError, UsageError
 from vambrace.machine import layout, vmm
 from vambrace.machine.change import Progress
+from vambrace.machine.descriptors import Descriptors
 from vambrace.machine.vmm import LoadRequest, Machine, State
 from vambrace.pager import Window
 from vambrace.virtio.balloon import Balloon
@@ -33,7 +34,8 @@ class Vsock(Device):
     kind = 19
     queues = 3
 
-    def __init__(self, cid: int) -> None:
+    def __init__(self, device: int, cid: int) -> None:
+        os.close(device)
         self.cid = cid
 
     def process(self, queues: object, index: int) -> None:
@@ -72,12 +74,16 @@ def new_machine() -> Machine:
 
 def with_disks(directory: Path, config: DomainConfig, *, more: int = 0) -> LoadRequest:
     """A request with a file for each configured disk, each of its size and ``more`` bytes."""
-    paths = []
+    files, names = [os.open("/dev/null", os.O_RDWR)], ["vhost-vsock"]
     for disk in config.disks:
-        paths.append(directory / disk.name)
-        with paths[-1].open("wb") as file:
-            file.truncate(disk.size + more)
-    return LoadRequest("config", "kernel", "initrd", tuple(paths), bytes(16), bytes(32), 7)
+        path = directory / disk.name
+        path.touch()
+        os.truncate(path, disk.size + more)
+        files.append(os.open(path, os.O_RDONLY))
+        names.append(f"disk:{disk.name}")
+    found = Descriptors(files)
+    found.name(names)
+    return LoadRequest(found, bytes(16), bytes(32), 7)
 
 
 def make_devices(machine: Machine, config: DomainConfig, request: LoadRequest) -> Connections:
@@ -105,7 +111,8 @@ def name_of(device: Device) -> str:
 def test_devices_are_where_the_device_tree_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vmm, "Vsock", Vsock)
     config, machine = make_realm(), new_machine()
-    connections = make_devices(machine, config, with_disks(tmp_path, config))
+    before, request = len(descriptors()), with_disks(tmp_path, config)
+    connections = make_devices(machine, config, request)
     names = [name_of(transport.device) for transport in machine._transports]
     assert names == list(layout.device_slots(config.disks))
     for slot, transport in enumerate(machine._transports):
@@ -113,15 +120,17 @@ def test_devices_are_where_the_device_tree_says(tmp_path: Path, monkeypatch: pyt
         for index, kick in enumerate(transport.kicks):
             assert connections.notifications[kick] == (layout.device_address(slot) + NOTIFY, index)
     machine.close()
+    assert len(descriptors()) == before - 2, "all of them were taken, and the machine's own are gone too"
 
 
 def test_a_disk_of_another_size_is_refused(tmp_path: Path) -> None:
     config, machine = make_realm(), new_machine()
     before = len(descriptors())
-    with pytest.raises(ConfigError, match="instead of"):
-        make_devices(machine, config, with_disks(tmp_path, config, more=512))
+    request = with_disks(tmp_path, config, more=512)
+    with request.descriptors, pytest.raises(ConfigError, match="instead of"):
+        make_devices(machine, config, request)
     console = machine._transports[0]
-    assert len(descriptors()) == before + 1 + len(console.kicks)  # the console's alone
+    assert len(descriptors()) == before + 1 + len(console.kicks)  # the console's alone, and none of the request's
     machine.close()
 
 

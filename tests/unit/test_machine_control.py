@@ -7,7 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from config_factory import make_kernel, make_realm
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from vambrace.machine.descriptors import MOST, Descriptors
 from vambrace.machine.keys import page_key
 from vambrace.machine.vmm import LoadRequest
 
@@ -33,15 +35,29 @@ class Daemon:
         )
         theirs.close()
 
-    def send(self, packet: bytes) -> dict[str, Any]:
-        self.socket.send(packet)
+    def send(self, packet: bytes, files: Sequence[int] = ()) -> dict[str, Any]:
+        socket.send_fds(self.socket, [packet], files)
         answer: dict[str, Any] = json.loads(self.socket.recv(1 << 17))
         return answer
 
-    def request(self, op: str, **arguments: Any) -> dict[str, Any]:
-        answer = self.send(json.dumps({"id": 7, "op": op, **arguments}).encode())
+    def request(self, op: str, files: Sequence[int] = (), **arguments: Any) -> dict[str, Any]:
+        answer = self.send(json.dumps({"id": 7, "op": op, **arguments}).encode(), files)
         assert answer["id"] == 7
         return answer
+
+    def load(self, paths: dict[str, Path], **changes: Any) -> dict[str, Any]:
+        """Ask for a domain of these files and devices, by their descriptors' names."""
+        with ExitStack() as stack:
+            files = [os.open(path, os.O_RDWR if DEVICES in path.parents else os.O_RDONLY) for path in paths.values()]
+            for file in files:
+                stack.callback(os.close, file)
+            identity = {"instance": "11" * 16, "share": "a5" * 32, "cid": 3}
+            return self.request("load", files, **({"descriptors": list(paths)} | identity | changes))
+
+    def files(self) -> list[str]:
+        """What the process has open of this test's files and of devices."""
+        opened = [str(link.readlink()) for link in Path(f"/proc/{self.process.pid}/fd").iterdir()]
+        return [path for path in opened if path == "/dev/zero" or "/pytest-" in path]
 
     def end(self) -> tuple[int, bytes]:
         """Exit status and what was written to stderr."""
@@ -59,18 +75,16 @@ def daemon() -> Iterator[Daemon]:
     daemon.process.communicate()
 
 
-def load_arguments(folder: Path) -> dict[str, Any]:
-    config = make_realm(disks=())
-    (folder / "config").write_bytes(config.encode())
-    (folder / "kernel").write_bytes(make_kernel())
-    (folder / "initrd").write_bytes(b"initrd")
-    return {
-        **{name: str(folder / name) for name in ("config", "kernel", "initrd")},
-        "disks": [],
-        "instance": "11" * 16,
-        "share": "a5" * 32,
-        "cid": 3,
-    }
+DEVICES = Path("/dev")
+
+
+def domain(folder: Path) -> dict[str, Path]:
+    """What a domain without disks consists of; its devices are none."""
+    contents = {"config": make_realm(disks=()).encode(), "kernel": make_kernel(), "initrd": b"initrd"}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    devices = dict.fromkeys(("kvm", "userfaultfd", "vhost-vsock"), DEVICES / "zero")
+    return {name: folder / name for name in contents} | devices
 
 
 def test_ends_quietly_when_the_daemon_is_gone(daemon: Daemon) -> None:
@@ -119,23 +133,70 @@ def test_survives_malformed_packets(daemon: Daemon, packet: bytes, error: str) -
         ({"share": "a5" * 31}, "share: 32 bytes"),
         ({"share": "zz" * 32}, "share: 32 bytes"),
         ({"instance": ""}, "instance: 16 bytes"),
-        ({"disks": "x"}, "disks: a list"),
+        ({"descriptors": "x"}, "descriptors: a list"),
+        ({"descriptors": [1] * 6}, "descriptors: a list"),
+        ({"descriptors": ["config"]}, "descriptors: 1 are named, 6 were sent"),
+        ({"descriptors": []}, "descriptors: 0 are named, 6 were sent"),
+        ({"descriptors": ["config"] * 6}, "a name is given twice"),
         ({"cid": None}, "cid: an integer"),
-        ({"kernel": "/nonexistent"}, "kernel: cannot be read"),
-        ({"config": "/nonexistent"}, "nonexistent: No such file"),
-        ({"config": "/non\0existent"}, "null byte"),
-        ({"config": "/dev/null"}, "configuration"),
     ],
 )
 def test_load_says_what_is_wrong_and_never_the_share(
     daemon: Daemon, tmp_path: Path, change: dict[str, Any], error: str
 ) -> None:
-    answer = daemon.request("load", **{**load_arguments(tmp_path), **change})
+    answer = daemon.load(domain(tmp_path), **change)
     assert answer["ok"] is False
     assert error in answer["error"]
+    assert daemon.files() == []
     status, errors = daemon.end()
     assert (status, errors) == (0, b"")
     assert "a5a5" not in json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"kernel": None}, "descriptor kernel is missing"),
+        ({"config": None}, "descriptor config is missing"),
+        ({"kvm": None}, "descriptor kvm is missing"),
+        ({"disk:base": Path("initrd")}, "descriptor disk:base is not this domain's"),
+        ({"treasure": Path("initrd")}, "descriptor 'treasure' is of no known kind"),
+        ({"vhost-vsock": Path("initrd")}, "descriptor vhost-vsock is not a device"),
+        ({"kernel": DEVICES / "zero"}, "descriptor kernel is not a file"),
+        ({"initrd": Path("/")}, "descriptor initrd is not a file"),
+        ({"config": Path("initrd")}, "configuration"),
+        ({"kernel": Path("empty")}, "kernel: cannot be read"),
+        ({}, "userfaultfd"),
+    ],
+)
+def test_load_takes_what_belongs_to_the_domain_and_closes_all(
+    daemon: Daemon, tmp_path: Path, change: dict[str, Path | None], error: str
+) -> None:
+    (tmp_path / "empty").touch()
+    paths = {name: tmp_path / path for name, path in (domain(tmp_path) | change).items() if path is not None}
+    answer = daemon.load(paths)
+    assert answer["ok"] is False and error in answer["error"]
+    assert daemon.request("destroy")["ok"]
+    assert daemon.end() == (0, b"")
+
+
+def test_no_descriptor_is_kept(daemon: Daemon, tmp_path: Path) -> None:
+    """Neither after a refusal, nor one that nobody asked for, nor too many of them."""
+    assert daemon.files() == []
+    paths = domain(tmp_path)
+    assert not daemon.load(paths | {"kernel": DEVICES / "zero"})["ok"]
+    assert daemon.files() == []
+    with (tmp_path / "initrd").open("rb") as file:
+        assert "0 are named, 1 were sent" in daemon.request("stats", [file.fileno()])["error"]
+        answer = daemon.request("stats", [file.fileno()] * (MOST + 1), descriptors=["kernel"] * MOST)
+        assert f"more than {MOST}" in answer["error"]
+    assert daemon.files() == []
+    with (tmp_path / "initrd").open("r+b") as file:
+        assert "open for more than reading" in daemon.request("load", [file.fileno()], descriptors=["initrd"])["error"]
+    # What a machine keeps for as long as it lives goes with it.
+    assert not daemon.load(paths)["ok"]
+    assert daemon.files() == ["/dev/zero"], "the userfaultfd"
+    assert daemon.request("destroy")["ok"]
 
 
 def test_the_process_cannot_be_inspected(daemon: Daemon) -> None:
@@ -147,7 +208,7 @@ def test_the_process_cannot_be_inspected(daemon: Daemon) -> None:
 
 
 def test_a_request_does_not_print_its_key() -> None:
-    request = LoadRequest(Path("c"), Path("k"), Path("i"), (), b"i" * 16, b"k" * 32, 3)
+    request = LoadRequest(Descriptors(), b"i" * 16, b"k" * 32, 3)
     assert "kk" not in repr(request)
 
 

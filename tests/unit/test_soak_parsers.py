@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import socket
 import tarfile
 from pathlib import Path
@@ -526,13 +527,15 @@ def test_what_a_vmm_says() -> None:
 
 def test_control_protocol(tmp_path: Path) -> None:
     """The VMM's side: each packet has one reply, and the process lives."""
+    files = []
     for name, data in (("config", make_realm(disks=()).encode()), ("kernel", KERNEL), ("initrd", b"initrd")):
         (tmp_path / name).write_bytes(data)
+        files.append(os.open(tmp_path / name, os.O_RDONLY))
+    files += [os.open("/dev/null", os.O_RDWR) for _ in range(3)]
+    names = ["config", "kernel", "initrd", "kvm", "userfaultfd", "vhost-vsock"]
     requests = [
-        {"id": 1, "op": "load", "config": "x", "kernel": "x", "initrd": "x", "disks": [], "instance": "11" * 16}
-        | {"share": "a5" * 32, "cid": 3, "cpus": [0]},
-        {"id": 1, "op": "load", "disks": [], "instance": "11" * 16, "share": "a5" * 32, "cid": 3}
-        | {name: str(tmp_path / name) for name in ("config", "kernel", "initrd")},
+        {"id": 1, "op": "load", "instance": "11" * 16, "share": "a5" * 32, "cid": 3, "cpus": [0]},
+        {"id": 1, "op": "load", "descriptors": names, "instance": "11" * 16, "share": "a5" * 32, "cid": 3},
         {"id": 2, "op": "start"},
         {"id": 3, "op": "encrypt", "zone": 0, "percent": 5},
         {"id": 9, "op": "change"},
@@ -545,13 +548,14 @@ def test_control_protocol(tmp_path: Path) -> None:
     packets = mutated([json.dumps(request).encode() for request in requests])
     packets = packets | st.sampled_from(requests).flatmap(mutated_json).map(json.dumps).map(str.encode)
 
-    @until_budget(packets.filter(bool))
-    def check(packet: bytes) -> None:
+    @until_budget(st.tuples(packets.filter(bool), st.sampled_from([0, len(files) - 1, len(files)])))
+    def check(value: tuple[bytes, int]) -> None:
+        packet, sent = value
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             control = Control(theirs)
             try:
-                ours.send(packet)
+                socket.send_fds(ours, [packet], files[:sent])
                 control._receive()
                 reply = json.loads(ours.recv(1 << 17))
                 assert isinstance(reply["ok"], bool) and (reply["ok"] or reply["error"])

@@ -135,7 +135,7 @@ def test_block(tmp_path: Path) -> None:
         assert driver.answer(0, head, 1, 1024) == contents[3 * 512 : 5 * 512]
         assert driver.answer(0, head, 2, 1) == b"\0"
 
-    fuzz(lambda _: Block(path, "base"), works)
+    fuzz(lambda _: Block(os.open(path, os.O_RDONLY), "base"), works)
     assert path.read_bytes() == contents, "it is read only"
 
 

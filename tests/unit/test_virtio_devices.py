@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[tuple[Driver, bytes]]:
     contents = os.urandom(64 << 10)
     path = tmp_path / "disk"
     path.write_bytes(contents)
-    driver = Driver(Block(path, "base"))
+    driver = Driver(Block(os.open(path, os.O_RDONLY), "base"))
     driver.start()
     yield driver, contents
     driver.close()
@@ -206,7 +206,7 @@ def test_broken_disk_requests_need_a_reset(disk: tuple[Driver, bytes], parts: li
 def test_disk_that_was_cut_short_is_an_error_of_that_request(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(4096))
-    driver = Driver(Block(path, "base"))
+    driver = Driver(Block(os.open(path, os.O_RDONLY), "base"))
     driver.start()
     os.truncate(path, 512)
     head = driver.ask(0, [request(0, 0), (bytes(4096), WRITE), (b"\xff", WRITE)])
@@ -215,11 +215,12 @@ def test_disk_that_was_cut_short_is_an_error_of_that_request(tmp_path: Path) -> 
 
 
 def test_disk_file_must_be_whole_sectors(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
-        Block(tmp_path / "none", "base")
     (tmp_path / "odd").write_bytes(bytes(513))
+    file = os.open(tmp_path / "odd", os.O_RDONLY)
     with pytest.raises(ConfigError, match="sectors"):
-        Block(tmp_path / "odd", "base")
+        Block(file, "base")
+    with pytest.raises(OSError):
+        os.fstat(file)
 
 
 # --- console ----------------------------------------------------------------------------------------------
@@ -329,5 +330,8 @@ def test_control_messages_that_are_never_taken_are_bounded() -> None:
 
 @pytest.mark.parametrize("cid", [0, 1, 2, 0xFFFF_FFFF, -1])
 def test_vsock_refuses_addresses_that_are_no_guests(cid: int) -> None:
+    device = os.open("/dev/null", os.O_RDWR)
     with pytest.raises(KvmError, match="not the address of a guest"):
-        Vsock(cid)
+        Vsock(device, cid)
+    with pytest.raises(OSError):
+        os.fstat(device)

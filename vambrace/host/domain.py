@@ -17,6 +17,7 @@ from vambrace.config import DomainConfig
 from vambrace.errors import CapacityError, DomainError, VambraceError
 from vambrace.host.lifecycle import Lifecycle, State
 from vambrace.host.messages import Messages
+from vambrace.host.opened import opened
 from vambrace.host.platform import Platform
 from vambrace.host.settings import Settings
 from vambrace.host.shares import Place
@@ -168,16 +169,10 @@ class Domain(ABC):
 
     async def _load(self, **arguments: Any) -> dict[str, Any]:
         """401 and 402: everything is in memory, nothing has run. The VMM's answer, about the right configuration."""
-        answer = await self._request(
-            "load",
-            config=str(self._image.config),
-            kernel=str(self._image.kernel),
-            initrd=str(self._image.initrd),
-            disks=[str(disk) for disk in self._image.disks],
-            cid=self.cid,
-            cpus=self._place.cpus,
-            **arguments,
-        )
+        with opened(self._image, self.config, self._settings.devices) as descriptors:
+            answer = await self._request(
+                "load", descriptors=descriptors, cid=self.cid, cpus=self._place.cpus, **arguments
+            )
         if answer.get("config") != hashlib.sha256(self.config.encode()).hexdigest():
             # What was admitted, and what claims are made of, is this configuration; the VMM has read the file.
             raise DomainError("the stored image changed", hint="delete it from the host, and send it again")

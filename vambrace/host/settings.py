@@ -62,8 +62,9 @@ class Settings:
     channels: int = 8
     message_rate: int = 256 << 20
     cache: CacheSettings = field(default_factory=CacheSettings)
-    # Not in the file: the program that is started for each domain.
+    # Not in the file: the program that is started for each domain, and where the devices are that it gets.
     vmm_command: tuple[str, ...] = (sys.executable, "-m", "vambrace.machine")
+    devices: Path = Path("/dev")
 
     def __post_init__(self) -> None:
         _check(0 <= self.port < 65536, "port must be 0 to 65535")
@@ -80,7 +81,7 @@ PATHS = frozenset(("certificate", "key", "client_ca", "state", "endorsement", "v
 NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vmm_seconds", "channels", "message_rate"))
 STRINGS = frozenset(("listen", "insecure"))
 PROCESSORS = frozenset(("vmm_cpus", "shared_cpus"))
-INTERNAL = frozenset(("vmm_command",))
+INTERNAL = frozenset(("vmm_command", "devices"))
 
 
 def load_settings(path: Path) -> Settings:

@@ -15,7 +15,7 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +112,17 @@ class Vmm:
         self._on_event = on_event
         return not self._reader.done()
 
-    async def request(self, op: str, seconds: float, **arguments: Any) -> dict[str, Any]:
-        """Send one request and return its reply; raises ``DomainError`` (refused, dead or too slow)."""
+    async def request(
+        self, op: str, seconds: float, *, descriptors: Mapping[str, int] | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """Send one request and return its reply; raises ``DomainError`` (refused, dead or too slow).
+
+        The VMM gets ``descriptors`` under these names; they stay open here.
+        """
         self._next += 1
         number = self._next
+        if descriptors:
+            arguments["descriptors"] = list(descriptors)
         packet = json.dumps({"id": number, "op": op, **arguments}).encode()
         if len(packet) > PACKET_LIMIT:
             raise DomainError(f"a {op} request is too large for the VMM")
@@ -126,7 +133,7 @@ class Vmm:
         try:
             async with asyncio.timeout(seconds):
                 async with self._sending:
-                    await asyncio.get_running_loop().sock_sendall(self._control, packet)
+                    await self._send(packet, list((descriptors or {}).values()))
                 answer = await reply
         except TimeoutError:
             detail = f"the VMM did not answer {op} within {seconds:g} s"
@@ -144,6 +151,24 @@ class Vmm:
                 hint=printable(answer.get("hint"), "") or None,
             )
         return answer
+
+    async def _send(self, packet: bytes, descriptors: list[int]) -> None:
+        """A packet goes as a whole, with its descriptors, or not yet. Raises ``OSError``."""
+        while True:
+            try:
+                socket.send_fds(self._control, [packet], descriptors)
+                return
+            except BlockingIOError:
+                await self._writable()
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(self._control, _settle, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_writer(self._control)
 
     async def send_agent(self, data: bytes, seconds: float) -> None:
         """Send bytes towards the agent's port."""
@@ -218,6 +243,11 @@ class Vmm:
         if status != 0 and tail:
             for line in tail.decode(errors="replace").splitlines()[-30:]:
                 log.warning("VMM %d: %s", self.pid, printable(line, ""))
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
 
 
 def _event(message: dict[str, Any]) -> Event:

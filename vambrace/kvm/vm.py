@@ -15,7 +15,6 @@ from vambrace.errors import KvmError
 from vambrace.kvm import abi
 from vambrace.kvm.vcpu import Vcpu
 
-DEVICE = "/dev/kvm"
 _REQUIRED = {
     "PSCI 0.2": abi.CAP_ARM_PSCI_0_2,
     "immediate exit": abi.CAP_IMMEDIATE_EXIT,
@@ -41,25 +40,19 @@ def call(fd: int, request: int, argument: int | bytes | bytearray, what: str) ->
 class Vm:
     """A VM of ``address_bits`` guest-physical address bits. A context manager; ``close`` frees everything.
 
-    Raises ``KvmError``: no /dev/kvm, no arm64 KVM, a capability is missing.
+    ``kvm`` is an open /dev/kvm, and needed no longer than to make the VM. Raises ``KvmError``: it is something else, no
+    arm64 KVM, a capability is missing.
     """
 
-    def __init__(self, address_bits: int) -> None:
+    def __init__(self, kvm: int, address_bits: int) -> None:
         self._stack = ExitStack()
         try:
-            self._open(address_bits)
+            self._open(kvm, address_bits)
         except BaseException:
             self._stack.close()
             raise
 
-    def _open(self, address_bits: int) -> None:
-        try:
-            kvm = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise KvmError(
-                f"{DEVICE}: {error.strerror}", hint="the host must be arm64 Linux started at EL2, with KVM"
-            ) from error
-        self._stack.callback(os.close, kvm)
+    def _open(self, kvm: int, address_bits: int) -> None:
         version = call(kvm, abi.GET_API_VERSION, 0, "read the API version")
         if version != abi.API_VERSION:
             raise KvmError(f"KVM: API version {version} is not known")

@@ -12,6 +12,7 @@ import threading
 from typing import Any
 
 from vambrace.errors import UsageError, VambraceError
+from vambrace.machine.descriptors import MOST, Descriptors
 from vambrace.machine.keys import page_key
 from vambrace.machine.vmm import LoadRequest, Machine, Reason
 from vambrace.pager import lock_process
@@ -64,28 +65,34 @@ class Control:
     def _receive(self) -> bool:
         """Serve one request; False when there will be no more."""
         try:
-            packet = self._connection.recv(PACKET_LIMIT + 1)
+            packet, files, flags, _ = socket.recv_fds(
+                self._connection, PACKET_LIMIT + 1, MOST, socket.MSG_CMSG_CLOEXEC
+            )
         except OSError:
-            return False
-        if not packet:
             return False
         number: Any = None
         try:
-            message = _parse(packet)
-            number = message.get("id")
-            result = self._serve(message)
+            with Descriptors(files) as descriptors:
+                if not packet:
+                    return False
+                message = _parse(packet)
+                number = message.get("id")
+                if flags & socket.MSG_CTRUNC:
+                    raise UsageError(f"descriptors: more than {MOST} were sent")
+                descriptors.name(_names(message))
+                result = self._serve(message, descriptors)
         except VambraceError as error:
             self._send({"id": number, "ok": False, "error": error.message, "hint": error.hint})
             return True
         self._send({"id": number, "ok": True, **(result or {})})
         return result is not None
 
-    def _serve(self, message: dict[str, Any]) -> dict[str, Any] | None:
+    def _serve(self, message: dict[str, Any], descriptors: Descriptors) -> dict[str, Any] | None:
         """The reply's contents, or None when the machine was destroyed. Raises ``VambraceError``."""
         machine = self._machine
         match message.get("op"):
             case "load":
-                measurement = machine.load(_load_request(message))
+                measurement = machine.load(_load_request(message, descriptors))
                 return {"measurement": measurement.hex(), "config": machine.config_digest.hex()}
             case "start":
                 machine.start()
@@ -137,19 +144,20 @@ def _parse(packet: bytes) -> dict[str, Any]:
     return message
 
 
-def _load_request(message: dict[str, Any]) -> LoadRequest:
-    disks = message.get("disks")
-    if not isinstance(disks, list) or not all(isinstance(path, str) for path in disks):
-        raise UsageError("disks: a list of paths is expected")
+def _names(message: dict[str, Any]) -> list[str]:
+    names = message.get("descriptors", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError("descriptors: a list of names is expected")
+    return names
+
+
+def _load_request(message: dict[str, Any], descriptors: Descriptors) -> LoadRequest:
     cpus = message.get("cpus", [])
     if not isinstance(cpus, list) or not all(type(cpu) is int for cpu in cpus):
         raise UsageError("cpus: a list of integers is expected")
     instance = _hex(message, "instance", 16)
     return LoadRequest(
-        config=_string(message, "config"),
-        kernel=_string(message, "kernel"),
-        initrd=_string(message, "initrd"),
-        disks=tuple(disks),
+        descriptors=descriptors,
         instance=instance,
         key=page_key(_hex(message, "share", 32), instance),
         cid=_integer(message, "cid"),

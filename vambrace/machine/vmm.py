@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from enum import Enum, auto
 from functools import partial
-from typing import BinaryIO, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from vambrace.config import MAX_CONFIG_BYTES, Disk, DomainConfig
 from vambrace.errors import ConfigError, UsageError
 from vambrace.kvm import Crashed, Interrupted, MmioRead, MmioWrite, SystemEvent, Vcpu, Vm, abi
 from vambrace.machine import layout
 from vambrace.machine.change import Change, Progress
+from vambrace.machine.descriptors import Descriptors, expected
 from vambrace.machine.plan import BootPlan, plan_boot
 from vambrace.measure import LaunchMeasurement
 from vambrace.pager import Reuse, Window, ZoneStats
+from vambrace.pager.cost import fault_ns
 from vambrace.record import Record
 from vambrace.virtio.balloon import Balloon, Discard
 from vambrace.virtio.block import Block
@@ -42,7 +44,6 @@ _JOIN_SECONDS = 2.0
 #: How long whoever asks for a change of percentage waits for it to be done: most are.
 _AT_ONCE_SECONDS = 0.05
 
-StrPath = str | os.PathLike[str]  # no pathlib: it makes the process start later
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -64,12 +65,12 @@ class Reason(Enum):
 
 
 class LoadRequest(Record):
-    """Files and identity of one domain. ``key`` has 32 bytes, ``instance`` 16, both for this run only."""
+    """Files and identity of one domain. ``key`` has 32 bytes, ``instance`` 16, both for this run only.
 
-    config: StrPath
-    kernel: StrPath
-    initrd: StrPath
-    disks: tuple[StrPath, ...]
+    What ``load`` does not take of ``descriptors`` stays the caller's.
+    """
+
+    descriptors: Descriptors
     instance: bytes
     key: bytes
     cid: int
@@ -115,6 +116,7 @@ class Machine:
         self._stopping = False
         self._stack = ExitStack()
         self._window: Window | None = None
+        self._userfaultfd = 0
         self._change: Change | None = None  # the last one
         self._zones = 0
         self._cpus: tuple[int, ...] = ()
@@ -130,10 +132,15 @@ class Machine:
     def load(self, request: LoadRequest) -> bytes:
         """Make the domain and return its launch measurement. After an error only ``close`` is possible.
 
-        Raises ``ConfigError``, ``KvmError``, ``PagerError``.
+        Raises ``ConfigError``, ``KvmError``, ``PagerError``, ``UsageError`` (not the domain's descriptors).
         """
-        config = DomainConfig.parse(_read(request.config, MAX_CONFIG_BYTES))
-        with _mapped(request.kernel, "kernel") as kernel, _mapped(request.initrd, "initrd") as initrd:
+        files = request.descriptors
+        with files.use("config") as file:
+            config = DomainConfig.parse(_read(file, MAX_CONFIG_BYTES))
+        files.require([name for name in expected(config) if name != "config"])
+        self._userfaultfd = files.take("userfaultfd")
+        self._stack.callback(os.close, self._userfaultfd)
+        with _mapped(files, "kernel") as kernel, _mapped(files, "initrd") as initrd, files.use("kvm") as kvm:
             plan = plan_boot(config, kernel, initrd)
             window = self._window = Window(
                 [(zone.size // layout.PAGE, zone.percent) for zone in plan.zones],
@@ -141,9 +148,10 @@ class Machine:
                 request.instance,
                 cipher=config.cipher,
                 handler_cpus=sorted(set(request.cpus)),
+                userfaultfd=self._userfaultfd,
             )
             self.failure_fd = window.failure_fd
-            vm = self._stack.enter_context(Vm((plan.end - 1).bit_length()))
+            vm = self._stack.enter_context(Vm(kvm, (plan.end - 1).bit_length()))
             vm.map(0, layout.RAM, window.address, window.size)
             encoded = config.encode()
             self.config_digest = hashlib.sha256(encoded).digest()
@@ -164,17 +172,16 @@ class Machine:
     def _make_devices(
         self, vm: Vm, memory: GuestMemory, discard: Discard, config: DomainConfig, request: LoadRequest
     ) -> None:
-        if len(request.disks) != len(config.disks):
-            raise ConfigError(f"{len(config.disks)} disks are configured, {len(request.disks)} given")
+        files = request.descriptors
         self._console = Console(self._agent_sink, self._console_sink if config.debug else None)
         makers: dict[str, Callable[[], Device]] = {
             "console": lambda: self._console,
-            "vsock": lambda: Vsock(request.cid),
+            "vsock": lambda: Vsock(files.take("vhost-vsock"), request.cid),
             "entropy": Entropy,
             "balloon": lambda: Balloon(discard),
         }
-        for disk, path in zip(config.disks, request.disks, strict=True):
-            makers[f"disk {disk.name}"] = partial(_open_disk, path, disk)
+        for disk in config.disks:
+            makers[f"disk {disk.name}"] = partial(_disk, files, disk)
         for slot, name in enumerate(layout.device_slots(config.disks)):
             self._add(vm, memory, slot, makers[name]())
 
@@ -244,10 +251,7 @@ class Machine:
         """What sampling has found in each zone, and the cost of a fault in nanoseconds. Raises ``PagerError``."""
         assert self._window is not None
         if not self._fault_ns:
-            # Only where somebody asks for advice: the process starts with little.
-            from vambrace.pager.cost import fault_ns
-
-            self._fault_ns = fault_ns(self._cpus)
+            self._fault_ns = fault_ns(self._cpus, self._userfaultfd)
         return [self._window.reuse(zone) for zone in range(self._zones)], self._fault_ns
 
     @require(State.RUNNING)
@@ -414,8 +418,8 @@ def _digests(window: Window, offset: int, size: int, algorithm: str) -> bytes:
     return first + found[0]
 
 
-def _open_disk(path: StrPath, disk: Disk) -> Block:
-    block = Block(path, disk.name)
+def _disk(files: Descriptors, disk: Disk) -> Block:
+    block = Block(files.take(f"disk:{disk.name}"), disk.name)
     if block.size != disk.size:
         block.close()
         raise ConfigError(f"disk {disk.name}: {block.size} bytes instead of {disk.size}")
@@ -435,26 +439,21 @@ def _make_vcpus(vm: Vm, plan: BootPlan, measurement: LaunchMeasurement) -> list[
     return vcpus
 
 
-def _open(path: StrPath) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb")
-
-
-def _read(path: StrPath, limit: int) -> bytes:
+def _read(file: int, limit: int) -> bytes:
+    """At most one byte more than ``limit``, from the file's beginning: whoever opened it may have read it."""
     try:
-        with _open(path) as file:
-            return file.read(limit + 1)
-    except (OSError, ValueError) as error:
-        name = os.fspath(path).rpartition("/")[2]
-        raise ConfigError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        return os.pread(file, limit + 1, 0)
+    except OSError as error:
+        raise ConfigError(f"config: cannot be read ({error.strerror})") from error
 
 
 @contextlib.contextmanager
-def _mapped(path: StrPath, what: str) -> Iterator[memoryview]:
+def _mapped(files: Descriptors, name: str) -> Iterator[memoryview]:
     """A file's bytes without a copy."""
     try:
-        with _open(path) as file:
-            mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        with files.use(name) as file:
+            mapping = mmap.mmap(file, 0, prot=mmap.PROT_READ)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{what}: cannot be read ({error})") from error
+        raise ConfigError(f"{name}: cannot be read ({error})") from error
     with mapping, memoryview(mapping) as view:
         yield view

@@ -37,6 +37,7 @@ class Window(Buffer):
         cipher: str,
         handler_cpus: Sequence[int],  # none: one handler, anywhere
         placed: bool,  # page frames are chosen: draw and keep until none is missing, then settle, before anything else
+        userfaultfd: int,  # an open /dev/userfaultfd; 0: by the system call
     ) -> Window: ...
     def draw(self, pages: int) -> int: ...  # address
     def keep(self, pages: Buffer) -> int: ...  # bit i % 8 of byte i // 8 is page i; how many are missing still

@@ -15,11 +15,11 @@ PAGES = 2048
 FAULTS = 300
 
 
-def fault_ns(cpus: Sequence[int] = ()) -> int:
+def fault_ns(cpus: Sequence[int] = (), userfaultfd: int = 0) -> int:
     """Nanoseconds of a fault that decrypts a page and evicts another, from the touch until the thread goes on.
 
     With ``cpus``, on the first of them, as a vCPU and its handler share it. Takes FAULTS such faults, after PAGES have
-    been filled. Raises PagerError.
+    been filled. ``userfaultfd`` as for ``Window``. Raises PagerError.
     """
     found: list[int] = []
     errors: list[Exception] = []
@@ -32,7 +32,9 @@ def fault_ns(cpus: Sequence[int] = ()) -> int:
         except Exception as error:
             errors.append(error)
 
-    with Window([(PAGES, 100)], os.urandom(32), os.urandom(16), handler_cpus=list(cpus[:1])) as window:
+    with Window(
+        [(PAGES, 100)], os.urandom(32), os.urandom(16), handler_cpus=list(cpus[:1]), userfaultfd=userfaultfd
+    ) as window:
         # A thread of its own: the caller's stays where it may run.
         thread = threading.Thread(target=measure)
         thread.start()

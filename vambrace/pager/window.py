@@ -25,7 +25,7 @@ EXIT_FAILED = _core.EXIT_FAILED
 AUTHENTICATION = "authentication"
 
 _HINTS = {
-    _core.NO_USERFAULTFD: "run as root, or with access to /dev/userfaultfd",
+    _core.NO_USERFAULTFD: "run as root",
     _core.NO_MOVE: "run Linux 6.8 or newer",
     _core.NO_CIPHER: "use cipher 'aes-256-gcm', or a libcrypto that has the other one (OpenSSL 3.1 or newer)",
     _core.SWAP: "turn swap off, or give CAP_IPC_LOCK",
@@ -122,6 +122,9 @@ class Window:
     thread may so wait with the GIL held; hence, if ``close`` does not come within five seconds, the window
     wipes keys and memory itself and ends the process with ``EXIT_FAILED``.
 
+    ``userfaultfd`` is an open /dev/userfaultfd, which stays the caller's; without it, this process must be allowed the
+    system call of that name.
+
     With ``place``, every page has one frame for the window's whole life, chosen by it: a frame goes with its page
     wherever that is, in guest memory or at the same offset from ``side`` on. All of these frames are in use from the
     start, and pages that are discarded give none back.
@@ -138,11 +141,12 @@ class Window:
         cipher: str = "aes-256-gcm",
         handler_cpus: Sequence[int] = (),
         place: Place | None = None,
+        userfaultfd: int = 0,
     ) -> None:
         """Raises PagerError: an argument out of range, no userfaultfd, no UFFDIO_MOVE, no such cipher; with ``place``,
         too few pages of those that it may draw were chosen."""
         try:
-            self._core = _core.Window(zones, key, instance, cipher, handler_cpus, place is not None)
+            self._core = _core.Window(zones, key, instance, cipher, handler_cpus, place is not None, userfaultfd)
         except _core.Error as error:
             raise _pager_error(error) from None
         except (TypeError, ValueError, OverflowError) as error:

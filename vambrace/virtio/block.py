@@ -19,20 +19,15 @@ _HEADER = struct.Struct("<IIQ")
 
 
 class Block(Device):
-    """``path`` must hold a whole number of sectors; ``name`` is the serial number that the guest sees.
-
-    Raises ``ConfigError``: no such file, or an odd size.
-    """
+    """``file`` is open for reading, closed with this, and must hold a whole number of sectors; ``name`` is the serial
+    number that the guest sees. Raises ``ConfigError``: an odd size."""
 
     kind = 2
     queues = 1
     features = VERSION_1 | _SEG_MAX | _READ_ONLY
 
-    def __init__(self, path: str | os.PathLike[str], name: str) -> None:
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"disk {name}: {getattr(error, 'strerror', None) or error}") from error
+    def __init__(self, file: int, name: str) -> None:
+        self._fd = file
         self.size = os.fstat(self._fd).st_size
         if self.size == 0 or self.size % SECTOR:
             os.close(self._fd)

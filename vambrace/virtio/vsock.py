@@ -15,7 +15,6 @@ from vambrace.virtio.device import VERSION_1, KernelDevice, Ring
 from vambrace.virtio.memory import GuestFault, GuestMemory
 from vambrace.virtio.queue import Queue
 
-DEVICE = "/dev/vhost-vsock"
 FIRST_CID, LAST_CID = 3, 0xFFFF_FFFE  # smaller ones are the hypervisor's and the host's
 
 _SET_FEATURES = 0x4008AF00
@@ -28,19 +27,19 @@ _RINGS = 2  # received, sent; the third queue, for events, never has any
 
 
 class Vsock(KernelDevice):
-    """Raises ``KvmError``: no vhost-vsock, or ``cid`` is wrong or taken."""
+    """``device`` is an open /dev/vhost-vsock, closed with this.
+
+    Raises ``KvmError``: it is something else, or ``cid`` is wrong or taken.
+    """
 
     kind = 19
     queues = 3
 
-    def __init__(self, cid: int) -> None:
-        if not FIRST_CID <= cid <= LAST_CID:
-            raise KvmError(f"vsock: {cid} is not the address of a guest")
+    def __init__(self, device: int, cid: int) -> None:
+        self._fd = device
         try:
-            self._fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise KvmError(f"{DEVICE}: {error.strerror}", hint="load the module vhost_vsock") from error
-        try:
+            if not FIRST_CID <= cid <= LAST_CID:
+                raise KvmError(f"vsock: {cid} is not the address of a guest")
             self._call(_SET_OWNER, 0, "take the device")
             self._call(_SET_CID, struct.pack("<Q", cid), f"take address {cid}")
         except KvmError:

@@ -25,6 +25,7 @@ from vambrace.config import Application, Disk, DomainConfig, Zone
 from vambrace.host.__main__ import serve
 from vambrace.host.settings import NO_TRUSTZONE, Settings
 from vambrace.image import write_bundle
+from vambrace.machine.descriptors import KINDS
 
 FAKES = Path(__file__).parents[2] / "fakes"
 MIB = 1 << 20
@@ -116,6 +117,11 @@ class Daemon:
         self.directory = directory
         self.certificates = certificates
         keys = certificates.directory
+        devices = directory / "dev"
+        devices.mkdir(exist_ok=True)
+        for kind in KINDS.values():
+            if kind.device and not (devices / kind.device).exists():
+                (devices / kind.device).symlink_to("/dev/null")
         self.settings = Settings(
             certificate=keys / "server.pem",
             key=keys / "server.key",
@@ -126,6 +132,7 @@ class Daemon:
             listen="127.0.0.1",
             insecure=NO_TRUSTZONE,
             vmm_command=(sys.executable, str(FAKES / "fake_vmm.py")),
+            devices=devices,
             **(PROCESSORS | {"port": 0, "guest_memory": 1 << 30, "cgroups": directory / "no-cgroups"} | changes),
         )
         self.hub_path = directory / "hub"

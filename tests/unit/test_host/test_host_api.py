@@ -378,6 +378,7 @@ def test_settings(tmp_path: Path) -> None:
     for change in (
         {"unknown": 1},
         {"vmm_command": ["sh"]},
+        {"devices": "/tmp"},
         {"port": 70000},
         {"port": True},
         {"port": "1"},

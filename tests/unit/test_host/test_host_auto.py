@@ -22,6 +22,7 @@ from vambrace.host import auto, realm
 from vambrace.host.auto import Auto
 from vambrace.host.percent import Percentages
 from vambrace.machine.control import Control
+from vambrace.machine.descriptors import Descriptors
 from vambrace.machine.vmm import State
 from vambrace.pager import Window
 
@@ -352,7 +353,7 @@ def test_a_program_whose_working_set_changes(monkeypatch: pytest.MonkeyPatch) ->
 
     async def request(op: str, **arguments: Any) -> dict[str, Any]:
         message = {"op": op, **arguments}
-        return json.loads(json.dumps(await asyncio.to_thread(control._serve, message)))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(await asyncio.to_thread(control._serve, message, Descriptors())))  # type: ignore[no-any-return]
 
     async def body() -> None:
         percentages = Percentages(zones, request)

@@ -21,14 +21,14 @@ from pathlib import Path
 from vambrace.host.__main__ import serve
 from vambrace.host.settings import Settings
 
-keys, state, port, *vmm = sys.argv[1:]
-keys, state = Path(keys), Path(state)
+keys, state, devices, port, *vmm = sys.argv[1:]
+keys, state, devices = Path(keys), Path(state), Path(devices)
 settings = Settings(
     certificate=keys / "server.pem", key=keys / "server.key", client_ca=keys / "ca.pem", state=state,
     endorsement=state / "endorsement.pem", vendor_root=keys / "vendor-root.pem",
     listen="127.0.0.1", port=int(port), guest_memory=1 << 30,
     insecure="no-trustzone", vmm_command=tuple(vmm), vmm_cpus=(0,), shared_cpus=(0,), allow_affinity=True,
-    cgroups=state / "no-cgroups",
+    cgroups=state / "no-cgroups", devices=devices,
 )
 asyncio.run(serve(settings))
 """
@@ -44,7 +44,7 @@ class DaemonProcess(Daemon):
 
     async def start(self, *, endorse: bool = True) -> None:
         settings = self.settings
-        arguments = [str(settings.certificate.parent), str(settings.state), str(settings.port)]
+        arguments = [str(settings.certificate.parent), str(settings.state), str(settings.devices), str(settings.port)]
         root = Path(__file__).parents[3]
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", _DAEMON, *arguments, sys.executable, str(FAKES / "fake_vmm.py")), cwd=root

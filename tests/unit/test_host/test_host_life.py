@@ -35,13 +35,17 @@ def test_whole_life(tmp_path: Path, certificates: Certificates) -> None:
         vmm = await daemon.vmm()
         load = await vmm.request("load")
         assert len(bytes.fromhex(load["share"])) == 32
-        assert len(load["disks"]) == 1
+        names = ["config", "kernel", "initrd", "disk:base", "kvm", "userfaultfd", "vhost-vsock"]
+        assert load["descriptors"] == names
         view = await daemon.state(handle, "awaiting-verdict")
         assert view["executed"] is False
         assert view["step"] == 403
         assert view["instance"] == load["instance"]
-        expected = hashlib.sha256(Path(load["config"]).read_bytes() + Path(load["kernel"]).read_bytes())
+        stored = daemon.settings.state / "images" / image
+        expected = hashlib.sha256(daemon.config().encode() + (stored / "kernel").read_bytes())
         assert view["measurement"] == expected.hexdigest()
+        mine = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        assert not [path for path in mine if stored in path.parents], "the daemon has closed what it sent"
         token = (await daemon.get(f"/v1/domains/{handle}/token")).body
         platform, realm = halves(token)
         assert len(platform[1][33]) == 2

@@ -1,0 +1,121 @@
+"""The open files that a domain consists of, and how they reach its VMM (docs/architecture.md, section 5).
+
+A VMM opens nothing by a path. Whoever may (the daemon) opens what a domain needs, and sends the descriptors along with
+the request ``load``, which names them in the same order. Both sides take names and kinds from here.
+
+To give domains one more thing, add its kind to KINDS. What a domain of a certain configuration must get, no more and no
+less, is what ``expected`` names: ``KIND`` alone, or ``KIND:WHICH`` where it may have several.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import NamedTuple
+
+from vambrace.config import DomainConfig
+from vambrace.errors import UsageError
+
+#: More than any domain has; the kernel's own bound for one packet is 253.
+MOST = 64
+
+
+class Kind(NamedTuple):
+    """What a descriptor of this kind must be: a device, which has the name ``device`` below /dev, or a file to read.
+
+    ``hint`` is what to do where the device cannot be opened.
+    """
+
+    device: str = ""
+    hint: str = ""
+
+
+KINDS = {
+    "config": Kind(),
+    "kernel": Kind(),
+    "initrd": Kind(),
+    "disk": Kind(),
+    "kvm": Kind("kvm", "the host must be arm64 Linux started at EL2, with KVM"),
+    "userfaultfd": Kind("userfaultfd", "run Linux 6.8 or newer, with userfaultfd"),
+    "vhost-vsock": Kind("vhost-vsock", "load the module vhost_vsock"),
+}
+
+
+def expected(config: DomainConfig) -> tuple[str, ...]:
+    """The names of all that a domain of this configuration gets."""
+    disks = (f"disk:{disk.name}" for disk in config.disks)
+    return ("config", "kernel", "initrd", *disks, "kvm", "userfaultfd", "vhost-vsock")
+
+
+class Descriptors:
+    """Open files, by name once they are named. A context manager: whatever nobody has taken by then is closed."""
+
+    def __init__(self, files: Sequence[int] = ()) -> None:
+        """Takes over ``files``."""
+        self._unnamed = list(files)
+        self._named: dict[str, int] = {}
+
+    def __enter__(self) -> Descriptors:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def name(self, names: Sequence[str]) -> None:
+        """Name them, in order. Raises ``UsageError``: not as many, a name is unknown or given twice, a file is not of
+        its kind."""
+        if len(self._unnamed) != len(names):
+            raise UsageError(f"descriptors: {len(names)} are named, {len(self._unnamed)} were sent")
+        if len(set(names)) != len(names):
+            raise UsageError("descriptors: a name is given twice")
+        for name, file in zip(names, self._unnamed, strict=True):
+            _check(name, file)
+        self._named = dict(zip(names, self._unnamed, strict=True))
+        self._unnamed.clear()
+
+    def require(self, names: Sequence[str]) -> None:
+        """Raises ``UsageError`` unless exactly these are there."""
+        if missing := [name for name in names if name not in self._named]:
+            raise UsageError(f"descriptor {missing[0]} is missing")
+        if extra := [name for name in self._named if name not in names]:
+            raise UsageError(f"descriptor {extra[0]} is not this domain's")
+
+    def take(self, name: str) -> int:
+        """The descriptor of this name, the caller's from now on. Raises ``UsageError``: it is not there."""
+        if name not in self._named:
+            raise UsageError(f"descriptor {name} is missing")
+        return self._named.pop(name)
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[int]:
+        """The descriptor of this name, closed in the end. Raises as ``take``."""
+        file = self.take(name)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    def close(self) -> None:
+        left = [*self._unnamed, *self._named.values()]
+        self._unnamed.clear()
+        self._named.clear()
+        for file in left:
+            os.close(file)
+
+
+def _check(name: str, file: int) -> None:
+    kind = KINDS.get(name.partition(":")[0])
+    if kind is None:
+        raise UsageError(f"descriptor {name[:40]!r} is of no known kind")
+    mode = os.fstat(file).st_mode
+    right: Callable[[int], bool] = stat.S_ISCHR if kind.device else stat.S_ISREG
+    if not right(mode):
+        raise UsageError(f"descriptor {name} is not a {'device' if kind.device else 'file'}")
+    if not kind.device and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+        raise UsageError(f"descriptor {name} is open for more than reading")
