@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vambrace.counts import is_count
 from vambrace.errors import DomainError
 
 #: Counts of reuse, by the distance in percent of the zone.
 DISTANCES = 101
 #: No count and no time is as large.
-MAXIMUM = 1 << 62
+MOST = (1 << 62) - 1
 #: With fewer touches of sampled pages the curve is noise.
 ENOUGH = 200
 OTHER_VERSION = "image and host are perhaps of different versions of vambrace"
@@ -63,7 +64,7 @@ def advise(zone: str, stats: Mapping[str, Any], sampled: object, fault_ns: objec
     if not isinstance(sampled, dict) or not isinstance(counts, list) or len(counts) != DISTANCES:
         raise DomainError("the samples are not understood", hint=OTHER_VERSION)
     numbers = [fault_ns, *(sampled.get(key) for key in ("shift", "ns", "touches")), *counts]
-    if any(type(number) is not int or not 0 <= number < MAXIMUM for number in numbers):
+    if not all(is_count(number, MOST) for number in numbers):
         raise DomainError("the samples are not numbers", hint=OTHER_VERSION)
     fault, shift, elapsed, touches = (number for number in numbers[:4] if isinstance(number, int))
     if shift > 31 or not elapsed:

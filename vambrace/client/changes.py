@@ -11,6 +11,7 @@ from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.host import plain
 from vambrace.client.progress import Progress
 from vambrace.config import DomainConfig
+from vambrace.counts import is_count
 from vambrace.errors import DomainError
 
 COUNTER_LIMIT = 1 << 63
@@ -93,7 +94,7 @@ def follow(change: Change, look: Callable[[str], Change | None], progress: Progr
 
 def _number(value: dict[str, Any], key: str, at_most: int) -> int:
     number = value.get(key)
-    if type(number) is not int or not 0 <= number <= at_most:
+    if not is_count(number, at_most):
         raise _wrong(key)
     return number
 

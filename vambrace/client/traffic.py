@@ -7,9 +7,9 @@ from typing import TypedDict
 from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.host import plain
 from vambrace.config import Endpoint
+from vambrace.counts import is_count
 from vambrace.errors import DomainError
 
-COUNT_LIMIT = 1 << 64
 ROWS_LIMIT = 1024
 
 
@@ -39,7 +39,7 @@ def check(endpoints: tuple[Endpoint, ...], items: object) -> list[Traffic]:
         if not isinstance(item, dict) or not isinstance(item.get("endpoint"), str) or item["endpoint"] not in roles:
             raise _wrong()
         counts = [item.get(key) for key in _COUNTS]
-        if not all(type(count) is int and 0 <= count < COUNT_LIMIT for count in counts):
+        if not all(map(is_count, counts)):
             raise _wrong()
         name, peer = item["endpoint"], item.get("peer")
         found.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vambrace.counts import is_count
 from vambrace.errors import HostError
 
 CPU_LIMIT = 100 * 4096
@@ -50,6 +51,6 @@ def _text(value: Any) -> str:
 
 
 def _count(value: Any, limit: int) -> int:
-    if type(value) is not int or not 0 <= value < limit:
+    if not is_count(value, limit - 1):
         raise ValueError
     return value

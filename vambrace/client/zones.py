@@ -8,9 +8,9 @@ from vambrace.attest.owner import Bounds
 from vambrace.client.channel import OTHER_VERSION
 from vambrace.client.host import plain
 from vambrace.config import Zone
+from vambrace.counts import COUNT_LIMIT, is_count
 from vambrace.errors import DomainError
 
-COUNT_LIMIT = 1 << 64
 BUCKETS_LIMIT = 64
 
 
@@ -68,13 +68,11 @@ def check(zone: Zone, value: dict[str, Any], auto: object = None) -> ZoneStats:
     for key in _OF_ITS_PAGES:
         _number(zone, value, key, pages)
     for key in _COUNTS:
-        _number(zone, value, key, COUNT_LIMIT - 1)
+        _number(zone, value, key)
     if type(value.get("open")) is not bool:
         raise _wrong(zone, "open")
     buckets = value.get("histogram")
-    if not isinstance(buckets, list) or not 1 <= len(buckets) <= BUCKETS_LIMIT:
-        raise _wrong(zone, "histogram")
-    if not all(type(count) is int and 0 <= count < COUNT_LIMIT for count in buckets):
+    if not isinstance(buckets, list) or not 1 <= len(buckets) <= BUCKETS_LIMIT or not all(map(is_count, buckets)):
         raise _wrong(zone, "histogram")
     known = {key: value[key] for key in ZoneStats.__annotations__ if key not in ("name", "auto")}
     return cast("ZoneStats", {"name": zone.name, **known, "auto": check_auto(zone, auto)})
@@ -100,10 +98,8 @@ def bounds_of(state: AutoState | None) -> Bounds | None:
     return state and Bounds(state["lowest"], state["highest"], state["slowdown"])
 
 
-def _number(zone: Zone, value: dict[str, Any], key: str, at_most: int, at_least: int = 0) -> None:
-    number = value.get(key)
-    # A bool is an int, too.
-    if type(number) is not int or not at_least <= number <= at_most:
+def _number(zone: Zone, value: dict[str, Any], key: str, at_most: int = COUNT_LIMIT - 1, at_least: int = 0) -> None:
+    if not is_count(value.get(key), at_most, at_least):
         raise _wrong(zone, key)
 
 

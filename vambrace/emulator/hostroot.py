@@ -41,7 +41,7 @@ APPLETS = ("sh", "blockdev", "mount", "mkdir", "mkfifo", "ip", "sleep", "powerof
 PARTS = ("attest", "host", "image", "kvm", "machine", "measure", "pager", "partition", "trustzone", "virtio")
 FILES = (
     *("__init__.py", "advice.py", "cache.py", "canonical.py", "certificate.py", "classes.py", "config.py"),
-    *("errors.py", "files.py", "record.py"),
+    *("counts.py", "errors.py", "files.py", "record.py"),
 )
 INIT = "/usr/lib/vambrace/host-init"
 SITE = "usr/lib/python3/dist-packages"

@@ -17,6 +17,7 @@ from typing import Any
 from vambrace.advice import Advice, advise
 from vambrace.attest.owner import Bounds
 from vambrace.config import PAGE, Zone
+from vambrace.counts import is_count
 from vambrace.errors import DomainError, VambraceError
 from vambrace.host.percent import Percentages, Request
 
@@ -31,7 +32,6 @@ UP, DOWN = 10, 20
 WARY_ROUNDS = 20
 #: The share of the allowed slowdown up to which a percentage is raised; it is lowered only beyond all of it.
 EASE = 0.75
-COUNT_LIMIT = 1 << 64
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ class Auto:
 
     async def _count(self, zone: int, name: str) -> int:
         count = self._of(await self._request("stats"), zone).get(name)
-        if type(count) is not int or not 0 <= count < COUNT_LIMIT:
+        if not is_count(count):
             raise DomainError("the VMM's statistics are not understood")
         return count
 

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from vambrace.counts import is_count
 from vambrace.errors import DomainError, VambraceError
 from vambrace.host.coarse import REFRESH_SECONDS, Coarse
 from vambrace.host.lifecycle import FINAL, State
@@ -31,7 +32,6 @@ from vambrace.host.messages import Messages
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PAGE = 4096
 GRAIN = 1 << 16  # pages: 256 MiB of them
-COUNT_LIMIT = 1 << 64
 #: Of ZoneStats: the fields that are summed, what they are called here, and how much of each makes a step.
 TOTALS = {
     "faults": ("vambrace_window_faults", "Page faults answered", GRAIN),
@@ -98,7 +98,7 @@ def summed(zones: Sequence[Any]) -> Counter[str]:
     for zone in zones:
         for field in TOTALS:
             count = zone.get(field) if isinstance(zone, dict) else None
-            if type(count) is not int or not 0 <= count < COUNT_LIMIT:
+            if not is_count(count):
                 raise DomainError("the VMM's statistics are not understood")
             sums[field] += count
     return sums

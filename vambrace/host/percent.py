@@ -15,14 +15,15 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from vambrace.config import Zone
+from vambrace.counts import is_count
 from vambrace.errors import DomainError, MessageRefused, VambraceError
 
 #: Seconds between two looks at a change in the VMM.
 POLL_SECONDS = 0.2
 #: Seconds that a reply waits for a change to be done: most are.
 AT_ONCE_SECONDS = 1.0
-#: Of the numbers of pages that a VMM may tell.
-COUNT_LIMIT = 1 << 40
+#: Most pages of a change that a VMM may tell.
+MOST_PAGES = (1 << 40) - 1
 
 log = logging.getLogger(__name__)
 
@@ -226,6 +227,6 @@ class Percentages:
 
 def _count(answer: dict[str, Any], key: str) -> int:
     value = answer.get(key)
-    if type(value) is not int or not 0 <= value < COUNT_LIMIT:
+    if not is_count(value, MOST_PAGES):
         raise DomainError("the VMM does not say how far the change is")
     return value
