@@ -31,7 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "trustzone": {"attest", "errors"},
     "attest": {"certificate", "files", "errors"},
     "machine": {"measure", "virtio", "pager", "kvm", "pci", "vfio", "config", "classes", "record", "errors"},
-    "partition": {"pager", "errors"},
+    "partition": {"vfio", "pager", "errors"},
     "measure": {"errors"},
     "virtio": {"record", "errors"},
     "pager": {"record", "errors"},

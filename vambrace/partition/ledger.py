@@ -50,6 +50,8 @@ class Request:
     memory: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
     named: Mapping[str, Sequence[Item]] = field(default_factory=dict)
+    #: How a refusal calls what is asked of a kind, where it is not what was named.
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Ledger:
             count, named = request.counts.get(name, 0), request.named.get(name, ())
             taken[name] = self._pick(name, count, named)
             if len(taken[name]) < count or not set(named) <= set(taken[name]):
-                short.append(self._short_of(name, count, named))
+                short.append(self._short_of(name, count, named, request.words.get(name)))
         if short:
             raise CapacityError(
                 f"{label} cannot be given {' and '.join(short)}", hint="destroy a Realm, or use a host with more"
@@ -173,9 +175,9 @@ class Ledger:
         holders = {share.label: (share.memory, f"{share.memory // MIB} MiB") for share in self.shares if share.memory}
         return f"{asked} MiB of memory (free: {free} of {self.memory // MIB} MiB{_holders(holders)})"
 
-    def _short_of(self, name: str, count: int, named: Sequence[Item]) -> str:
+    def _short_of(self, name: str, count: int, named: Sequence[Item], words: str | None) -> str:
         row = " in a row" if self._kind(name).in_a_row else ""
-        asked = ", ".join(map(str, named)) if named else f"{count} {name}{row}"
+        asked = words or (", ".join(map(str, named)) if named else f"{count} {name}{row}")
         free, items = self.free(name), self._kind(name).items
         holders = {share.label: (len(share.of(name)), spell(share.of(name))) for share in self.shares if share.of(name)}
         which = f": {spell(free)}" if free else ""

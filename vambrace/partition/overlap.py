@@ -28,6 +28,7 @@ COMMON_DEVICES = frozenset(
     )
 )
 TUN = "/dev/net/tun"
+VFIO = "/dev/vfio/"
 #: Processes outside that one line names.
 NAMED = 4
 
@@ -41,6 +42,7 @@ class Domain:
     cpus: frozenset[int]
     alone: bool = False
     cgroup: str = ""  # the name of its group, or none
+    iommu_groups: frozenset[str] = frozenset()  # those of its devices
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ def verify(domains: Sequence[Domain]) -> Verification:
     findings = list(_memory(domains))
     threads, processors = _processors(domains)
     descriptors, files = _files(domains)
+    files += _iommu_groups(domains)
     return Verification(
         tuple(domain.name for domain in domains), threads, descriptors, (*findings, *processors, *files)
     )
@@ -195,6 +198,15 @@ def _files(domains: Sequence[Domain]) -> tuple[int, list[str]]:
             how = " for writing" if kind == "file" else ""
             findings.append(f"{first} and {second} have the same {kind} open{how}: {one.path}")
     return count, findings
+
+
+def _iommu_groups(domains: Sequence[Domain]) -> Iterator[str]:
+    """Groups that a domain has open although another has their devices, or nobody."""
+    for domain in domains:
+        paths = {file.path for pid in domain.pids for file in _descriptors(pid)}
+        found = {path.removeprefix(VFIO) for path in paths if path.startswith(VFIO) and path not in COMMON_DEVICES}
+        for group in sorted(found - domain.iommu_groups):
+            yield f"{domain.name}: it has IOMMU group {group} open, whose devices it was not given"
 
 
 def _descriptors(pid: int) -> Iterator[_File]:
