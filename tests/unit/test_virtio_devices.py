@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from virtio_driver import RAM, Driver, DriverQueue
 
 from vambrace.errors import ConfigError, KvmError
+from vambrace.virtio import block
 from vambrace.virtio.block import Block
 from vambrace.virtio.console import (
     AGENT_PORT,
@@ -91,6 +92,21 @@ def test_a_wrong_queue_needs_a_reset_and_recovers_by_it() -> None:
     driver.close()
 
 
+def test_after_a_failure_nothing_starts_but_after_a_reset() -> None:
+    """Not even if the driver goes on as if nothing had been: its rings are not looked at again, its buffers neither."""
+    driver = Driver(Entropy())
+    driver.features(VERSION_1)
+    wrong = DriverQueue(driver.memory, 8)
+    wrong.used_ring = RAM + driver.memory.size
+    driver.set_queue(0, wrong)
+    driver.set_queue(0, driver.queues[0])
+    driver.set(0x70, 15)
+    assert driver.get(0x70) & (NEEDS_RESET | 4) == NEEDS_RESET
+    driver.ask(0, [(bytes(8), WRITE)])
+    assert driver.queues[0].used() == []
+    driver.close()
+
+
 def test_driver_without_features_needs_a_reset() -> None:
     driver = Driver(Entropy())
     driver.set(0x70, 7)
@@ -125,6 +141,23 @@ def test_no_sequence_of_register_writes_raises(writes: list[tuple[int, int]]) ->
         for index in range(6):
             driver.transport.process(index)
     driver.close()
+
+
+def test_a_disk_reads_in_turns(disk: tuple[Driver, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits beyond the bound is served after the others had their turn; a larger request is refused."""
+    driver, contents = disk
+    monkeypatch.setattr(block, "READ_LIMIT", 1024)
+    queue = driver.queues[0]
+    heads = [queue.add([request(0, 2 * turn), (bytes(1024), WRITE), (b"\xff", WRITE)]) for turn in range(2)]
+    kick = driver.transport.kicks[0]
+    os.eventfd_read(kick)  # that of the start
+    for turn, head in enumerate(heads):
+        driver.transport.process(0)
+        assert queue.used() == [(head, 1025)]
+        assert driver.answer(0, head, 1, 1024) == contents[1024 * turn :][:1024]
+        assert os.eventfd_read(kick) == 1, "it goes on later"
+    head = driver.ask(0, [request(0, 0), (bytes(1536), WRITE), (b"\xff", WRITE)])
+    assert queue.used() == [(head, 1)] and driver.answer(0, head, 2, 1) == b"\1"
 
 
 # --- entropy ----------------------------------------------------------------------------------------------

@@ -114,6 +114,8 @@ class Transport:
             return
         value = int.from_bytes(data, "little")
         with self.lock:
+            if self.failure is not None and offset != _ACKNOWLEDGE and (offset != _STATUS or value):
+                return  # nothing but a reset helps
             try:
                 self._write(offset, value)
             except GuestFault as fault:
@@ -232,8 +234,8 @@ class Transport:
             if queue is None or queue.pushed == 0:
                 continue
             interrupt = queue.wants_interrupt() or interrupt
-            if number == index and queue.pushed >= queue.size:
+            if number == index and (queue.unfinished or queue.pushed >= queue.size):
                 signal(self.kicks[index])
-            queue.pushed = 0
+            queue.pushed, queue.unfinished = 0, False
         if interrupt:
             signal(self.interrupt)

@@ -74,6 +74,7 @@ class Queue:
         self._available = memory.slice(available, 6 + 2 * size)
         self._used = memory.slice(used, 6 + 8 * size)
         self.pushed = 0  # since the transport last looked
+        self.unfinished = False  # the device's turn ended before there was nothing left
         self._last = 0
         self._used_index = 0
         self._lock = threading.Lock()
