@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES ?= yes
 
-.PHONY: demo test unit lint bench soak packages clean
+.PHONY: demo test unit lint bench soak fuzz packages clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m examples.patients.demo
@@ -25,6 +25,12 @@ lint: $(VENV)/ready
 # What needs long: fuzzing, each test for VAMBRACE_SOAK_SECONDS, and many power cuts and Realms on the emulated server.
 soak: $(VENV)/ready
 	$(BIN)/pytest --soak -m soak
+
+# Coverage-guided fuzzing: each target, or those in FUZZ, for so many seconds.
+FUZZ ?=
+FUZZ_SECONDS ?= 600
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/fuzz/run.py $(FUZZ) --seconds $(FUZZ_SECONDS)
 
 bench: $(VENV)/ready
 	$(BIN)/python -m bench --json build/bench.json

@@ -146,3 +146,54 @@ def test_any_ring_contents_give_bounded_chains_or_a_fault(table: bytes, ring: by
     except GuestFault:
         return
     assert struct.unpack_from("<H", memory.slice(driver.used_ring, 4), 2)[0] <= 4
+
+
+addresses = st.integers(0, 0x6_0000).map(lambda offset: RAM + offset) | st.sampled_from(
+    [0, RAM - 1, RAM + (1 << 20) - 1]
+)
+lengths = st.integers(0, 64) | st.sampled_from([4096, 1 << 18, (1 << 20) + 1, (1 << 32) - 1])
+indices = st.integers(0, 9) | st.sampled_from([255, 0xFFFF])
+flags = st.sampled_from([0, NEXT, WRITE, NEXT | WRITE, 2, 1, 0, 3, INDIRECT, 0xFFFF])
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[list[tuple[int, int, int, int]], list[int], int]:
+    """Descriptors of a whole queue, heads, and how many of these are offered."""
+    size = draw(st.sampled_from([1, 2, 4, 8]))
+    entries = draw(st.lists(st.tuples(addresses, lengths, flags, indices), min_size=size, max_size=size))
+    return entries, draw(st.lists(indices, min_size=size, max_size=size)), draw(st.integers(0, size + 1))
+
+
+@given(table=tables())
+def test_what_comes_out_is_what_the_descriptors_say(
+    table: tuple[list[tuple[int, int, int, int]], list[int], int],
+) -> None:
+    """It lies in memory, is as long as they say, and comes once."""
+    entries, heads, offered = table
+    memory, size = guest_memory(), len(entries)
+    ring = DriverQueue(memory, size)
+    for index, entry in enumerate(entries):
+        ring.descriptor(index, *entry)
+    for head in heads[:offered]:
+        ring.offer(head)
+    ring.set_available_index(offered)
+    queue, taken = ring.device_side(), 0
+    try:
+        while (chain := queue.pop()) is not None:
+            assert chain.head == heads[taken] < size
+            taken += 1
+            parts, index = [], chain.head
+            for _ in range(size):
+                address, length, flag, following = entries[index]
+                assert address >= RAM and address + length <= RAM + memory.size and flag <= 3
+                parts.append((length, bool(flag & WRITE)))
+                if not flag & NEXT:
+                    break
+                index = following
+            ours = [(len(part), False) for part in chain.readable]
+            assert ours + [(len(part), True) for part in chain.writable] == parts
+            queue.push(chain, 0)
+    except GuestFault:
+        pass
+    assert taken <= min(offered, size)
+    assert [head for head, _ in ring.used()] == heads[:taken]
