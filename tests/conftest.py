@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,23 @@ def kernel() -> None:
         Window([(1, 0)], bytes(32), bytes(16)).close()
     except PagerError as error:
         pytest.skip(f"{error}; {error.hint}")
+
+
+@pytest.fixture
+def still() -> Iterator[None]:
+    """The kernel moves no locked pages meanwhile: page frames are looked at. The setting is the machine's, so one test
+    after the other changes it, and puts it back."""
+    setting = Path("/proc/sys/vm/compact_unevictable_allowed")
+    with (Path(tempfile.gettempdir()) / "vambrace-still.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = setting.read_text() if setting.exists() else ""
+        try:
+            if before:
+                setting.write_text("0")
+            yield
+        finally:
+            if before:
+                setting.write_text(before)
 
 
 @pytest.fixture(autouse=True)

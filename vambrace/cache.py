@@ -25,6 +25,10 @@ class CacheShare(Record):
             hint = "the part of the cache, a whole number from 1 to 100"
             raise ConfigError(f"cache: percent is {str(self.percent)[:20]}", hint=hint)
 
+    @property
+    def required(self) -> bool:
+        return self.demand == REQUIRED
+
     def as_object(self) -> dict[str, Any]:
         """The JSON object of the configuration."""
         return self.as_dict()

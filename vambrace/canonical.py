@@ -80,6 +80,9 @@ class Object:
             raise ConfigError(f"{self._where}: {key} must be an object of strings", hint=BUILD_AGAIN)
         return dict(value)
 
+    def object(self, key: str) -> Object:
+        return Object(self._get(key, dict, "an object"), f"{self._where}: {key}")
+
     def objects(self, key: str) -> list[Object]:
         value = self._get(key, list, "a list of objects")
         return [Object(item, f"{self._where}: {key}[{index}]") for index, item in enumerate(value)]

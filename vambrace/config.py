@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from vambrace.cache import CacheShare
 from vambrace.canonical import BUILD_AGAIN, Object, canonical, decode_json, unknown_keys
 from vambrace.certificate import owner_public_key, personalization
 from vambrace.classes import REALM, DomainClass, domain_class
@@ -200,6 +201,7 @@ class DomainConfig(Record):
     verdict_seconds: int = 120
     collect_seconds: int = 300
     endpoints: tuple[Endpoint, ...] = ()
+    cache: CacheShare | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, self.kind.title)
@@ -295,6 +297,8 @@ class DomainConfig(Record):
             found[name] = getattr(self, name)
         if self.kind.attested:
             found["applications"] = [application_object(application) for application in self.applications]
+        if self.cache:
+            found["cache"] = self.cache.as_object()
         if self.endpoints:
             found["endpoints"] = [endpoint.as_dict() for endpoint in self.endpoints]
         else:
@@ -333,6 +337,7 @@ class DomainConfig(Record):
             cmdline=top.string("cmdline"),
             zones=tuple(_read_zone(zone, kind, index) for index, zone in enumerate(top.objects("zones"))),
             disks=tuple(_read_disk(disk, kind) for disk in top.objects("disks")),
+            cache=_read_cache(top.object("cache")) if "cache" in top else None,
             **values,
         )
         # One check for every unknown key, every optional spelling and every odd number format.
@@ -385,6 +390,10 @@ def _read_applications(top: Object) -> tuple[Application, ...]:
         )
         for item in top.objects("applications")
     )
+
+
+def _read_cache(cache: Object) -> CacheShare:
+    return CacheShare(cache.string("demand"), cache.integer("percent"))
 
 
 def _read_endpoints(top: Object) -> tuple[Endpoint, ...]:

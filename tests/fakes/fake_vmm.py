@@ -4,15 +4,17 @@ The "kernel" it is told to load is a JSON object: ``hub`` is the path of a SOCK_
 test; ``load``, ``start`` and so on say what the fake does then: ``ok``, ``error``, ``die``, ``garbage``,
 ``silent``; ``eof``: ``ignore`` makes it live on without its daemon. ``encrypt``: ``slow`` is a change that is done
 when it was looked at four times, ``stuck`` one that is done when there is a file ``release``, ``lies`` one of which it
-says nonsense. The test gets a copy of every request through the hub; what it sends there goes to the daemon as it is,
-but ``{"exit": n}`` ends the fake.
+says nonsense. It has 64 pages of memory, at the ``address`` of its greeting. The test gets a copy of every request,
+and of every answer, through the hub; what it sends there goes to the daemon as it is, but ``{"exit": n}`` ends it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
+import mmap
 import os
 import select
 import signal
@@ -28,6 +30,7 @@ class FakeVmm:
         self.control = control
         self.hub: socket.socket | None = None
         self.script: dict[str, str] = {}
+        self.pages = mmap.mmap(-1, 64 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.left = 0  # of 400 pages of a slow change
 
     def run(self) -> int:
@@ -50,6 +53,10 @@ class FakeVmm:
                     return status
 
     def serve(self, request: dict[str, Any], files: list[int]) -> int | None:
+        if "answer" in request:  # to what the test has asked in the VMM's name
+            assert self.hub is not None
+            self.hub.send(json.dumps(request).encode())
+            return None
         op = request["op"]
         answer: dict[str, Any] = {}
         if op == "load":
@@ -91,7 +98,10 @@ class FakeVmm:
         self.script = json.loads(kernel)
         self.hub = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.hub.connect(self.script["hub"])
-        self.hub.send(json.dumps({"pid": os.getpid(), "environment": sorted(os.environ)}).encode())
+        self.pages[:] = b"x" * len(self.pages)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(self.pages))
+        hello = {"pid": os.getpid(), "environment": sorted(os.environ), "address": address}
+        self.hub.send(json.dumps(hello).encode())
         return hashlib.sha256(config + kernel).hexdigest()
 
 

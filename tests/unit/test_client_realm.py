@@ -16,9 +16,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vambrace import Host, Owner, Realm, Trust
 from vambrace.attest.owner import Bounds
 from vambrace.attest.policy import Policy
+from vambrace.cache import CacheShare
 from vambrace.client import changes, channel, traffic, zones
 from vambrace.config import Zone
 from vambrace.errors import (
+    CacheShared,
     ChallengeMismatch,
     ConfigError,
     Conflict,
@@ -86,6 +88,21 @@ def test_another_measurement_is_refused_unexecuted(world: World) -> None:
         Realm.run(world.bundle, expected=hashlib.sha256(b"another").digest())
     assert world.record.verdicts == [False]
     assert world.record.state == "refused" and not world.record.executed
+
+
+@pytest.mark.parametrize("demand", ["required", "preferred"])
+def test_a_part_of_the_cache_that_the_image_asks_for(tmp_path: Path, demand: str) -> None:
+    """The token says that there is none. If it is required the host broke its rules, and the Realm never runs."""
+    world = make_world(tmp_path, tmp_path / "host", cache=CacheShare(demand, 25))
+    with world.host:
+        register(world, tmp_path)
+        if demand == "required":
+            with pytest.raises(CacheShared, match="is 'none'"):
+                Realm.run(world.bundle)
+            assert world.record.verdicts == [False] and not world.record.executed
+        else:
+            with Realm.run(world.bundle) as realm:
+                assert realm.verified is not None and realm.verified.cache_partition == "none"
 
 
 def test_another_vendor_is_refused(world: World) -> None:

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vambrace
+from vambrace.cache import CacheShare
 from vambrace.canonical import canonical
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
 from vambrace.config import DomainConfig, Zone, check_domain_name
@@ -94,6 +95,39 @@ def test_a_configuration_without_endpoints_is_what_it_was() -> None:
     assert b"endpoints" not in config.encode()
     with pytest.raises(ConfigError, match="unknown key endpoints"):
         DomainConfig.parse(canonical(config.as_object() | {"endpoints": []}))
+
+
+def test_a_part_of_the_cache_is_measured() -> None:
+    """And a configuration that asks for none is what it was."""
+    plain = make_realm()
+    assert b"cache" not in plain.encode()
+    configs = [plain, *(make_realm(cache=CacheShare(*share)) for share in (("required", 1), ("required", 25)))]
+    configs += [make_realm(cache=CacheShare("preferred", 25)), make_realm(cache=CacheShare("preferred", 100))]
+    assert [DomainConfig.parse(config.encode()) for config in configs] == configs
+    assert len({config.encode() for config in configs}) == 5
+    assert [bool(config.cache and config.cache.required) for config in configs] == [False, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ({"demand": "wanted", "percent": 5}, "'wanted' is not known"),
+        ({"demand": "none", "percent": 5}, "'none' is not known"),
+        ({"demand": 1, "percent": 5}, "demand must be a string"),
+        ({"demand": "required"}, "percent is missing"),
+        ({"demand": "required", "percent": 0}, "percent is 0"),
+        ({"demand": "required", "percent": 101}, "percent is 101"),
+        ({"demand": "required", "percent": True}, "percent must be an integer"),
+        ({"demand": "required", "percent": "5"}, "percent must be an integer"),
+        ({"demand": "required", "percent": 5, "colours": 3}, "unknown key cache.colours"),
+        (None, "cache must be an object"),
+        ([], "cache must be an object"),
+        ({}, "demand is missing"),
+    ],
+)
+def test_each_mistake_in_a_part_of_the_cache(cache: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        DomainConfig.parse(canonical(make_realm().as_object() | {"cache": cache}))
 
 
 def test_endpoints_are_measured() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from config_factory import MIB, make_certificate, owner
 
+from vambrace.cache import CacheShare
 from vambrace.certificate import owner_public_key, personalization
 from vambrace.config import Endpoint
 from vambrace.errors import ConfigError
@@ -95,6 +96,33 @@ def test_each_mistake_in_an_endpoint_has_its_line(folder: Path, line: str, messa
     with pytest.raises(ConfigError, match=message) as found:
         read(folder, f"{GOOD}endpoints:\n  - {line}\n")
     assert found.value.line == len(GOOD.splitlines()) + 2
+
+
+def test_a_part_of_the_cache(folder: Path) -> None:
+    (folder / "manifest.yaml").write_text(GOOD)
+    assert read_manifest(folder / "manifest.yaml").cache is None
+    (folder / "manifest.yaml").write_text(GOOD + "cache: {percent: 25}\n")
+    assert read_manifest(folder / "manifest.yaml").cache == CacheShare("required", 25)
+    (folder / "manifest.yaml").write_text(GOOD + "cache: {demand: preferred, percent: 100}\n")
+    assert read_manifest(folder / "manifest.yaml").cache == CacheShare("preferred", 100)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message", "line"),
+    [
+        ("cache:\n  percent: 0\n", "percent is 0", 2),
+        ("cache:\n  percent: 101\n", "percent is 101", 2),
+        ("cache:\n  percent: 5%\n", "a whole number", 2),
+        ("cache:\n  percent: 5\n  demand: none\n", "'none' is not known", 3),
+        ("cache:\n  percent: 5\n  ways: 2\n", "unknown key 'ways'", 3),
+        ("cache: {}\n", "percent is 0", 1),
+        ("cache: 25\n", "a mapping of keys", 1),
+    ],
+)
+def test_each_mistake_in_a_part_of_the_cache_has_its_line(folder: Path, lines: str, message: str, line: int) -> None:
+    with pytest.raises(ConfigError, match=message) as found:
+        read(folder, GOOD + lines)
+    assert found.value.line == len(GOOD.splitlines()) + line
 
 
 def test_the_systems_own_percentage(folder: Path) -> None:

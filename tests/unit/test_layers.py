@@ -26,7 +26,7 @@ LAYERS: dict[str, set[str]] = {
         *("files", "errors"),
     },
     "emulator": {"debian", "attest", "files", "errors"},
-    "image": {"debian", "measure", "machine", "config", "canonical", "classes", "certificate", "errors"},
+    "image": {"cache", "debian", "measure", "machine", "config", "canonical", "classes", "certificate", "errors"},
     "debian": {"errors"},
     "trustzone": {"attest", "errors"},
     "attest": {"certificate", "files", "errors"},
@@ -39,7 +39,7 @@ LAYERS: dict[str, set[str]] = {
     "vfio": {"pci", "errors"},
     "pci": {"errors"},
     "cache": {"record", "errors"},
-    "config": {"canonical", "certificate", "classes", "record", "errors"},
+    "config": {"cache", "canonical", "certificate", "classes", "record", "errors"},
     "canonical": {"errors"},
     "classes": {"record", "errors"},
     "certificate": {"errors"},
@@ -59,8 +59,8 @@ ONLY = {
 
 #: All of vambrace that a VMM process holds, and what else it must not hold: each costs memory or time at its start.
 VMM = {
-    *("canonical", "certificate", "classes", "config", "errors", "kvm", "machine", "measure", "pager", "record"),
-    "virtio",
+    *("cache", "canonical", "certificate", "classes", "config", "errors", "kvm", "machine", "measure", "pager"),
+    *("record", "virtio"),
 }
 #: And where its domain has PCI devices.
 PCI = {"pci", "vfio"}

@@ -180,6 +180,62 @@ def test_load_takes_what_belongs_to_the_domain_and_closes_all(
     assert daemon.end() == (0, b"")
 
 
+def asked(daemon: Daemon) -> dict[str, Any]:
+    question: dict[str, Any] = json.loads(daemon.socket.recv(1 << 17))
+    return question
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ({"answer": False, "error": "not these"}, "not these"),
+        ({"answer": False}, "error: a string"),
+        ({"answer": True, "keep": "%"}, "keep: not base64"),
+        ({"answer": True}, "keep: a string"),
+        ({"answer": True, "keep": "AAAA"}, "the encrypted window"),
+        ({"answer": True, "keep": 4096 * "A"}, "only 0 of"),
+    ],
+)
+def test_page_frames_are_asked_for(daemon: Daemon, tmp_path: Path, answer: dict[str, Any], error: str) -> None:
+    """Little by little, of so many pages as the daemon allows; what it answers is checked."""
+    start_load(daemon, tmp_path, draw=24576)
+    question = asked(daemon)
+    assert question["ask"] == "choose" and question["pages"] == 24576 and question["address"] % 4096 == 0
+    daemon.socket.send(json.dumps(answer).encode())
+    reply = json.loads(daemon.socket.recv(1 << 17))
+    assert reply["id"] == 7 and reply["ok"] is False and error in reply["error"]
+    assert daemon.request("destroy")["ok"]
+    assert daemon.end() == (0, b"")
+
+
+def start_load(daemon: Daemon, folder: Path, **changes: Any) -> None:
+    paths = domain(folder) | {"userfaultfd": DEVICES / "userfaultfd"}
+    with ExitStack() as stack:
+        files = [os.open(path, os.O_RDWR if DEVICES in path.parents else os.O_RDONLY) for path in paths.values()]
+        for file in files:
+            stack.callback(os.close, file)
+        load = {"id": 7, "op": "load", "descriptors": list(paths), "instance": "11" * 16, "share": "a5" * 32, "cid": 3}
+        socket.send_fds(daemon.socket, [json.dumps(load | changes).encode()], files)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_the_end_may_come_in_place_of_an_answer(daemon: Daemon, tmp_path: Path) -> None:
+    start_load(daemon, tmp_path, draw=4096)
+    assert asked(daemon)["pages"] == 4096
+    daemon.socket.send(b'{"id": 8, "op": "destroy"}')
+    replies = [json.loads(daemon.socket.recv(1 << 17)) for _ in range(2)]
+    assert [(reply["id"], reply["ok"]) for reply in replies] == [(7, False), (8, True)]
+    assert daemon.process.wait(30) == 0
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_daemon_that_goes_while_it_is_asked(daemon: Daemon, tmp_path: Path) -> None:
+    start_load(daemon, tmp_path, draw=4096)
+    asked(daemon)
+    assert daemon.end() == (0, b"")
+
+
 def test_no_descriptor_is_kept(daemon: Daemon, tmp_path: Path) -> None:
     """Neither after a refusal, nor one that nobody asked for, nor too many of them."""
     assert daemon.files() == []

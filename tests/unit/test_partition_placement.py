@@ -41,7 +41,7 @@ COLOURS = colours_of(configured({"size": 1 << 20, "line": 64, "ways": 16}))
 ME = os.getpid()
 
 pytestmark = [
-    pytest.mark.usefixtures("kernel"),
+    pytest.mark.usefixtures("kernel", "still"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root sees page frame numbers"),
 ]
 

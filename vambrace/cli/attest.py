@@ -82,7 +82,7 @@ def _expected(options: argparse.Namespace, output: Output) -> Any:
 
     if not options.bundle and not (options.measurement and options.owner):
         raise UsageError("what is expected is not given", hint="give --bundle, or --measurement and --owner")
-    measurement, owner, algorithm = options.measurement, None, "sha-256"
+    measurement, owner, algorithm, cache = options.measurement, None, "sha-256", None
     if options.bundle:
         from vambrace.image import Bundle
 
@@ -91,11 +91,12 @@ def _expected(options: argparse.Namespace, output: Output) -> Any:
         output.progress("measuring")
         measurement = measurement or bundle.measurement()
         owner, algorithm = bundle.config.personalization(), bundle.config.hash
+        cache = bundle.config.cache
     if options.owner:
         spki = owner_public_key(_read(options.owner).decode("ascii", errors="replace"))
         owner = personalization(spki)
     assert owner is not None
-    return Expected(measurement, owner, algorithm)
+    return Expected(measurement, owner, algorithm, cache_required=bool(cache and cache.required))
 
 
 def _show(options: argparse.Namespace, output: Output) -> int:

@@ -227,7 +227,9 @@ class Realm:
     @property
     def expected(self) -> Expected:
         measurement = bytes.fromhex(self.state.measurement)
-        return Expected(measurement, self.owner.personalization(), self.config.hash)
+        config = self.config
+        required = config.cache is not None and config.cache.required
+        return Expected(measurement, self.owner.personalization(), config.hash, cache_required=required)
 
     def info(self) -> DomainInfo:
         """What the host says of it."""

@@ -125,5 +125,5 @@ class Attested(Domain):
             hash_algorithm=self.config.hash,
             debug=self.config.debug,
             key_storage="dram",
-            cache_partition="none",
+            cache_partition=self._place.partition.value,
         )

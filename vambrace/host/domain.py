@@ -18,12 +18,13 @@ from vambrace.errors import CapacityError, DomainError, VambraceError
 from vambrace.host.lifecycle import Lifecycle, State
 from vambrace.host.messages import Messages
 from vambrace.host.opened import opened
+from vambrace.host.placing import Placing
 from vambrace.host.platform import Platform
 from vambrace.host.settings import Settings
 from vambrace.host.shares import Place
 from vambrace.host.standby import Standby
 from vambrace.host.store import DomainRecord, Store, StoredImage
-from vambrace.host.vmm import ConsoleBytes, Died, Ended, Event, Vmm, printable, started_at
+from vambrace.host.vmm import Choose, ConsoleBytes, Died, Ended, Event, Vmm, printable, started_at
 
 CONSOLE_LIMIT = 256 << 10
 
@@ -80,6 +81,7 @@ class Domain(ABC):
         self._standby = services.standby
         self._spawning: asyncio.Task[Vmm] | None = None
         self._vmm: Vmm | None = None
+        self._placing: Placing | None = None  # while it loads, where its page frames are chosen
         self._saving = asyncio.Lock()
         self._writes: set[asyncio.Task[None]] = set()
         self._console = 0
@@ -168,7 +170,20 @@ class Domain(ABC):
         self.record.vmm_started = started_at(self._vmm.pid)
 
     async def _load(self, **arguments: Any) -> dict[str, Any]:
-        """401 and 402: everything is in memory, nothing has run. The VMM's answer, about the right configuration."""
+        """401 and 402: everything is in memory, nothing has run. The VMM's answer, about the right configuration.
+
+        Where the domain has colours, its memory has page frames of these, and of no others. Raises ``DomainError``,
+        ``PartitionError``.
+        """
+        async with self._place.placing(self.record.vmm_pid) as self._placing:
+            if self._placing is None:
+                return await self._load_image(**arguments)
+            answer = await self._load_image(draw=self._placing.most, **arguments)
+            await self._place.placed(self._placing.memory(answer.get("guest"), answer.get("side")))
+        self._placing = None
+        return answer
+
+    async def _load_image(self, **arguments: Any) -> dict[str, Any]:
         with opened(self._image, self.config, self._settings.devices) as descriptors:
             answer = await self._request(
                 "load", descriptors=descriptors, cid=self.cid, cpus=self._place.cpus, **arguments
@@ -189,6 +204,9 @@ class Domain(ABC):
 
     def _on_event(self, event: Event) -> None:
         match event:
+            case Choose():
+                if self._placing is None or self._vmm is None or not self._placing.asked(event, self._vmm):
+                    self.finish(State.FAILED, "the VMM asks about page frames out of turn")
             case ConsoleBytes(data):
                 self._log_console(data)
             case Ended("poweroff"):

@@ -80,6 +80,7 @@ class Host:
         self.metrics = Metrics(self, windows)
         self.usage = Usage(lambda: tuple(self._living), self.shares.processor_time)
         self._refreshing = [asyncio.create_task(part.refresh()) for part in (windows, self.messages, self.usage)]
+        self._refreshing.append(asyncio.create_task(self.shares.parts.watch()))
         for task in self._refreshing:
             task.add_done_callback(_log_failure)
 
@@ -138,7 +139,7 @@ class Host:
                 )
             memory = config.memory + config.memory // TABLES + VMM_OVERHEAD
             memory += ENDPOINT_MEMORY * len(config.endpoints)
-            place = await self.shares.reserve(uuid, request.name, memory, config.vcpus)
+            place = await self.shares.reserve(uuid, request.name, memory, config.vcpus, config.memory, config.cache)
             record = DomainRecord(
                 uuid=uuid,
                 name=request.name,

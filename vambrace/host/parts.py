@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vambrace.cache import REQUIRED, CacheShare
+from vambrace.cache import CacheShare
 from vambrace.errors import CapacityError, PartitionError
 from vambrace.host.caches import Division, undivided
-from vambrace.host.placing import Placing
+from vambrace.host.placing import Placing, watch
 from vambrace.host.settings import COLOURS, WAYS
 from vambrace.partition import CachePartition, placement, processors
 from vambrace.partition.ledger import Ledger, Request, Share
@@ -75,7 +75,7 @@ class Parts:
 
         Raises ``CapacityError``: it demands a part, and there are none.
         """
-        kind, demanded = self.division.kind, cache is not None and cache.demand == REQUIRED
+        kind, demanded = self.division.kind, cache is not None and cache.required
         if kind is None:
             if demanded:
                 raise CapacityError(
@@ -124,9 +124,11 @@ class Parts:
         async with self._placing:
             most = self._most(part)
             await asyncio.to_thread(self._limit, part.domain, part.memory - part.guest + most * PAGE)
+            placing = Placing(pid, self.division.colours, part.colours, part.guest // PAGE, most)
             try:
-                yield Placing(pid, self.division.colours, part.colours, part.guest // PAGE, most)
+                yield placing
             finally:
+                await placing.close()
                 # The pages that were looked at in vain are given back: by the VMM, or with it.
                 await asyncio.to_thread(self._limit, part.domain, part.memory)
 
@@ -154,6 +156,18 @@ class Parts:
             return []  # it has ended meanwhile
         part.misplaced = part.misplaced or (found[0] if found else "")
         return found
+
+    async def watch(self) -> None:
+        """Look at one domain after the other, for ever."""
+
+        async def look(domain: str) -> None:
+            part = self._parts.get(domain)
+            known = part is None or bool(part.misplaced)
+            for finding in await asyncio.to_thread(self.look, part) if part is not None else ():
+                if not known:
+                    log.error("the page frames of a domain are not its own any more: %s", finding)
+
+        await watch(lambda: [domain for domain, part in self._parts.items() if part.window is not None], look)
 
     def state(self, part: Part) -> CachePartition:
         """What can be said of a domain's part now."""

@@ -17,7 +17,7 @@ from vambrace.host.caches import divide
 from vambrace.host.parts import HOST, Part, Parts
 from vambrace.host.placing import Placing
 from vambrace.host.settings import Settings
-from vambrace.partition import processors
+from vambrace.partition import CachePartition, processors
 from vambrace.partition.cgroups import Cgroups
 from vambrace.partition.ledger import Kind, Ledger, Request, Share, spell
 from vambrace.partition.overlap import Domain, Verification, verify
@@ -48,6 +48,11 @@ class Place:
     async def enter(self, pid: int) -> None:
         """Put the domain's VMM there, before it has anything of the domain. Raises ``PartitionError``."""
         await asyncio.to_thread(self.shares.enter, self, pid)
+
+    @property
+    def partition(self) -> CachePartition:
+        """What can be said of the domain's part of the cache now."""
+        return self.shares.parts.state(self.part)
 
     def placing(self, pid: int) -> AbstractAsyncContextManager[Placing | None]:
         """As ``Parts.placing``."""

@@ -26,6 +26,7 @@ PACKET_LIMIT = 64 << 10
 AGENT_CHUNK = 32 << 10
 DESTROY_SECONDS = 30
 EXIT_SECONDS = 15
+ANSWER_SECONDS = 30
 STDERR_LIMIT = 16 << 10
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,15 @@ class Died:
     detail: str
 
 
-Event = AgentBytes | ConsoleBytes | Ended | Died
+@dataclass(frozen=True)
+class Choose:
+    """A VMM that loads asks which of its ``pages`` from ``address`` on to keep, and waits for ``answer``."""
+
+    address: int
+    pages: int
+
+
+Event = AgentBytes | ConsoleBytes | Ended | Died | Choose
 
 
 class Vmm:
@@ -176,6 +185,15 @@ class Vmm:
             chunk = base64.b64encode(data[start : start + AGENT_CHUNK]).decode()
             await self.request("agent", seconds, data=chunk)
 
+    async def answer(self, ok: bool, **contents: str) -> None:
+        """Answer what the VMM has asked. Raises ``DomainError``: it is gone, or does not read."""
+        packet = json.dumps({"answer": ok, **contents}).encode()
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS), self._sending:
+                await self._send(packet, [])
+        except OSError:  # a TimeoutError is one, too
+            raise DomainError("the VMM is gone") from None
+
     async def destroy(self) -> None:
         """Ask the VMM to wipe and exit, kill it if it does not, and reap it. Never raises."""
         self._closing = True
@@ -227,6 +245,9 @@ class Vmm:
         if "event" in message:
             self._on_event(_event(message))
             return
+        if "ask" in message:
+            self._on_event(_asked(message))
+            return
         number = message.get("id")
         reply = self._replies.get(number) if type(number) is int else None
         # A reply that comes after its request was given up is no error.
@@ -259,6 +280,13 @@ def _event(message: dict[str, Any]) -> Event:
         case "ended":
             return Ended(printable(message.get("reason"), "crash"), printable(message.get("detail"), ""))
     raise ValueError("unknown event")
+
+
+def _asked(message: dict[str, Any]) -> Choose:
+    address, pages = message.get("address"), message.get("pages")
+    if message["ask"] != "choose" or type(address) is not int or type(pages) is not int:
+        raise ValueError("unknown question")
+    return Choose(address, pages)
 
 
 def _bytes(message: dict[str, Any]) -> bytes:

@@ -90,6 +90,7 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         verdict_seconds=manifest.verdict_seconds,
         collect_seconds=manifest.collect_seconds,
         endpoints=manifest.endpoints,
+        cache=manifest.cache,
     )
 
 

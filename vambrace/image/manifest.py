@@ -15,6 +15,7 @@ endpoints:                       # for messages between Realms, docs/messages.md
     port: 8000                   # on the loopback of this Realm
     realm: ward                  # the other one's name; any, unless given
     owner: ward.pem              # its owner's certificate; the same owner, unless given
+cache: {percent: 25}             # so much of the last-level cache for itself; demand: required, unless preferred
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any, Final
 
 import yaml
 
+from vambrace.cache import DEMANDS, REQUIRED, CacheShare
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key, personalization
 from vambrace.config import (
     CIPHERS,
@@ -88,6 +90,7 @@ class Manifest:
     system: Zone
     programs: tuple[Program, ...]
     endpoints: tuple[Endpoint, ...] = ()
+    cache: CacheShare | None = None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -158,6 +161,7 @@ def _manifest(path: Path, top: _Map) -> Manifest:
     endpoints = tuple(_endpoint(item, folder, owner) for item in top.maps("endpoints", required=False))
     with top.at("endpoints"):
         check_endpoints(endpoints)
+    cache = _cache(top)
     top.done()
     return Manifest(
         path=path,
@@ -167,6 +171,7 @@ def _manifest(path: Path, top: _Map) -> Manifest:
         system=system,
         programs=tuple(programs),
         endpoints=endpoints,
+        cache=cache,
         vcpus=numbers["vcpus"],
         verdict_seconds=numbers["verdict_seconds"],
         collect_seconds=numbers["collect_seconds"],
@@ -215,6 +220,17 @@ def _endpoint(item: _Map, folder: Path, owner: str) -> Endpoint:
         endpoint = Endpoint(name, role, port, personalization(owner_public_key(peer)).hex(), realm, measurement)
     item.done()
     return endpoint
+
+
+def _cache(top: _Map) -> CacheShare | None:
+    item = top.map("cache")
+    if item is None:
+        return None
+    demand, percent = item.string("demand", REQUIRED), item.integer("percent", 0)
+    with item.at("percent" if demand in DEMANDS else "demand"):
+        share = CacheShare(demand, percent)
+    item.done()
+    return share
 
 
 def _system(top: _Map, highest: int) -> Zone:

@@ -9,13 +9,14 @@ import resource
 import select
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
-from vambrace.errors import UsageError, VambraceError
+from vambrace.errors import PartitionError, UsageError, VambraceError
 from vambrace.machine.descriptors import MOST, Descriptors
 from vambrace.machine.keys import page_key
 from vambrace.machine.vmm import LoadRequest, Machine, Reason
-from vambrace.pager import lock_process
+from vambrace.pager import Place, lock_process
 
 PACKET_LIMIT = 64 << 10
 
@@ -92,8 +93,12 @@ class Control:
         machine = self._machine
         match message.get("op"):
             case "load":
-                measurement = machine.load(_load_request(message, descriptors))
-                return {"measurement": measurement.hex(), "config": machine.config_digest.hex()}
+                measurement = machine.load(_load_request(message, descriptors, self._choose))
+                return {
+                    "measurement": measurement.hex(),
+                    "config": machine.config_digest.hex(),
+                    **machine.frames(),
+                }
             case "start":
                 machine.start()
             case "encrypt":
@@ -115,6 +120,24 @@ class Control:
             case other:
                 raise UsageError(f"{str(other)[:40]!r} is no operation")
         return {}
+
+    def _choose(self, address: int, pages: int) -> bytes:
+        """Which of these pages have frames to be kept: the daemon sees the frames, this process does not.
+
+        Raises ``VambraceError``: the daemon refuses, is gone, or wants something else first.
+        """
+        self._send({"ask": "choose", "address": address, "pages": pages})
+        packet = b""
+        with contextlib.suppress(OSError):
+            packet = self._connection.recv(PACKET_LIMIT + 1, socket.MSG_PEEK)
+        answer = _parse(packet) if packet else {}
+        if "answer" not in answer:
+            # What it is, the main loop sees next: most likely the end.
+            raise UsageError("load: the daemon does not say which page frames to take")
+        self._connection.recv(PACKET_LIMIT + 1)
+        if answer["answer"] is not True:
+            raise PartitionError(_string(answer, "error"))
+        return _bytes64(answer, "keep")
 
     def _event(self, name: str, **contents: str | float) -> None:
         self._send({"event": name, **contents})
@@ -151,7 +174,9 @@ def _names(message: dict[str, Any]) -> list[str]:
     return names
 
 
-def _load_request(message: dict[str, Any], descriptors: Descriptors) -> LoadRequest:
+def _load_request(
+    message: dict[str, Any], descriptors: Descriptors, choose: Callable[[int, int], bytes]
+) -> LoadRequest:
     cpus = message.get("cpus", [])
     if not isinstance(cpus, list) or not all(type(cpu) is int for cpu in cpus):
         raise UsageError("cpus: a list of integers is expected")
@@ -162,6 +187,7 @@ def _load_request(message: dict[str, Any], descriptors: Descriptors) -> LoadRequ
         key=page_key(_hex(message, "share", 32), instance),
         cid=_integer(message, "cid"),
         cpus=tuple(cpus),
+        place=Place(choose, _integer(message, "draw")) if "draw" in message else None,
     )
 
 

@@ -24,7 +24,7 @@ from vambrace.machine.change import Change, Progress
 from vambrace.machine.descriptors import Descriptors, expected
 from vambrace.machine.plan import BootPlan, plan_boot
 from vambrace.measure import LaunchMeasurement
-from vambrace.pager import Reuse, Window, ZoneStats
+from vambrace.pager import Place, Reuse, Window, ZoneStats
 from vambrace.pager.cost import fault_ns
 from vambrace.record import Record
 from vambrace.virtio.balloon import Balloon, Discard
@@ -75,6 +75,7 @@ class LoadRequest(Record):
     key: bytes
     cid: int
     cpus: tuple[int, ...] = ()  # vCPU i runs on the i-th of them, in turn; none: anywhere
+    place: Place | None = None  # chooses the page frames of guest memory
 
     def __repr__(self) -> str:
         return "LoadRequest(…)"  # never the key
@@ -149,6 +150,7 @@ class Machine:
                 cipher=config.cipher,
                 handler_cpus=sorted(set(request.cpus)),
                 userfaultfd=self._userfaultfd,
+                place=request.place,
             )
             self.failure_fd = window.failure_fd
             vm = self._stack.enter_context(Vm(kvm, (plan.end - 1).bit_length()))
@@ -168,6 +170,11 @@ class Machine:
         self._make_devices(vm, memory, window.discard, config, request)
         self.state = State.LOADED
         return measurement.digest()
+
+    def frames(self) -> dict[str, int]:
+        """Where guest memory is whose page frames were chosen, in this process: each page at one of two addresses."""
+        window = self._window
+        return {"guest": window.address, "side": window.side} if window is not None and window.placed else {}
 
     def _make_devices(
         self, vm: Vm, memory: GuestMemory, discard: Discard, config: DomainConfig, request: LoadRequest

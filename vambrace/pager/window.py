@@ -161,6 +161,7 @@ class Window:
             except BaseException:
                 self._core.close()
                 raise
+        self.placed = place is not None
         self._view = memoryview(self._core)
         self._failure: Failure | None = None
         self._closed = False

@@ -53,6 +53,7 @@ class Vmm:
     def __init__(self, stream: socket.socket, hello: dict[str, Any]) -> None:
         self.stream = stream
         self.pid: int = hello["pid"]
+        self.address: int = hello["address"]  # of 64 pages
         self.environment: list[str] = hello["environment"]
         self._number = 0
         self._lines = b""
@@ -66,6 +67,12 @@ class Vmm:
             request = json.loads(packet)
         assert request["op"] == op, request
         return request
+
+    async def answer(self) -> dict[str, Any]:
+        """The daemon's next answer to what was asked in the VMM's name."""
+        answer: dict[str, Any] = json.loads(await soon(asyncio.get_running_loop().sock_recv(self.stream, 1 << 17)))
+        assert "answer" in answer, answer
+        return answer
 
     async def emit(self, **event: Any) -> None:
         await asyncio.get_running_loop().sock_sendall(self.stream, json.dumps(event).encode())

@@ -29,6 +29,7 @@ from vambrace.pager import PAGE_SIZE, Window
 from vambrace.pager import Place as WindowPlace
 from vambrace.partition import CachePartition, placement
 from vambrace.partition.colours import Colours
+from vambrace.partition.ledger import Request
 from vambrace.partition.ways import Ways
 
 MIB = 1 << 20
@@ -38,7 +39,7 @@ BY_COLOURS = Division(CachePartition.UNCONFIRMED, "as the test says", colours=CO
 HALF, ALL = CacheShare(REQUIRED, 50), CacheShare(REQUIRED, 100)
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root sees page frame numbers")
-kernel = pytest.mark.usefixtures("kernel")
+kernel = pytest.mark.usefixtures("kernel", "still")
 
 
 def host(folder: Path, division: Division, *, memory: int = 1024, reserve: int = 0) -> Shares:
@@ -251,7 +252,9 @@ def test_two_domains_with_frames_of_their_own(tmp_path: Path, windows: ExitStack
 
 @root
 @kernel
-def test_a_planted_overlap_is_found(tmp_path: Path, windows: ExitStack, monkeypatch: Any) -> None:
+def test_a_planted_overlap_is_found(
+    tmp_path: Path, windows: ExitStack, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """A domain with frames of another's colours: it is named, and its token says nothing of colours any more."""
     monkeypatch.setattr(placement, "check_migration", lambda: None)
 
@@ -271,6 +274,17 @@ def test_a_planted_overlap_is_found(tmp_path: Path, windows: ExitStack, monkeypa
         assert shares.parts.state(first.part) is CachePartition.UNCONFIRMED
         await second.leave()
         assert (await shares.verify([])).findings == ()
+        # As in the daemon's own rounds, which do not wait here.
+        monkeypatch.setattr(placing, "WATCH_SECONDS", 0.01)
+        first.part.colours = (15,)
+        shares.ledger.release("first")
+        shares.ledger.reserve("first", "first", Request(named={"colours": (15,)}))
+        watching = asyncio.create_task(shares.parts.watch())
+        while not first.part.misplaced:
+            await asyncio.sleep(0.01)
+        watching.cancel()
+        assert "which is nobody's" in first.part.misplaced and "page frames of a domain are not its own" in caplog.text
+        assert shares.parts.state(first.part) is CachePartition.NONE
         made.close()
         (gone,) = (await shares.verify([])).findings
         assert gone == f"first: page 0 of process {ME} has no page frame"
