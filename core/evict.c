@@ -324,14 +324,14 @@ int vb_make_room(struct vb_window *window, struct vb_lane *lane, struct vb_area 
 int vb_tend(struct vb_window *window, struct vb_lane *lane, struct vb_area *area)
 {
 	struct vb_zone *zone = &area->zone;
-	uint32_t spare = zone->goal / 16 < VB_SPARE ? zone->goal / 16 : VB_SPARE;
+	uint32_t spare = vb_zone_spare(zone), least = window->handler_count < spare ? (uint32_t)window->handler_count : spare;
 	uint32_t target = vb_zone_standby_target(zone), stuck = 0;
 	struct batch batch = {0};
 	int status, end;
 
 	/* While a percentage rises there may be more than the goal: its own steps see to that. */
 	if (area->open || zone->goal == zone->count || zone->plaintext > zone->goal ||
-	    zone->goal - zone->plaintext >= spare)
+	    zone->goal - zone->plaintext >= least) /* a page for each handler */
 		return VB_OK;
 	status = expel_begin(window, lane, area, spare, &batch);
 	if (status)

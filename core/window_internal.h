@@ -18,9 +18,6 @@
 
 #include "window.h"
 
-/* Pages of a zone's window that are kept free ahead of need. */
-#define VB_SPARE 16
-
 /* A zone with its lock, its key and its counts. */
 struct vb_area {
 	pthread_mutex_t lock;    /* guards all below, and the zone's part of the page table */

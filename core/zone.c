@@ -6,19 +6,21 @@
 #define NONE UINT32_MAX
 /* Main gives at least one page in so many: otherwise nothing would be learnt of its pages. */
 #define PROBE 32
-/* What is known of the queues halves when so many demotions are counted, or a quarter of the window. */
+/* What is known of the queues halves when so many demotions are counted, or a sixth of the window. */
 #define MEMORY 4096
+/* Most pages that are made free ahead of need in one step: a sixteenth of a small window. */
+#define MOST_SPARE 16
 /*
  * So many of the pages that were brought in last stay (an eighth of a small window): the one that is waited for must be
  * used, and a burst of touches must be over, before a page is judged.
  */
 #define GRACE 64
 /* A page of fresh was given up too early if it comes back before so many times fresh's length of others have left. */
-#define EARLY 3
+#define EARLY 4
 /* One page of main that comes back moves the boundary to fresh as far as so many pages of fresh do. */
 #define MAIN_WEIGHT 2
 /* Most pages that one page moves that boundary. */
-#define MOST_STEP 50
+#define MOST_STEP 20
 /* What is known of pages that came back so often in a row halves when so many of them were given up. */
 #define TRIED 128
 
@@ -154,10 +156,19 @@ static void came_back(struct vb_zone *zone, struct vb_page *entry)
 		entry->returns++;
 }
 
-/* More than three in four pages of main with so many returns in a row have come back once more. */
+/* More than three in five pages of main with so many returns in a row have come back once more. */
 static bool trusted(const struct vb_zone *zone, unsigned returns)
 {
-	return (uint64_t)zone->again[returns] * 4 > (uint64_t)zone->tried[returns] * 3;
+	return (uint64_t)zone->again[returns] * 5 > (uint64_t)zone->tried[returns] * 3;
+}
+
+/*
+ * Four in five pages that main lost came back: it is used in turn by more pages than it has room for. Then each of them that comes
+ * back would cost another that will, and it is better that some stay and the others come and go through fresh.
+ */
+static bool main_is_overrun(const struct vb_zone *zone)
+{
+	return (uint64_t)zone->missed[1] * 5 >= (uint64_t)zone->departed[1] * 4;
 }
 
 /* The share of `all` that came `back` is less than half as large for main (1) as for fresh (0). */
@@ -196,13 +207,16 @@ void vb_zone_call(struct vb_zone *zone, uint32_t page)
 		return;
 	case VB_ENCRYPTED:
 		/*
-		 * Main was worth it once, so its pages have a window's length of departures to come back in. For others
-		 * the bar rises as main grows at fresh's expense: else all that comes back would turn main over for
-		 * pages that are no better.
+		 * Main was worth it once, so its pages have a window's length of departures to come back in, unless it
+		 * is overrun. For others the bar rises as main grows at fresh's expense: else all that comes back would
+		 * turn main over for pages that are no better.
 		 */
 		others = zone->departures - entry->next;
-		near = others < (uint64_t)zone->limit * 3 / 4;
-		entry->held = others < (entry->arm ? zone->limit : (uint64_t)EARLY * zone->fresh.count);
+		near = others < zone->limit / 2;
+		if (entry->arm)
+			entry->held = others < zone->limit && !main_is_overrun(zone);
+		else
+			entry->held = others < (uint64_t)EARLY * zone->fresh.count;
 		zone->missed[entry->arm] += near;
 		/* What comes back to fresh later than this may be a loop, which no fresh is long enough for. */
 		if (entry->arm ? near : entry->held)
@@ -234,7 +248,12 @@ void vb_zone_admit(struct vb_zone *zone, uint32_t page)
 
 uint32_t vb_zone_standby_target(const struct vb_zone *zone)
 {
-	return zone->goal / 10;
+	return zone->goal / 8;
+}
+
+uint32_t vb_zone_spare(const struct vb_zone *zone)
+{
+	return zone->goal / 16 < MOST_SPARE ? zone->goal / 16 : MOST_SPARE;
 }
 
 static struct vb_queue *victims(struct vb_zone *zone)
@@ -255,7 +274,7 @@ static struct vb_queue *victims(struct vb_zone *zone)
 
 static void remember(struct vb_zone *zone, unsigned arm, unsigned returns)
 {
-	uint32_t most = zone->limit / 4 < MEMORY ? zone->limit / 4 : MEMORY;
+	uint32_t most = zone->limit / 6 < MEMORY ? zone->limit / 6 : MEMORY;
 
 	if (++zone->demoted[arm] >= most) {
 		zone->demoted[arm] /= 2;

@@ -13,7 +13,8 @@
  * Fresh and main pages are in guest memory, and nothing tells whether the guest still uses them. So each of these two
  * queues gives its oldest pages to standby: moved aside, still plaintext, given back for the price of a move. What
  * comes back from there, or soon after it was encrypted, was worth keeping. What is soon depends on the length of
- * fresh: a large main is hard to enter.
+ * fresh: a large main is hard to enter. And what main lost does not come back to it while nearly all of that comes back:
+ * then it is a loop larger than the window, of which a part that stays is better than one that changes.
  *
  * Which queue gives the next page follows from what comes back. Each page of fresh that comes back says that fresh
  * should be longer, each one of main that it should be shorter (as in ARC, Megiddo & Modha, FAST 2003, but by faults).
@@ -108,7 +109,7 @@ struct vb_zone {
 	uint32_t demoted[2];  /* pages given up */
 	uint32_t returned[2]; /* of these, how many came back from standby */
 	uint32_t departed[2]; /* pages encrypted */
-	uint32_t missed[2];   /* of these, how many came back before most of a window had left */
+	uint32_t missed[2];   /* of these, how many came back before half a window had left */
 	/* Pages of main, lately, by how often each had come back in a row: */
 	uint32_t tried[VB_RETURNS + 1]; /* given up once more */
 	uint32_t again[VB_RETURNS + 1]; /* of these, how many came back again */
@@ -143,6 +144,8 @@ void vb_zone_admit(struct vb_zone *zone, uint32_t page);
 
 /* How many pages standby should have. */
 uint32_t vb_zone_standby_target(const struct vb_zone *zone);
+/* How many pages are made free in one step, once none is: room that the next faults find, and a loss to the window. */
+uint32_t vb_zone_spare(const struct vb_zone *zone);
 /* Takes the next page to give up and the neighbours queued behind it, at most `most`: leaving. Gives their number. */
 uint32_t vb_zone_demote(struct vb_zone *zone, uint32_t most, uint32_t *page);
 /* It is aside now. */

@@ -1,13 +1,12 @@
 /*
  * Replays page references through core/zone.c much as core/paging.c and core/evict.c do it, with nothing behind it: no
- * memory is moved and nothing encrypted. What differs: a page comes in alone (no fault-around), one thread does all, and
- * the steps ahead of need are of BATCH pages, first to standby and then from it.
+ * memory is moved and nothing encrypted. What differs: a page comes in alone (no fault-around), and there is one handler.
  */
 #include <stdlib.h>
 
 #include "zone.h"
 
-/* Pages encrypted in one step. */
+/* Pages that are encrypted in one step where a fault waits for room: as in core/evict.c. */
 #define BATCH 16
 
 struct replay {
@@ -27,10 +26,10 @@ static uint32_t demote(struct vb_zone *zone, uint32_t most)
 	return run;
 }
 
-static void expel(struct vb_zone *zone)
+static void expel(struct vb_zone *zone, uint32_t most)
 {
-	uint32_t pages[BATCH];
-	uint32_t count = vb_zone_expel(zone, BATCH, pages);
+	uint32_t pages[VB_RUN];
+	uint32_t count = vb_zone_expel(zone, most, pages);
 
 	for (uint32_t i = 0; i < count; i++)
 		vb_zone_depart(zone, pages[i]);
@@ -41,9 +40,10 @@ static void expel(struct vb_zone *zone)
 static bool make_room(struct vb_zone *zone)
 {
 	while (zone->plaintext + 1 > zone->goal) {
-		if (!zone->standby.count && !demote(zone, 1))
+		if (zone->standby.count)
+			expel(zone, BATCH);
+		else if (!demote(zone, 1))
 			return false;
-		expel(zone);
 	}
 	return true;
 }
@@ -51,18 +51,13 @@ static bool make_room(struct vb_zone *zone)
 /* What is done after the fault, so that the next one finds room. */
 static void tend(struct vb_zone *zone)
 {
-	uint32_t spare = zone->goal / 16 < 16 ? zone->goal / 16 : 16;
+	uint32_t spare = vb_zone_spare(zone), target = vb_zone_standby_target(zone), more = 1;
 
-	if (zone->goal - zone->plaintext >= spare)
+	if (!spare || zone->goal > zone->plaintext)
 		return;
-	for (;;) {
-		uint32_t wanted = vb_zone_standby_target(zone) + BATCH;
-		uint32_t missing = zone->standby.count < wanted ? wanted - zone->standby.count : 0;
-
-		if (!missing || !demote(zone, missing < BATCH ? missing : BATCH))
-			break;
-	}
-	expel(zone);
+	expel(zone, spare);
+	while (zone->standby.count < target && more)
+		more = demote(zone, target - zone->standby.count < VB_RUN ? target - zone->standby.count : VB_RUN);
 }
 
 /* Whether a queue's links, states and count agree. */

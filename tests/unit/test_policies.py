@@ -164,6 +164,15 @@ def test_ours_gives_up_pages_in_steady_use_when_nobody_uses_them_any_more(engine
     assert engine.replay(before + after, 10_550, 400).misses - known <= 3 * 250
 
 
+def test_ours_keeps_a_part_of_a_loop_that_looks_back(engine: Engine) -> None:
+    # Most pages are used again soon after, which is no reason to keep them: they come again when the others have.
+    chance = random.Random(1)
+    around = [page for _ in range(60) for page in range(500)]
+    references = array("I", (page - back for page in around for back in {0, chance.randrange(40)} if page >= back))
+    assert misses(Lru(400), references) == 60 * 500
+    assert engine.replay(references, 500, 400).misses <= 20_000
+
+
 def test_what_cannot_be_replayed_is_refused(engine: Engine, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="cannot be replayed"):
         engine.replay(array("I", [5]), 5, 4)
