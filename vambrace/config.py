@@ -32,6 +32,7 @@ MAX_CONFIG_BYTES: Final = 256 << 10
 MAX_APPLICATIONS: Final = 15  # Debian's arm64 kernel has 16 NUMA nodes, one is the system's
 MAX_DISKS: Final = 8
 MAX_ENDPOINTS: Final = 16
+MAX_NETWORKS: Final = 4
 FIRST_PORT, LAST_PORT = 1024, 65535  # an application has no capability for smaller ones
 MAX_VCPUS: Final = 16
 MAX_CMDLINE: Final = 2047  # arm64 COMMAND_LINE_SIZE is 2048 with its NUL
@@ -202,6 +203,7 @@ class DomainConfig(Record):
     collect_seconds: int = 300
     endpoints: tuple[Endpoint, ...] = ()
     cache: CacheShare | None = None
+    networks: tuple[str, ...] = ()  # a network card at each
 
     def __post_init__(self) -> None:
         check_name(self.name, self.kind.title)
@@ -230,6 +232,7 @@ class DomainConfig(Record):
         if self.kind.verdict:
             check_integer(self.verdict_seconds, 1, MAX_SECONDS, "verdict_seconds")
         check_endpoints(self.endpoints)
+        check_networks(self.networks)
         for name in set(_PARTS) - set(self._parts()):
             if getattr(self, name) != getattr(DomainConfig, name):
                 raise ConfigError(f"{name}: a {self.kind} has none", hint="take it out")
@@ -303,6 +306,8 @@ class DomainConfig(Record):
             found["endpoints"] = [endpoint.as_dict() for endpoint in self.endpoints]
         else:
             found.pop("endpoints", None)
+        if self.networks:
+            found["networks"] = list(self.networks)
         return found
 
     def _zone_object(self, index: int) -> dict[str, Any]:
@@ -338,6 +343,7 @@ class DomainConfig(Record):
             zones=tuple(_read_zone(zone, kind, index) for index, zone in enumerate(top.objects("zones"))),
             disks=tuple(_read_disk(disk, kind) for disk in top.objects("disks")),
             cache=_read_cache(top.object("cache")) if "cache" in top else None,
+            networks=top.strings("networks") if "networks" in top else (),
             **values,
         )
         # One check for every unknown key, every optional spelling and every odd number format.
@@ -474,6 +480,15 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
             raise ConfigError(
                 f"endpoint {endpoint.name}: port {endpoint.port} is another endpoint's", hint="choose another port"
             )
+
+
+def check_networks(names: Sequence[str]) -> None:
+    """One card for each: with two at one network a guest would not know which is which."""
+    if len(names) > MAX_NETWORKS:
+        raise ConfigError(f"{len(names)} networks", hint=f"at most {MAX_NETWORKS}")
+    for name in names:
+        check_name(name, "network")
+    _unique(names, "network")
 
 
 def check_percent(percent: object, where: str) -> None:

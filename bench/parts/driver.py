@@ -36,6 +36,9 @@ PORTS = Path("/sys/class/virtio-ports")
 #: The NUMA node of the application's zone.
 NODE = "1"
 DISK = "/dev/vda"
+#: The word of the kernel's command line with a card's address, and where ``peer.py`` listens at the host.
+ADDRESS = "bench.address="
+PEER = ("10.9.0.1", 9000)
 
 #: Does a few operations and says how many.
 Step = Callable[[], int]
@@ -198,6 +201,48 @@ def _disk_size() -> int:
         os.close(disk)
 
 
+def card_send(chance: random.Random) -> Step:
+    """TCP to the host, through the guest's network card. An operation is a MiB."""
+    peer, data = _peer(b"s"), chance.randbytes(MIB)
+
+    def step() -> int:
+        peer.sendall(data)
+        return 1
+
+    return step
+
+
+def card_receive(chance: random.Random) -> Step:
+    """TCP from the host. An operation is a MiB."""
+    peer, buffer = _peer(b"d"), bytearray(MIB)
+
+    def step() -> int:
+        peer.recv_into(buffer, MIB, socket.MSG_WAITALL)
+        return 1
+
+    return step
+
+
+def card_ask(chance: random.Random) -> Step:
+    """A byte to the host and back. An operation is a round trip."""
+    peer = _peer(b"e")
+
+    def step() -> int:
+        peer.sendall(b"?")
+        if not peer.recv(1):
+            raise RuntimeError("the host does not answer")
+        return 1
+
+    return step
+
+
+def _peer(kind: bytes) -> socket.socket:
+    peer = socket.create_connection(PEER, timeout=60)
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    peer.sendall(kind)
+    return peer
+
+
 WORKS: dict[str, Callable[[random.Random], Step]] = {
     "scan": scan,
     "zipf": zipf,
@@ -206,6 +251,9 @@ WORKS: dict[str, Callable[[random.Random], Step]] = {
     "analysis": analysis,
     "block-sequential": block_sequential,
     "block-random": block_random,
+    "card-send": card_send,
+    "card-receive": card_receive,
+    "card-ask": card_ask,
 }
 
 
@@ -258,6 +306,11 @@ def boot() -> None:
         if libc.mount(kind.encode(), place.encode(), kind.encode(), 0, None):
             raise OSError(ctypes.get_errno(), f"mount {place}")
     (CGROUPS / "cgroup.subtree_control").write_text("+cpuset")
+    for word in Path("/proc/cmdline").read_text().split():
+        if word.startswith(ADDRESS):
+            for command in (["addr", "add", word.removeprefix(ADDRESS), "dev", "eth0"], ["link", "set", "eth0", "up"]):
+                if os.spawnv(os.P_WAIT, "/usr/bin/busybox", ["busybox", "ip", *command]):
+                    raise OSError(f"ip {command}")
     group = CGROUPS / "work"
     group.mkdir()
     (group / "cpuset.mems").write_text(NODE)

@@ -148,10 +148,16 @@ class Control:
             for path in wanted.values():
                 files.append(os.open(path, os.O_RDWR if path.startswith(DEVICES) else os.O_RDONLY))
                 stack.callback(os.close, files[-1])
+            cards = [open_card(card) for card in specification.get("cards", ())]
+            for card in cards:
+                stack.callback(card.close)
+                files += [card.tap, card.vhost]
+            names = [f"{kind}:{number}" for number in range(len(cards)) for kind in ("net", "vhost-net")]
             self.ask(
                 "load",
                 files,
-                descriptors=list(wanted),
+                descriptors=[*wanted, *names],
+                cards=[{"mac": card.mac.hex(), "mtu": card.mtu} for card in cards],
                 instance=_INSTANCE.hex(),
                 share=bytes(32).hex(),
                 cid=specification["cid"],
@@ -183,6 +189,13 @@ class Control:
             raise RuntimeError("the VMM is gone")
         message: dict[str, Any] = json.loads(packet)
         return message
+
+
+def open_card(card: dict[str, str]) -> Any:
+    """The host's side of a card at the bridge that ``card`` names, as the daemon opens it."""
+    from vambrace.partition import cards
+
+    return cards.open_card(cards.Network("bench", card["bridge"], isolated=False), bytes.fromhex(card["mac"]))
 
 
 def paths(files: dict[str, Any]) -> dict[str, str]:
@@ -230,15 +243,19 @@ def start_qemu(
     """The process, and our ends of its monitor and of the agent's port."""
     ours, theirs = socket.socketpair()
     agent, port = socket.socketpair()
+    cards = [open_card(card) for card in specification.get("cards", ())]
+    taps = [file for card in cards for file in (card.tap, card.vhost)]
     process = subprocess.Popen(
-        qemu_command(specification, theirs.fileno(), port.fileno()),
-        pass_fds=(theirs.fileno(), port.fileno()),
+        [*qemu_command(specification, theirs.fileno(), port.fileno()), *card_words(specification, cards)],
+        pass_fds=(theirs.fileno(), port.fileno(), *taps),
         stdin=subprocess.DEVNULL,
         stdout=errors,
         stderr=errors,
     )
     theirs.close()
     port.close()
+    for card in cards:
+        card.close()
     return process, ours, agent
 
 
@@ -275,6 +292,17 @@ def qemu_command(specification: dict[str, Any], monitor: int, agent: int) -> lis
     words += ["-device", f"vhost-vsock-device,guest-cid={specification['cid']},bus=virtio-mmio-bus.{slot}"]
     words += ["-device", f"virtio-rng-device,bus=virtio-mmio-bus.{slot + 1}"]
     words += ["-device", f"virtio-balloon-device,free-page-reporting=on,bus=virtio-mmio-bus.{slot + 2}"]
+    return words
+
+
+def card_words(specification: dict[str, Any], cards: Sequence[Any]) -> list[str]:
+    """QEMU's network cards, in the slots after ``qemu_command``'s devices, as our VMM has them."""
+    first = 4 + len(specification["files"]["disks"])
+    words: list[str] = []
+    for number, card in enumerate(cards):
+        words += ["-netdev", f"tap,id=card{number},fd={card.tap},vhost=on,vhostfd={card.vhost}"]
+        bus, mac = f"virtio-mmio-bus.{first + number}", card.mac.hex(":")
+        words += ["-device", f"virtio-net-device,netdev=card{number},mac={mac},bus={bus}"]
     return words
 
 

@@ -22,8 +22,8 @@ from vambrace.emulator.server import Server
 from vambrace.image.base import RuntimeBase, runtime_base
 
 ORDER = (
-    *("test_verdicts", "test_freed", "test_auto", "test_exchange", "test_census", "test_inside", "test_owner"),  # DOOR
-    *("test_relay", "test_operator", "test_partition", "test_death", "test_colours"),
+    *("test_verdicts", "test_freed", "test_auto", "test_exchange", "test_network", "test_census"),  # DOOR
+    *("test_inside", "test_owner", "test_relay", "test_operator", "test_partition", "test_death", "test_colours"),
     "test_secure_flash",  # OPEN, then PRODUCT
     *("test_resume", "test_main_job"),  # PRODUCT
     "test_insecure",

@@ -14,7 +14,6 @@ import os
 import select
 import subprocess
 import sys
-from pathlib import Path
 
 from vambrace.errors import PartitionError
 from vambrace.partition import cards
@@ -52,14 +51,14 @@ def received(card: OpenCard) -> list[str]:
 
 def ordinary(bridge: str) -> OpenCard:
     """What else is at a bridge is the operator's: a port like any other."""
-    tap = os.open(cards.TUN, os.O_RDWR | os.O_NONBLOCK)
+    tap = os.open(cards.DEVICES / cards.TUN, os.O_RDWR | os.O_NONBLOCK)
     interface = cards._attach(tap)
     run(f"ip link set {interface} master {bridge} up")
     return OpenCard(tap, os.open("/dev/null", os.O_RDWR), new_address(), 1500, interface)
 
 
 def main() -> None:
-    cards.VHOST = Path("/dev/null")
+    cards.VHOST = "null"
     run("mount -t sysfs sys /sys")
     for bridge in ("lab", "apart"):
         run(f"ip link add {bridge} type bridge mcast_snooping 0")

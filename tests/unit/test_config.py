@@ -327,3 +327,16 @@ def test_one_rule_for_names(name: str) -> None:
         with pytest.raises(UsageError) as caught:
             check_domain_name(name)
         assert caught.value.hint
+
+
+def test_networks_are_measured_in_their_order() -> None:
+    config = make_realm(networks=("lab", "uplink"))
+    assert DomainConfig.parse(config.encode()) == config
+    others = (make_realm(), make_realm(networks=("lab",)), make_realm(networks=("uplink", "lab")))
+    assert len({other.encode() for other in (config, *others)}) == 4
+    assert b"networks" not in make_realm().encode()
+    with pytest.raises(ConfigError, match="unknown key networks"):
+        DomainConfig.parse(canonical(make_realm().as_object() | {"networks": []}))
+    for networks in (["Lab"], ["lab", "lab"], [7], "lab", ["a", "b", "c", "d", "e"], [""]):
+        with pytest.raises(ConfigError, match="network"):
+            DomainConfig.parse(canonical(make_realm().as_object() | {"networks": networks}))

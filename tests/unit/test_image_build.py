@@ -160,3 +160,17 @@ def test_output_that_cannot_be(folder: Path, base: RuntimeBase) -> None:
     with pytest.raises(VambraceError):
         measure(folder, base, "taken")
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_networks_reach_the_configuration_and_the_agent(folder: Path, base: RuntimeBase) -> None:
+    """The monitor learns the names, the agent the addresses, and the initrd that a driver is needed."""
+    manifest = folder / "manifest.yaml"
+    before = build_bundle(manifest, folder / "out", base).config
+    assert before.networks == () and "vambrace.network" not in before.cmdline.split()
+    manifest.write_text(manifest.read_text() + "networks: [{name: lab, address: 10.0.0.2/24}, uplink]\n")
+    config = build_bundle(manifest, folder / "out", base).config
+    assert config.networks == ("lab", "uplink") and "vambrace.network" in config.cmdline.split()
+    assert agent_settings(read_manifest(manifest))["networks"] == [
+        {"name": "lab", "address": "10.0.0.2/24", "gateway": ""},
+        {"name": "uplink", "address": "", "gateway": ""},
+    ]

@@ -225,3 +225,44 @@ def test_missing_manifest(tmp_path: Path) -> None:
 def test_memory_units() -> None:
     assert parse_memory("128M") == parse_memory("131072K") == parse_memory(134217728) == parse_memory("128MiB")
     assert parse_memory("2G") == 2 << 30
+
+
+def test_networks(folder: Path) -> None:
+    read(
+        folder,
+        f"{GOOD}networks:\n"
+        "  - {name: lab, address: 10.0.0.2/24, gateway: 10.0.0.1}\n"
+        "  - uplink\n"
+        "  - {name: six, address: 'fd00::0002/64', gateway: 'fd00:0::1'}\n",
+    )
+    lab, uplink, six = read_manifest(folder / "manifest.yaml").networks
+    assert (lab.name, lab.address, lab.gateway) == ("lab", "10.0.0.2/24", "10.0.0.1")
+    assert (uplink.name, uplink.address, uplink.gateway) == ("uplink", "", "")
+    assert (six.address, six.gateway) == ("fd00::2/64", "fd00::1")
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        "[5]",
+        "lab",
+        "[Lab]",
+        "[lab, lab]",
+        "[{name: lab}, lab]",
+        "[{address: 10.0.0.2/24}]",
+        "[{name: lab, address: 10.0.0.2}]",
+        "[{name: lab, address: 10.0.0.256/24}]",
+        "[{name: lab, address: 10.0.0.2/33}]",
+        "[{name: lab, gateway: 10.0.0.1}]",
+        "[{name: lab, address: 10.0.0.2/24, gateway: 10.0.1.1}]",
+        "[{name: lab, address: 10.0.0.2/24, gateway: fd00::1}]",
+        "[{name: lab, address: 10.0.0.2/24, gateway: x}]",
+        "[{name: lab, address: 10.0.0.2/24, bridge: br0}]",
+        "[{name: a, address: 10.0.0.2/24, gateway: 10.0.0.1}, {name: b, address: 10.1.0.2/24, gateway: 10.1.0.1}]",
+        "[a, b, c, d, e]",
+    ],
+)
+def test_networks_that_are_wrong(folder: Path, items: str) -> None:
+    with pytest.raises(ConfigError) as found:
+        read(folder, f"{GOOD}networks: {items}\n")
+    assert found.value.line == len(GOOD.splitlines()) + 1

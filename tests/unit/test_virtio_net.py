@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 from fakes.fake_vhost import FakeVhost
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from virtio_driver import RAM, Driver
 
 from vambrace.errors import KvmError
@@ -130,3 +132,29 @@ def test_a_kernel_without_virtio_1(kernel: FakeVhost) -> None:
 def test_a_device_that_is_not_vhost_net() -> None:
     with pytest.raises(KvmError, match="cannot take the device"):
         Net(Card(os.open("/dev/null", os.O_RDWR), os.open("/dev/null", os.O_RDWR), MAC, 1500))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
+@given(
+    writes=st.lists(
+        st.tuples(
+            st.sampled_from([0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x70, 0x80, 0x84, 0x90, 0xA0, 0xA4, 0x100]),
+            st.one_of(st.integers(0, 16), st.sampled_from([RAM, RAM + 0x2000, 128, 0xFFFF_FFFF, 1 << 5 | 1 << 15])),
+        ),
+        max_size=60,
+    )
+)
+def test_whatever_a_driver_writes(kernel: FakeVhost, writes: list[tuple[int, int]]) -> None:
+    """It breaks its card at most: never an error here, and what is attached has rings within memory."""
+    kernel.owned, kernel.tap = False, os.open("/dev/null", os.O_RDWR)
+    driver = Driver(Net(card(kernel)))
+    try:
+        for offset, value in writes:
+            driver.set(offset, value)
+            low, high = driver.memory.host, driver.memory.host + driver.memory.size
+            if max(kernel.backends.values()) >= 0:
+                assert all(low <= at < high for rings in kernel.addresses.values() for at in rings[:3])
+        driver.set(0x70, 0)
+        assert set(kernel.backends.values()) == {-1}
+    finally:
+        driver.close()

@@ -17,6 +17,8 @@ from vambrace.errors import BuildError
 
 # Enough to find a disk and mount it; callers add what their machine has.
 DISK_MODULES = ("dm-mod", "dm-verity", "erofs", "virtio_mmio", "virtio_blk")
+# Loaded where the command line says vambrace.network.
+NETWORK_MODULES = ("virtio_net",)
 _PACKAGES = ("busybox-static", "dmsetup")
 _APPLETS = ("sh", "mount", "umount", "insmod", "cat", "sleep", "poweroff", "switch_root")
 
@@ -28,7 +30,7 @@ def make_initrd(archive: Archive, cache: Cache, kernel: Kernel, modules: Sequenc
     inputs = {
         "packages": archive.key(packages),
         "kernel": hashlib.sha256(kernel.image.read_bytes()).hexdigest(),
-        "modules": " ".join(modules),
+        "modules": " ".join((*modules, "network:", *NETWORK_MODULES)),
         "script": hashlib.sha256(script).hexdigest(),
         "recipe": "2",
     }
@@ -48,11 +50,12 @@ def make_initrd(archive: Archive, cache: Cache, kernel: Kernel, modules: Sequenc
         _copy(tree / "usr/sbin/dmsetup", out / "bin/dmsetup")
         for library in _libraries(tree, tree / "usr/sbin/dmsetup"):
             _copy(library, out / "lib" / library.name)
-        order = []
-        for module in kernel.closure(list(modules)):
-            _copy(module, out / "modules" / module.name)
-            order.append(module.name)
-        (out / "modules/order").write_text("\n".join(order) + "\n")
+        always = kernel.closure(list(modules))
+        network = [module for module in kernel.closure([*modules, *NETWORK_MODULES]) if module not in always]
+        for name, files in (("order", always), ("network", network)):
+            for module in files:
+                _copy(module, out / "modules" / module.name)
+            (out / "modules" / name).write_text("".join(f"{module.name}\n" for module in files))
         (work / "initrd").write_bytes(cpio(out))
         shutil.rmtree(tree)
         shutil.rmtree(out)

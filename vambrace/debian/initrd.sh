@@ -3,6 +3,7 @@
 # command line names, each under dm-verity, and hands over to the system's own init:
 #   vambrace.disk=DEVICE,MOUNTPOINT,DATA_BLOCKS,ROOT_HASH,SALT   (the first one is mounted at /)
 #   vambrace.init=PROGRAM
+#   vambrace.network             (a machine without network cards has no driver for them)
 # Whatever goes wrong ends the machine: there is no shell to fall into.
 
 export PATH=/bin
@@ -23,9 +24,15 @@ mount -t sysfs sys /sys
 order=/sys/module/page_reporting/parameters/page_reporting_order
 [ ! -e "$order" ] || echo 4 > "$order"
 
-while read -r module; do
-    insmod "/modules/$module" || fail "module $module does not load"
-done < /modules/order
+load() {
+    while read -r module; do
+        insmod "/modules/$module" || fail "module $module does not load"
+    done < "$1"
+}
+load /modules/order
+case " $(cat /proc/cmdline) " in
+*" vambrace.network "*) load /modules/network ;;
+esac
 
 # A console may be a module; where there is none, output goes nowhere, but to open descriptors.
 if (: > /dev/console) 2> /dev/null; then

@@ -32,6 +32,8 @@ guest_memory = 2147483648
 # vmm_cpus and not in shared_cpus is given to one domain alone.
 vmm_cpus = [1]
 shared_cpus = [1]
+# Bridges within the server: whoever names the first reaches the others there, whoever names the second reaches nobody.
+networks = {lab = {bridge = "lab", isolated = false}, apart = {bridge = "apart"}}
 """
 
 

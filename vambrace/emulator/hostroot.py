@@ -35,7 +35,10 @@ PACKAGES = (
 )
 SYSROOT_PACKAGES = ("libc6-dev", "libpython3.13-dev", "libssl-dev")
 # Loaded by the measured initrd, so that the running host needs no module loading at all.
-MODULES = (*DISK_MODULES, "virtio_net", "ext4", "tee", "optee", "vsock", "vhost_vsock", "virtio_console")
+MODULES = (
+    *(*DISK_MODULES, "virtio_net", "ext4", "tee", "optee", "vsock", "vhost_vsock", "virtio_console"),
+    *("bridge", "tun", "vhost_net"),
+)
 APPLETS = ("sh", "blockdev", "mount", "mkdir", "mkfifo", "ip", "sleep", "poweroff", "false")
 # What a host runs; the user's side of vambrace stays with the user.
 PARTS = ("attest", "host", "image", "kvm", "machine", "measure", "pager", "partition", "trustzone", "virtio")

@@ -184,9 +184,14 @@ class Domain(ABC):
         return answer
 
     async def _load_image(self, **arguments: Any) -> dict[str, Any]:
-        with opened(self._image, self.config, self._settings.devices) as descriptors:
+        with opened(self._image, self.config, self._place.networks, self._settings.devices) as its:
             answer = await self._request(
-                "load", descriptors=descriptors, cid=self.cid, cpus=self._place.cpus, **arguments
+                "load",
+                descriptors=its.descriptors,
+                cards=its.cards,
+                cid=self.cid,
+                cpus=self._place.cpus,
+                **arguments,
             )
         if answer.get("config") != hashlib.sha256(self.config.encode()).hexdigest():
             # What was admitted, and what claims are made of, is this configuration; the VMM has read the file.

@@ -30,6 +30,7 @@ from vambrace.host.store import RECORDS_KEPT, DomainRecord, Store, StoredImage
 from vambrace.host.usage import INTERVAL, Usage
 from vambrace.host.vmm import kill_leftover
 from vambrace.host.vsock import Connector, connect_vsock
+from vambrace.partition.cards import CARD_MEMORY
 from vambrace.partition.overlap import Verification
 
 # What a VMM process takes beyond guest memory, and what the host keeps for itself.
@@ -139,7 +140,10 @@ class Host:
                 )
             memory = config.memory + config.memory // TABLES + VMM_OVERHEAD
             memory += ENDPOINT_MEMORY * len(config.endpoints)
-            place = await self.shares.reserve(uuid, request.name, memory, config.vcpus, config.memory, config.cache)
+            memory += CARD_MEMORY * len(config.networks)
+            place = await self.shares.reserve(
+                uuid, request.name, memory, config.vcpus, config.memory, config.cache, config.networks
+            )
             record = DomainRecord(
                 uuid=uuid,
                 name=request.name,

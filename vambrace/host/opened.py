@@ -3,30 +3,50 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vambrace.config import DomainConfig
 from vambrace.errors import DomainError
 from vambrace.host.store import StoredImage
-from vambrace.machine.descriptors import KINDS, expected
+from vambrace.machine.descriptors import CARD, KINDS, expected
+from vambrace.partition.cards import Network, new_address, open_card
+
+
+@dataclass(frozen=True)
+class Opened:
+    """``descriptors`` by name, and of each network card what the VMM must know."""
+
+    descriptors: dict[str, int]
+    cards: list[dict[str, Any]]
 
 
 @contextmanager
-def opened(image: StoredImage, config: DomainConfig, devices: Path) -> Iterator[Mapping[str, int]]:
-    """The domain's descriptors by name, closed in the end; ``devices`` is /dev.
+def opened(
+    image: StoredImage, config: DomainConfig, networks: Sequence[Network], devices: Path
+) -> Iterator[Opened]:
+    """What the domain consists of, closed in the end; ``devices`` is /dev, and ``networks`` those of its cards.
 
-    Raises ``DomainError``: one cannot be opened.
+    Raises ``DomainError``, ``PartitionError``: something cannot be opened.
     """
     files = {"config": image.config, "kernel": image.kernel, "initrd": image.initrd}
     files |= {f"disk:{disk.name}": path for disk, path in zip(config.disks, image.disks, strict=False)}
     with ExitStack() as stack:
-        found = {}
+        found: dict[str, int] = {}
+        cards = []
+        for number, network in enumerate(networks):
+            card = open_card(network, new_address(), devices)
+            stack.callback(card.close)
+            found |= {f"{kind}:{number}": file for kind, file in zip(CARD, (card.tap, card.vhost), strict=True)}
+            cards.append({"mac": card.mac.hex(), "mtu": card.mtu})
         for name in expected(config):
-            found[name] = _open(name, files.get(name), devices)
-            stack.callback(os.close, found[name])
-        yield found
+            if name not in found:
+                found[name] = _open(name, files.get(name), devices)
+                stack.callback(os.close, found[name])
+        yield Opened(found, cards)
 
 
 def _open(name: str, file: Path | None, devices: Path) -> int:

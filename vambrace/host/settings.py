@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 import tomllib
 from dataclasses import MISSING, dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vambrace.errors import ConfigError, PartitionError
+from vambrace.partition.cards import Network
 from vambrace.partition.cgroups import ROOT
 from vambrace.partition.geometry import Cache, configured
 
@@ -37,7 +39,7 @@ class Settings:
 
     ``guest_memory`` 0 means: what the machine has available when the daemon starts.
     ``vmm_cpus`` are the domains' processors, each one domain's alone, but for those of them that are ``shared_cpus``.
-    ``message_rate`` is what two Realms may exchange, in bytes per second.
+    ``message_rate`` is what two Realms may exchange, in bytes per second. ``networks`` are those that domains may name.
     ``insecure`` is empty or ``"no-trustzone"``; the latter uses software keys and every token says so.
     """
 
@@ -62,6 +64,7 @@ class Settings:
     channels: int = 8
     message_rate: int = 256 << 20
     cache: CacheSettings = field(default_factory=CacheSettings)
+    networks: tuple[Network, ...] = ()
     # Not in the file: the program that is started for each domain, and where the devices are that it gets.
     vmm_command: tuple[str, ...] = (sys.executable, "-m", "vambrace.machine")
     devices: Path = Path("/dev")
@@ -73,6 +76,8 @@ class Settings:
         _check(bool(self.vmm_cpus), "vmm_cpus must name a processor")
         _check(all(0 <= cpu < 4096 for cpu in self.vmm_cpus), "vmm_cpus must name processors by number")
         _check(set(self.shared_cpus) <= set(self.vmm_cpus), "shared_cpus must be some of vmm_cpus")
+        bridges = [network.bridge for network in self.networks]
+        _check(len(set(bridges)) == len(bridges), "networks must have a bridge each: on one they are one network")
         for name in ("image_limit", "agent_seconds", "vmm_seconds", "channels", "message_rate"):
             _check(getattr(self, name) > 0, f"{name} must be positive")
 
@@ -82,6 +87,11 @@ NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vm
 STRINGS = frozenset(("listen", "insecure"))
 PROCESSORS = frozenset(("vmm_cpus", "shared_cpus"))
 INTERNAL = frozenset(("vmm_command", "devices"))
+
+_NETWORK = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+#: What the kernel takes as the name of an interface.
+_INTERFACE = re.compile(r"[!-.0-~]{1,15}")
+MAX_CARDS = 1000  # a bridge has at most 1023 ports
 
 
 def load_settings(path: Path) -> Settings:
@@ -127,6 +137,9 @@ def _value(key: str, value: Any) -> Any:
         _check(isinstance(value, list) and all(type(cpu) is int for cpu in value), f"{key} must list integers")
         _check(len(set(value)) == len(value), f"{key} must name each processor once")
         return tuple(value)
+    if key == "networks":
+        _check(isinstance(value, dict), "networks must be a table: [networks.NAME]")
+        return tuple(_network(name, table) for name, table in value.items())
     _check(isinstance(value, bool), f"{key} must be true or false")
     return value
 
@@ -138,6 +151,18 @@ def _cache(table: dict[str, Any]) -> CacheSettings:
         return CacheSettings(**own, last=configured(geometry) if geometry else None)
     except PartitionError as error:
         raise ConfigError(error.message, hint=error.hint) from error
+
+
+def _network(name: str, table: Any) -> Network:
+    where = f"network {name[:40]}"
+    _check(bool(_NETWORK.fullmatch(name)), f"{where}: a name has 1 to 32 of a-z, 0-9 and -, with no - at either end")
+    _check(isinstance(table, dict) and set(table) <= {"bridge", "isolated", "cards"}, f"{where}: unknown setting")
+    network = Network(name, table.get("bridge", ""), table.get("isolated", True), table.get("cards", Network.cards))
+    named = isinstance(network.bridge, str) and _INTERFACE.fullmatch(network.bridge)
+    _check(bool(named) and network.bridge not in (".", ".."), f"{where}: bridge must name one of the host's")
+    _check(isinstance(network.isolated, bool), f"{where}: isolated must be true or false")
+    _check(type(network.cards) is int and 1 <= network.cards <= MAX_CARDS, f"{where}: cards must be 1 to {MAX_CARDS}")
+    return network
 
 
 def _check(condition: bool, message: str) -> None:

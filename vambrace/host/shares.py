@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,12 @@ from typing import Any
 from vambrace.cache import CacheShare
 from vambrace.errors import CapacityError, ConfigError, PartitionError
 from vambrace.host.caches import divide
+from vambrace.host.networks import Networks, needs
 from vambrace.host.parts import HOST, Part, Parts
 from vambrace.host.placing import Placing
 from vambrace.host.settings import Settings
 from vambrace.partition import CachePartition, processors
+from vambrace.partition.cards import Network
 from vambrace.partition.cgroups import Cgroups
 from vambrace.partition.ledger import Kind, Ledger, Request, Share, spell
 from vambrace.partition.overlap import Domain, Verification, verify
@@ -35,7 +37,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Place:
-    """Where one domain runs. Its vCPUs take ``cpus`` in turn; ``alone``: nobody else runs there."""
+    """Where one domain runs. Its vCPUs take ``cpus`` in turn; ``alone``: nobody else runs there. It has a card at each
+    of ``networks``."""
 
     shares: Shares
     uuid: str
@@ -44,6 +47,7 @@ class Place:
     cpus: tuple[int, ...]
     alone: bool
     part: Part  # of the cache
+    networks: tuple[Network, ...] = ()
 
     async def enter(self, pid: int) -> None:
         """Put the domain's VMM there, before it has anything of the domain. Raises ``PartitionError``."""
@@ -89,7 +93,8 @@ class Shares:
                     hint="correct the settings file",
                 )
         alone = tuple(core for core in groups if shared.isdisjoint(core))
-        self.ledger = Ledger(memory, [Kind(PROCESSORS, alone)])
+        self.networks = Networks(settings.networks)
+        self.ledger = Ledger(memory, [Kind(PROCESSORS, alone), *self.networks.kinds])
         self.parts = Parts(self.ledger, self._limit)
         self._settings = settings
         self.shared = settings.shared_cpus
@@ -120,6 +125,7 @@ class Shares:
         """
         self.parts.divide(divide(self._settings.cache, self._settings.state), self._settings.cache.reserve)
         assert self.cgroups is not None
+        self.networks.open()
         try:
             for domain in self.cgroups.domains():
                 log.warning("the cgroup of domain %s of an earlier run is removed", domain)
@@ -150,20 +156,28 @@ class Shares:
     # One domain
 
     async def reserve(
-        self, uuid: str, label: str, memory: int, vcpus: int, guest: int = 0, cache: CacheShare | None = None
+        self,
+        uuid: str,
+        label: str,
+        memory: int,
+        vcpus: int,
+        guest: int = 0,
+        cache: CacheShare | None = None,
+        networks: Sequence[str] = (),
     ) -> Place:
         """``memory`` bytes, of which the guest has ``guest``; a processor for each of ``vcpus``, its own where enough
-        are free, else shared ones; and the part of the cache that it asks for.
+        are free, else shared ones; the part of the cache that it asks for; and a card at each of ``networks``.
 
         Raises ``CapacityError`` (the domain gets nothing then), ``PartitionError`` (the kernel does not do it).
         """
-        share = self._reserve(uuid, label, memory, vcpus, self.parts.needs(label, guest, cache))
+        at = self.networks.named(label, networks)
+        share = self._reserve(uuid, label, memory, vcpus, needs(at), self.parts.needs(label, guest, cache))
         own = tuple(cpu for cpu in share.of(PROCESSORS) if isinstance(cpu, int))
         cpus = own or self._least_used(vcpus)
         place: Place | None = None
         try:
             part = await asyncio.to_thread(self.parts.create, share, guest)
-            place = self._places[uuid] = Place(self, uuid, label, memory, cpus, bool(own), part)
+            place = self._places[uuid] = Place(self, uuid, label, memory, cpus, bool(own), part, at)
             await asyncio.to_thread(self._create, place, vcpus)
         except (PartitionError, CapacityError):
             with contextlib.suppress(PartitionError):
@@ -172,10 +186,12 @@ class Shares:
             raise
         return place
 
-    def _reserve(self, uuid: str, label: str, memory: int, vcpus: int, parts: list[dict[str, int]]) -> Share:
-        """The first of ``parts`` of the cache that is free. Raises ``CapacityError`` as for the first of them."""
-        alone = not self.shared or len(self.ledger.free(PROCESSORS)) >= vcpus
-        counts = {PROCESSORS: vcpus} if alone else {}
+    def _reserve(
+        self, uuid: str, label: str, memory: int, vcpus: int, counts: dict[str, int], parts: list[dict[str, int]]
+    ) -> Share:
+        """``counts``, and the first of ``parts`` of the cache that is free. Raises ``CapacityError`` for the first."""
+        if not self.shared or len(self.ledger.free(PROCESSORS)) >= vcpus:
+            counts = counts | {PROCESSORS: vcpus}
         for less in parts[1:]:
             with contextlib.suppress(CapacityError):
                 return self.ledger.reserve(uuid, label, Request(memory, counts | parts[0]))

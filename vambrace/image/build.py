@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -74,6 +75,7 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         "numa_balancing=disable",
         base.mount_word("/dev/vda", "/"),
         apps.mount_word("/dev/vdb", "/app"),
+        *(["vambrace.network"] if manifest.networks else []),
         f"vambrace.init={INIT}",
     ]
     return DomainConfig(
@@ -91,6 +93,7 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         collect_seconds=manifest.collect_seconds,
         endpoints=manifest.endpoints,
         cache=manifest.cache,
+        networks=tuple(network.name for network in manifest.networks),
     )
 
 
@@ -110,6 +113,8 @@ def agent_settings(manifest: Manifest) -> dict[str, Any]:
         settings["endpoints"] = [
             {"name": endpoint.name, "role": endpoint.role, "port": endpoint.port} for endpoint in manifest.endpoints
         ]
+    if manifest.networks:
+        settings["networks"] = [dataclasses.asdict(network) for network in manifest.networks]
     return settings
 
 

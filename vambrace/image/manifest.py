@@ -16,6 +16,10 @@ endpoints:                       # for messages between Realms, docs/messages.md
     realm: ward                  # the other one's name; any, unless given
     owner: ward.pem              # its owner's certificate; the same owner, unless given
 cache: {percent: 25}             # so much of the last-level cache for itself; demand: required, unless preferred
+networks:                        # network cards, docs/network.md
+  - name: lab                    # a network of the host; its name alone will do
+    address: 10.0.0.2/24
+    gateway: 10.0.0.1
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +57,7 @@ from vambrace.config import (
     check_integer,
     check_memory,
     check_name,
+    check_networks,
     check_percent,
 )
 from vambrace.errors import ConfigError
@@ -75,6 +81,16 @@ class Program:
 
 
 @dataclass(frozen=True)
+class NetworkCard:
+    """A card at the host's network ``name``; its ``address`` with a prefix length, and the ``gateway`` of the default
+    route, may be empty."""
+
+    name: str
+    address: str = ""
+    gateway: str = ""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A checked manifest; ``owner`` is the certificate in PEM form."""
 
@@ -91,6 +107,7 @@ class Manifest:
     programs: tuple[Program, ...]
     endpoints: tuple[Endpoint, ...] = ()
     cache: CacheShare | None = None
+    networks: tuple[NetworkCard, ...] = ()
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -162,6 +179,12 @@ def _manifest(path: Path, top: _Map) -> Manifest:
     with top.at("endpoints"):
         check_endpoints(endpoints)
     cache = _cache(top)
+    networks = tuple(_network(item) for item in top.words_or_maps("networks"))
+    with top.at("networks"):
+        check_networks([network.name for network in networks])
+        for version in (4, 6):
+            if sum(ip_address(card.gateway).version == version for card in networks if card.gateway) > 1:
+                raise ConfigError(f"two gateways of IPv{version}", hint="there is one default route")
     top.done()
     return Manifest(
         path=path,
@@ -172,6 +195,7 @@ def _manifest(path: Path, top: _Map) -> Manifest:
         programs=tuple(programs),
         endpoints=endpoints,
         cache=cache,
+        networks=networks,
         vcpus=numbers["vcpus"],
         verdict_seconds=numbers["verdict_seconds"],
         collect_seconds=numbers["collect_seconds"],
@@ -231,6 +255,31 @@ def _cache(top: _Map) -> CacheShare | None:
         share = CacheShare(demand, percent)
     item.done()
     return share
+
+
+def _network(item: str | _Map) -> NetworkCard:
+    if isinstance(item, str):
+        return NetworkCard(item)
+    with item.at("name"):
+        name = item.string("name")
+    address, gateway = item.string("address", ""), item.string("gateway", "")
+    with item.at("address"):
+        try:
+            own = ip_interface(address) if address else None
+        except ValueError:
+            own = None
+        # An address alone would be a network of its own, which is not what anybody means.
+        if address and (own is None or "/" not in address):
+            raise ConfigError(f"network {name}: {address[:60]!r} is no address", hint='for example "10.0.0.2/24"')
+    with item.at("gateway"):
+        try:
+            within = not gateway or (own is not None and ip_address(gateway) in own.network)
+        except ValueError:
+            within = False
+        if not within:
+            raise ConfigError(f"network {name}: {gateway[:60]!r} is no gateway", hint="one at the card's network")
+    item.done()
+    return NetworkCard(name, str(own or ""), str(ip_address(gateway)) if gateway else "")
 
 
 def _system(top: _Map, highest: int) -> Zone:
@@ -393,6 +442,14 @@ class _Map:
 
     def maps(self, key: str, *, required: bool = True) -> list[_Map]:
         return [_Map(item, f"{key}[{number}]") for number, item in enumerate(self._list(key, required=required))]
+
+    def words_or_maps(self, key: str) -> list[str | _Map]:
+        """A list of words and mappings; it may be missing."""
+        items = enumerate(self._list(key, required=False))
+        return [
+            _string(item, f"{self._where}: {key}") if isinstance(item, yaml.ScalarNode) else _Map(item, f"{key}[{n}]")
+            for n, item in items
+        ]
 
     def _get(self, key: str) -> yaml.Node | None:
         self._asked.add(key)

@@ -186,9 +186,17 @@ def _load_request(
         instance=instance,
         key=page_key(_hex(message, "share", 32), instance),
         cid=_integer(message, "cid"),
+        cards=_cards(message),
         cpus=tuple(cpus),
         place=Place(choose, _integer(message, "draw")) if "draw" in message else None,
     )
+
+
+def _cards(message: dict[str, Any]) -> tuple[tuple[bytes, int], ...]:
+    cards = message.get("cards", [])
+    if not isinstance(cards, list) or not all(isinstance(card, dict) for card in cards):
+        raise UsageError("cards: a list of objects is expected")
+    return tuple((_hex(card, "mac", 6), _integer(card, "mtu")) for card in cards)
 
 
 def _string(message: dict[str, Any], key: str) -> str:

@@ -42,13 +42,18 @@ KINDS = {
     "kvm": Kind("kvm", "the host must be arm64 Linux started at EL2, with KVM"),
     "userfaultfd": Kind("userfaultfd", "run Linux 6.8 or newer, with userfaultfd"),
     "vhost-vsock": Kind("vhost-vsock", "load the module vhost_vsock"),
+    "net": Kind("net/tun", "load the module tun"),
+    "vhost-net": Kind("vhost-net", "load the module vhost_net"),
 }
+#: What a network card has: a tap that is attached, and the device that serves it.
+CARD = ("net", "vhost-net")
 
 
 def expected(config: DomainConfig) -> tuple[str, ...]:
     """The names of all that a domain of this configuration gets."""
     disks = (f"disk:{disk.name}" for disk in config.disks)
-    return ("config", "kernel", "initrd", *disks, "kvm", "userfaultfd", "vhost-vsock")
+    cards = (f"{kind}:{number}" for number in range(len(config.networks)) for kind in CARD)
+    return ("config", "kernel", "initrd", *disks, "kvm", "userfaultfd", "vhost-vsock", *cards)
 
 
 class Descriptors:

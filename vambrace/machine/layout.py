@@ -41,9 +41,10 @@ class HasName(Protocol):
     def name(self) -> str: ...
 
 
-def device_slots(disks: Sequence[HasName]) -> tuple[str, ...]:
+def device_slots(disks: Sequence[HasName], networks: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of the devices by their slot."""
-    return ("console", *(f"disk {disk.name}" for disk in disks), "vsock", "entropy", "balloon")
+    cards = (f"network {name}" for name in networks)
+    return ("console", *(f"disk {disk.name}" for disk in disks), "vsock", "entropy", "balloon", *cards)
 
 
 def device_address(slot: int) -> int:

@@ -21,7 +21,7 @@ from vambrace.errors import ConfigError, UsageError
 from vambrace.kvm import Crashed, Interrupted, MmioRead, MmioWrite, SystemEvent, Vcpu, Vm, abi
 from vambrace.machine import layout
 from vambrace.machine.change import Change, Progress
-from vambrace.machine.descriptors import Descriptors, expected
+from vambrace.machine.descriptors import CARD, Descriptors, expected
 from vambrace.machine.plan import BootPlan, plan_boot
 from vambrace.measure import LaunchMeasurement
 from vambrace.pager import Place, Reuse, Window, ZoneStats
@@ -35,6 +35,7 @@ from vambrace.virtio.device import signal as wake
 from vambrace.virtio.entropy import Entropy
 from vambrace.virtio.memory import GuestMemory
 from vambrace.virtio.mmio import NOTIFY, Transport
+from vambrace.virtio.net import Card, Net
 from vambrace.virtio.vsock import Vsock
 
 _KICK = signal.SIGUSR1  # makes a vCPU thread leave the kernel
@@ -74,6 +75,7 @@ class LoadRequest(Record):
     instance: bytes
     key: bytes
     cid: int
+    cards: tuple[tuple[bytes, int], ...] = ()  # of each network: the guest's address there, and its largest packet
     cpus: tuple[int, ...] = ()  # vCPU i runs on the i-th of them, in turn; none: anywhere
     place: Place | None = None  # chooses the page frames of guest memory
 
@@ -139,6 +141,8 @@ class Machine:
         with files.use("config") as file:
             config = DomainConfig.parse(_read(file, MAX_CONFIG_BYTES))
         files.require([name for name in expected(config) if name != "config"])
+        if len(request.cards) != len(config.networks):
+            raise UsageError(f"{len(config.networks)} networks are configured, {len(request.cards)} cards given")
         self._userfaultfd = files.take("userfaultfd")
         self._stack.callback(os.close, self._userfaultfd)
         with _mapped(files, "kernel") as kernel, _mapped(files, "initrd") as initrd, files.use("kvm") as kvm:
@@ -189,7 +193,9 @@ class Machine:
         }
         for disk in config.disks:
             makers[f"disk {disk.name}"] = partial(_disk, files, disk)
-        for slot, name in enumerate(layout.device_slots(config.disks)):
+        for number, (name, card) in enumerate(zip(config.networks, request.cards, strict=True)):
+            makers[f"network {name}"] = partial(_card, files, number, *card)
+        for slot, name in enumerate(layout.device_slots(config.disks, config.networks)):
             self._add(vm, memory, slot, makers[name]())
 
     def _add(self, vm: Vm, memory: GuestMemory, slot: int, device: Device) -> None:
@@ -423,6 +429,11 @@ def _digests(window: Window, offset: int, size: int, algorithm: str) -> bytes:
     if errors:
         raise errors[0]
     return first + found[0]
+
+
+def _card(files: Descriptors, number: int, mac: bytes, mtu: int) -> Net:
+    tap, vhost = (files.take(f"{kind}:{number}") for kind in CARD)
+    return Net(Card(tap, vhost, mac, mtu))
 
 
 def _disk(files: Descriptors, disk: Disk) -> Block:

@@ -22,8 +22,8 @@ from pathlib import Path
 from vambrace.errors import PartitionError
 from vambrace.partition.rtnetlink import ISOLATED, LEARNING, LOCKED, UNICAST_FLOOD, rtnetlink
 
-TUN, VHOST = Path("/dev/net/tun"), Path("/dev/vhost-net")
-SYSFS, MODULES = Path("/sys/class/net"), Path("/sys/module")
+TUN, VHOST = "net/tun", "vhost-net"
+DEVICES, SYSFS, MODULES = Path("/dev"), Path("/sys/class/net"), Path("/sys/module")
 #: The kernel puts a number after it.
 PREFIX = "vmbnet"
 #: Packets that wait in the host's kernel until the guest takes them; more are dropped.
@@ -81,18 +81,18 @@ def new_address() -> bytes:
     return bytes([first & 0xFC | 2, *others])
 
 
-def open_card(network: Network, mac: bytes) -> OpenCard:
-    """A card at the network's bridge, up, for the guest's address ``mac``. Needs root.
+def open_card(network: Network, mac: bytes, devices: Path = DEVICES) -> OpenCard:
+    """A card at the network's bridge, up, for the guest's address ``mac``; ``devices`` is /dev. Needs root.
 
     Raises ``PartitionError``; then there is no such card.
     """
     check(network)
     opened: list[int] = []
     try:
-        tap = os.open(TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        tap = os.open(devices / TUN, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         opened.append(tap)
         interface = _attach(tap)
-        vhost = os.open(VHOST, os.O_RDWR | os.O_CLOEXEC)
+        vhost = os.open(devices / VHOST, os.O_RDWR | os.O_CLOEXEC)
         opened.append(vhost)
         mtu = int((SYSFS / network.bridge / "mtu").read_text())
         _connect(interface, network, mac, mtu)

@@ -43,6 +43,15 @@ class Endpoint:
         return "ENDPOINT_" + self.name.upper().replace("-", "_"), f"127.0.0.1:{self.port}"
 
 
+class Network:
+    """A network card; ``address`` with its prefix length and ``gateway`` may be empty."""
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.name: str = fields["name"]
+        self.address: str = fields["address"]
+        self.gateway: str = fields["gateway"]
+
+
 class Settings:
     """``owner`` is the DER form of the certificate of the only user that the agent serves."""
 
@@ -52,6 +61,7 @@ class Settings:
         self.owner = base64.b64decode("".join(self.owner_pem.splitlines()[1:-1]))
         self.collect_seconds: int = fields["collect_seconds"]
         self.endpoints = [Endpoint(item) for item in fields.get("endpoints", ())]
+        self.networks = [Network(item) for item in fields.get("networks", ())]
         self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]
         for application in self.applications:
             application.environment = {**dict(e.variable for e in self.endpoints), **application.environment}

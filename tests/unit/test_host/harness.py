@@ -128,6 +128,7 @@ class Daemon:
         devices.mkdir(exist_ok=True)
         for kind in KINDS.values():
             if kind.device and not (devices / kind.device).exists():
+                (devices / kind.device).parent.mkdir(exist_ok=True)
                 (devices / kind.device).symlink_to("/dev/null")
         self.settings = Settings(
             certificate=keys / "server.pem",

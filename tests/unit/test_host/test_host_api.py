@@ -32,6 +32,7 @@ from vambrace.errors import ConfigError, HostError, MessageRefused, TrustZoneErr
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
 from vambrace.host.platform import Platform
 from vambrace.host.settings import load_settings, parse_settings
+from vambrace.partition.cards import Network
 
 
 def test_description_is_valid_and_complete(tmp_path: Path, certificates: Certificates) -> None:
@@ -396,9 +397,26 @@ def test_settings(tmp_path: Path) -> None:
         {"allow_debug": 1},
         {"guest_memory": -1},
         {"channels": 0},
+        {"networks": ["lab"]},
+        {"networks": {"Lab": {"bridge": "br0"}}},
+        {"networks": {"lab": {}}},
+        {"networks": {"lab": "br0"}},
+        {"networks": {"lab": {"bridge": "../br0"}}},
+        {"networks": {"lab": {"bridge": ".."}}},
+        {"networks": {"lab": {"bridge": "a-name-that-is-too-long"}}},
+        {"networks": {"lab": {"bridge": "br0", "isolated": 1}}},
+        {"networks": {"lab": {"bridge": "br0", "cards": 0}}},
+        {"networks": {"lab": {"bridge": "br0", "cards": True}}},
+        {"networks": {"lab": {"bridge": "br0", "vlan": 1}}},
+        {"networks": {"lab": {"bridge": "br0"}, "other": {"bridge": "br0"}}},
     ):
         with pytest.raises(ConfigError):
             parse_settings({**paths, **change})
+    networks = {"lab": {"bridge": "br0"}, "shared": {"bridge": "br1", "isolated": False, "cards": 2}}
+    assert parse_settings({**paths, "networks": networks}).networks == (
+        Network("lab", "br0", isolated=True, cards=16),
+        Network("shared", "br1", isolated=False, cards=2),
+    )
     with pytest.raises(ConfigError, match="missing: vmm_cpus"):
         parse_settings({name: path for name, path in paths.items() if name != "vmm_cpus"})
     with pytest.raises(ConfigError, match="missing: state"):

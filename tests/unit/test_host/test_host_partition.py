@@ -29,7 +29,8 @@ from vambrace.client.context import Context, HostEntry
 from vambrace.errors import CapacityError, ConfigError, Conflict, HostError, PartitionError
 from vambrace.host import shares
 from vambrace.host.settings import Settings
-from vambrace.partition import processors
+from vambrace.partition import cards, processors
+from vambrace.partition.cards import Network, OpenCard
 from vambrace.partition.cgroups import Cgroups
 
 two_processors = pytest.mark.skipif(len(CPUS) < 2, reason="one processor for domains, and another, are needed")
@@ -424,3 +425,48 @@ def test_one_verification_at_a_time(
         assert not alive(vmm.pid)
 
     run(tmp_path, certificates, test)
+
+
+def test_network_cards(tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is one domain's, and comes to its VMM with the address that the guest will have; more are refused."""
+    opened: list[tuple[Network, OpenCard]] = []
+    closed: list[OpenCard] = []
+    close = OpenCard.close
+
+    def close_card(card: OpenCard) -> None:
+        closed.append(card)
+        close(card)
+
+    def open_card(network: Network, mac: bytes, devices: Path) -> OpenCard:
+        taps = (os.open(devices / name, os.O_RDWR) for name in ("net/tun", "vhost-net"))
+        opened.append((network, OpenCard(*taps, mac, 1500, "vmbnet0")))
+        return opened[-1][1]
+
+    monkeypatch.setattr("vambrace.host.opened.open_card", open_card)
+    monkeypatch.setattr(OpenCard, "close", close_card)
+    monkeypatch.setattr(cards, "check", lambda network: None)
+
+    async def test(daemon: Daemon) -> None:
+        empty = await partition(daemon)
+        handle = await daemon.create(await daemon.upload(networks=("lab",)))
+        vmm = await daemon.vmm()
+        asked = await vmm.request("load")
+        ((network, card),) = opened
+        assert network == lab and asked["cards"] == [{"mac": card.mac.hex(), "mtu": 1500}]
+        assert {"net:0", "vhost-net:0"} <= {*asked["descriptors"]}
+        await daemon.state(handle, "awaiting-verdict")
+        view = await partition(daemon)
+        assert view["domains"][0]["items"]["cards of lab"] == ["lab/0"]
+        assert {kind["name"]: kind["free"] for kind in view["kinds"]}["cards of lab"] == []
+
+        text = await refused(daemon, await daemon.upload(networks=("lab",), name="other"), "other")
+        assert text == "other cannot be given 1 cards of lab (free: 0 of 1 cards of lab; patients holds lab/0)"
+        text = await refused(daemon, await daemon.upload(networks=("nowhere",), name="more"), "more")
+        assert text == "more needs the network nowhere"
+
+        await daemon.call("DELETE", f"/v1/domains/{handle}")
+        assert await partition(daemon) == empty
+        assert closed == [card]
+
+    lab = Network("lab", "br-lab", cards=1)
+    run(tmp_path, certificates, test, networks=(lab,))
