@@ -24,7 +24,7 @@ from vambrace.emulator.server import Server
 from vambrace.image.bundle import Bundle
 
 FIRST_CID = boot.FIRST_CID + 700
-ROUNDS = rounds(9)
+ROUNDS = rounds(5)
 #: Length of a turn.
 SECONDS = 2.0
 PATIENCE = 600.0
