@@ -141,6 +141,8 @@ class Parts:
 
     async def placed(self, part: Part, window: placement.Memory) -> None:
         """The domain has its frames. Raises ``PartitionError``: it has others."""
+        if not window.there():
+            raise PartitionError("the VMM does not say where its guest's memory is")
         part.window = window
         for finding in await asyncio.to_thread(self.look, part):
             raise PartitionError(finding)
@@ -152,8 +154,8 @@ class Parts:
             return []
         held = {share.label: _numbers(share, COLOURS) for share in self._ledger.shares}
         found = list(placement.findings({part.label: window}, colours, held))
-        if part.domain not in self._parts or not Path(f"/proc/{window.process}").exists():
-            return []  # it has ended meanwhile
+        if part.domain not in self._parts or not window.there():
+            return []  # it ends, or has ended
         part.misplaced = part.misplaced or (found[0] if found else "")
         return found
 

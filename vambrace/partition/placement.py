@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,16 @@ class Memory:
     guest: int
     side: int
     pages: int
+
+    def there(self) -> bool:
+        """Whether the process still has guest memory at all: a window that was closed keeps the addresses only."""
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{self.process}/maps").read_text(errors="replace").splitlines():
+                words = line.split(maxsplit=2)
+                start, end = (int(word, 16) for word in words[0].split("-"))
+                if start <= self.guest < end:
+                    return words[1].startswith("rw")
+        return False
 
     def frames(self) -> list[int]:
         """Each page's frame, wherever it is; while the domain runs, too. Raises PartitionError: a page has none."""

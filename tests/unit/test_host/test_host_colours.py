@@ -71,6 +71,18 @@ def test_the_daemon_says_which_pages_to_keep(tmp_path: Path, certificates: Certi
     run(tmp_path, certificates, test, cache=CACHE)
 
 
+def test_memory_with_other_frames(tmp_path: Path, certificates: Certificates) -> None:
+    """The VMM shows memory that was not placed: its first page with a frame of another colour, or none, is told."""
+
+    async def test(daemon: Daemon) -> None:
+        handle, vmm, load = await loading(daemon)
+        await loaded(daemon, vmm, load, guest=vmm.address, side=1 << 40)
+        reason = (await daemon.state(handle, "failed"))["reason"]
+        assert reason.startswith("patients: page ")
+
+    run(tmp_path, certificates, test, cache=CACHE)
+
+
 @pytest.mark.parametrize("memory", [{}, {"guest": 0, "side": PAGE}, {"guest": 1 << 30, "side": 1 << 30}])
 def test_memory_that_cannot_be(tmp_path: Path, certificates: Certificates, memory: dict[str, int]) -> None:
     async def test(daemon: Daemon) -> None:
@@ -90,7 +102,7 @@ def test_memory_without_its_frames(tmp_path: Path, certificates: Certificates) -
         handle, vmm, load = await loading(daemon)
         await loaded(daemon, vmm, load, guest=1 << 40, side=1 << 41)
         view = await daemon.state(handle, "failed")
-        assert view["reason"] == f"patients: page 0 of process {vmm.pid} has no page frame"
+        assert view["reason"] == "the VMM does not say where its guest's memory is"
         assert (await daemon.get(f"/v1/domains/{handle}/token")).status == 409
         assert (await daemon.get("/v1/partition")).json["kinds"][1]["free"] == list(range(2, 16))
 
