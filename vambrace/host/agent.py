@@ -68,24 +68,27 @@ class LineBuffer:
 
 
 class Bucket:
-    """Token bucket: ``rate`` tokens per second, at most ``burst`` saved."""
+    """Token bucket: ``rate`` tokens per second, at most ``burst`` saved. Who came first is served first: many who want
+    little do not keep one waiting who wants much."""
 
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = burst
         self._tokens = burst
         self._last = time.monotonic()
+        self._first = asyncio.Lock()
 
     async def take(self, cost: float) -> None:
         """Wait until ``cost`` tokens (at most the burst) are there, and take them."""
-        while True:
-            now = time.monotonic()
-            self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
-            self._last = now
-            if self._tokens >= cost:
-                self._tokens -= cost
-                return
-            await asyncio.sleep((cost - self._tokens) / self._rate)
+        async with self._first:
+            while True:
+                now = time.monotonic()
+                self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
+                self._last = now
+                if self._tokens >= cost:
+                    self._tokens -= cost
+                    return
+                await asyncio.sleep((cost - self._tokens) / self._rate)
 
 
 class Monitor(Protocol):

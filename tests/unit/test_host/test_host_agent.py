@@ -447,3 +447,22 @@ def test_each_overlong_line_is_counted_by_itself() -> None:
         assert buffer.feed(b"x" * (LINE_LIMIT + 1)) == [None]
         assert buffer.feed(b"y" * LINE_LIMIT + b"\n") == []
     assert buffer.feed(b"{}\n") == [b"{}"]
+
+
+def test_whoever_comes_first_is_served_first() -> None:
+    """Many who want little, again and again, do not keep one waiting who wants much."""
+
+    async def body() -> list[str]:
+        bucket, served = Bucket(rate=1000, burst=10), list[str]()
+
+        async def take(name: str, cost: float) -> None:
+            await bucket.take(cost)
+            served.append(name)
+
+        await bucket.take(10)
+        first = asyncio.create_task(take("much", 10))
+        await asyncio.sleep(0)
+        await asyncio.gather(first, *(take("little", 1) for _ in range(20)))
+        return served
+
+    assert asyncio.run(body()) == ["much", *["little"] * 20]
