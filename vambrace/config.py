@@ -264,6 +264,11 @@ class DomainConfig(Record):
         return sum(zone.memory for zone in self.zones)
 
     @property
+    def console(self) -> bool:
+        """Whether the operator has its console."""
+        return self.kind.console or self.debug
+
+    @property
     def owner_spki(self) -> bytes:
         """SubjectPublicKeyInfo (DER) of the owner's key."""
         return owner_public_key(self.owner)

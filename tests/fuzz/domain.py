@@ -381,7 +381,8 @@ class Domain:
 
     def check(self) -> None:
         console = self.console
-        demand(len(console._pending) <= PENDING_LIMIT and len(console._control) <= 64, "the console keeps too much")
+        kept = max(len(pending) for pending in console._pending.values())
+        demand(kept <= PENDING_LIMIT and len(console._control) <= 64, "the console keeps too much")
         for transport in self.transports:
             failed = transport.failure is not None
             demand(failed == bool(transport._status & NEEDS_RESET), "the driver is not told of the failure")

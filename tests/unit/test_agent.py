@@ -104,7 +104,7 @@ class Realm:
     def __init__(self, folder: Path, applications: list[dict[str, Any]], collect_seconds: float) -> None:
         self.folder = folder
         self.monitor = FakeMonitor()
-        fields = {"name": "r", "owner": owner()[0], "collect_seconds": collect_seconds}
+        fields = {"name": "r", "owner": owner()[0], "collect_seconds": collect_seconds, "lasting": False}
         defaults = {"environment": {}, "directory": str(folder), "restarts": 0, "results": [], "memory": 1 << 24}
         wanted = settings.Settings({**fields, "applications": [{**defaults, **a} for a in applications]})
         key, certificate = channel.make_key(str(folder))
@@ -129,7 +129,7 @@ class Realm:
         self.outcome: tuple[str, str] | None = None
 
         def life() -> None:
-            self.outcome = main.run(loop, self.supervisor, service, doors, port.report, collect_seconds)
+            self.outcome = main.run(loop, self.supervisor, service, doors, port.report, collect_seconds, False)
 
         self.thread = threading.Thread(target=life, daemon=True)
         self.thread.start()

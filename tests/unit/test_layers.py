@@ -19,7 +19,7 @@ PACKAGE = ROOT / "vambrace"
 
 #: What each part of the package may import of the others, itself aside.
 LAYERS: dict[str, set[str]] = {
-    "cli": {"client", "advice", "emulator", "image", "debian", "attest", "certificate", "errors"},
+    "cli": {"client", "advice", "emulator", "image", "debian", "attest", "certificate", "classes", "errors"},
     "client": {"advice", "image", "attest", "config", "classes", "counts", "files", "errors"},
     "host": {
         *("advice", "cache", "image", "attest", "trustzone", "partition", "machine", "config", "classes", "counts"),

@@ -300,7 +300,7 @@ def test_console_introduces_its_ports() -> None:
 
 def test_agent_bytes_go_both_ways_and_wait_for_an_open_port() -> None:
     ports = Ports()
-    assert ports.console.send(b"early ")
+    assert ports.console.send(RX_AGENT, b"early ")
     head = ports.driver.ask(RX_AGENT, [(bytes(64), WRITE)])
     assert ports.driver.queues[RX_AGENT].used() == []
     ports.control(1, OPEN, 1)
@@ -313,10 +313,10 @@ def test_agent_bytes_go_both_ways_and_wait_for_an_open_port() -> None:
 def test_agent_bytes_that_nobody_reads_are_bounded_and_dropped_at_close() -> None:
     ports = Ports()
     ports.control(1, OPEN, 1)
-    assert ports.console.send(bytes(PENDING_LIMIT))
-    assert not ports.console.send(b"x")
+    assert ports.console.send(RX_AGENT, bytes(PENDING_LIMIT))
+    assert not ports.console.send(RX_AGENT, b"x")
     ports.control(1, OPEN, 0)
-    assert ports.console.send(b"x")
+    assert ports.console.send(RX_AGENT, b"x")
     ports.driver.close()
 
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vambrace.classes import REQUIRED
 from vambrace.cli.output import Output, size, table
 from vambrace.cli.parser import Commands
 from vambrace.client.progress import Progress
@@ -25,6 +26,15 @@ def add(commands: Commands) -> None:
     build.add_argument("manifest", type=Path)
     build.add_argument("-o", "--output", type=Path, help="the bundle (default: the manifest's name + .vambrace)")
     build.add_argument("--newer", action="store_true", help="take newer packages where the recorded are gone")
+    sign = group.add(
+        "sign",
+        "sign what a bundle measures as, with the platform owner's key",
+        _sign,
+        "vambrace image sign vault.vambrace --key platform-owner.key",
+    )
+    sign.add_argument("bundle", type=Path)
+    sign.add_argument("--key", type=Path, required=True, metavar="FILE", help="the platform owner's private key (PEM)")
+    sign.add_argument("-o", "--output", type=Path, help="the signed bundle (default: in its place)")
     measure = group.add(
         "measure",
         "compute the launch measurement, offline",
@@ -48,13 +58,22 @@ def build_image(manifest: Path, bundle: Path, progress: Progress, *, newer: bool
     from vambrace.debian.cache import Cache
     from vambrace.image.base import runtime_base
     from vambrace.image.build import build_bundle
-    from vambrace.image.manifest import read_manifest
+    from vambrace.image.manifest import NormalManifest, read_manifest
 
-    read_manifest(manifest)  # what is wrong with it is said before anything long
-    progress("preparing the runtime base")
+    wanted = read_manifest(manifest)  # what is wrong with it is said before anything long
     cache = Cache()
     lock = Path(vambrace.debian.__file__).with_name("packages.lock")
-    base = runtime_base(Archive(cache.root / "archive", lock, newer=newer), cache)
+    archive = Archive(cache.root / "archive", lock, newer=newer)
+    if isinstance(wanted, NormalManifest):
+        from vambrace.debian.system import stock_system
+        from vambrace.image.normal import build_normal
+
+        progress("preparing the Debian system")
+        system = None if wanted.kernel else stock_system(archive, cache)
+        progress("building the image")
+        return build_normal(wanted, bundle, system)
+    progress("preparing the runtime base")
+    base = runtime_base(archive, cache)
     progress("building the image")
     return build_bundle(manifest, bundle, base)
 
@@ -66,18 +85,47 @@ def default_bundle(manifest: Path) -> Path:
 def _build(options: argparse.Namespace, output: Output) -> int:
     path = options.output or default_bundle(options.manifest)
     bundle = build_image(options.manifest, path, output.progress, newer=options.newer)
+    value: dict[str, Any] = {"bundle": str(path), "size": path.stat().st_size, "class": bundle.config.kind.name}
+    lines = [f"{path}: {size(path.stat().st_size)}"]
+    if bundle.config.kind.measured:
+        output.progress("measuring")
+        value["measurement"] = bundle.measurement().hex()
+        lines.append(f"measurement: {value['measurement']}")
+    if bundle.config.kind.signature == REQUIRED:
+        lines.append(f"a {bundle.config.kind} starts only if the platform's owner has signed it: 'vambrace image sign'")
+    output.result(value, lines)
+    return 0
+
+
+def _sign(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.attest.image import ImageStatement, load_key, sign_image
+    from vambrace.errors import UsageError
+    from vambrace.image import Bundle
+    from vambrace.image.bundle import sign_bundle
+
+    key = load_key(options.key)
+    bundle = Bundle.open(options.bundle)
+    config = bundle.config
+    if not config.kind.measured:
+        raise UsageError(f"a {config.kind} is not measured, so there is nothing to sign", hint="build another class")
     output.progress("measuring")
-    measurement = bundle.measurement().hex()
-    value = {"bundle": str(path), "size": path.stat().st_size, "measurement": measurement}
-    output.result(value, [f"{path}: {size(path.stat().st_size)}", f"measurement: {measurement}"])
+    measurement = bundle.measurement()
+    signature = sign_image(key, ImageStatement.of(config.kind.name, config.hash, measurement, config.encode()))
+    output.progress("writing")
+    path = options.output or options.bundle
+    sign_bundle(bundle, signature, path)
+    output.result({"bundle": str(path), "measurement": measurement.hex()}, [f"{path}: {measurement.hex()} is signed"])
     return 0
 
 
 def _measure(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.errors import UsageError
     from vambrace.image import Bundle
 
-    output.progress("measuring")
     bundle = Bundle.open(options.bundle)
+    if not bundle.config.kind.measured:
+        raise UsageError(f"a {bundle.config.kind} is not measured", hint="'vambrace image inspect' shows its digests")
+    output.progress("measuring")
     measurement = bundle.measurement().hex()
     output.result({"measurement": measurement, "hash-algorithm": bundle.config.hash}, [measurement])
     return 0
@@ -90,16 +138,21 @@ def _inspect(options: argparse.Namespace, output: Output) -> int:
     bundle = Bundle.open(options.bundle)
     value = bundle.inspect()
     config = bundle.config
-    zones = [["zone", "memory", "percent"]]
+    kind, zones = config.kind, [["zone", "memory", "percent"]]
     for zone in config.zones:
-        zones.append([zone.name, size(zone.memory), "follows the others" if zone.follow else str(zone.percent)])
+        percent = ("follows the others" if zone.follow else str(zone.percent)) if kind.encrypted else "not encrypted"
+        zones.append([zone.name, size(zone.memory), percent])
     parts = [["part", "size", "sha256"]]
     parts += [[part["title"], size(part["size"]), part["sha256"]] for part in value["parts"]]
-    lines = [
-        f"name         {config.name} ({config.form}{', DEBUG: not confidential' if config.debug else ''})",
-        f"measurement  {value['measurement']}",
-        f"owner        {value['personalization'][:32]}… (personalization)",
-        f"cipher       {config.cipher}, measured with {config.hash}, {config.vcpus} vCPU",
+    lines = [f"name         {config.name} ({kind}{', DEBUG: not confidential' if config.debug else ''})"]
+    if kind.measured:
+        lines.append(f"measurement  {value['measurement']}")
+        lines.append(f"signed       {'yes, by whom only a platform can tell' if value['signed'] else 'no'}")
+    if kind.attested:
+        lines.append(f"owner        {value['personalization'][:32]}… (personalization)")
+    cipher = f"cipher {config.cipher}, " if kind.encrypted else ""
+    lines += [
+        f"machine      {cipher}{f'measured with {config.hash}, ' if kind.measured else ''}{config.vcpus} vCPU",
         "",
         *table(zones),
         "",

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from vambrace.config import check_domain_name
 from vambrace.errors import ConfigError, Conflict, UsageError, VambraceError
+from vambrace.host import console
 from vambrace.host.attested import Attested
 from vambrace.host.channel import relay
 from vambrace.host.domain import Domain
@@ -61,6 +62,7 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
             web.get("/v1/usage", get_usage),
             web.get("/v1/platform", get_platform),
             web.put("/v1/platform/endorsement", put_endorsement),
+            web.put("/v1/platform/owner", put_owner),
             web.get("/v1/images", get_images),
             web.head("/v1/images/{sha256}", head_image),
             web.put("/v1/images/{sha256}", put_image),
@@ -72,6 +74,7 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
             web.get("/v1/domains/{uuid}/token", get_token),
             web.post("/v1/domains/{uuid}/verdict", post_verdict),
             web.get("/v1/domains/{uuid}/channel", get_channel),
+            web.get("/v1/domains/{uuid}/console", get_console),
             web.get("/metrics", get_metrics),
         ]
     )
@@ -163,12 +166,20 @@ async def put_endorsement(request: web.Request) -> web.Response:
     return web.json_response(_platform_view(host))
 
 
+async def put_owner(request: web.Request) -> web.Response:
+    host = request.app[HOST]
+    await host.owner.put(await request.read())
+    return web.json_response(_platform_view(host))
+
+
 def _platform_view(host: Host) -> dict[str, Any]:
     return {
         "platform_key": host.platform.platform_key.hex(),
         "lifecycle": host.platform.lifecycle,
         "insecure": host.platform.insecure,
         "endorsed": host.platform.endorsed,
+        "owner": host.owner.fingerprint,
+        "owner_changes": host.owner.changes,
     }
 
 
@@ -252,6 +263,13 @@ async def get_channel(request: web.Request) -> web.StreamResponse:
     if not isinstance(domain, Attested):
         raise Conflict(f"a {domain.config.kind} has no agent", status=409)
     return await relay(request, domain, request.app[CONNECT], host.settings.channels)
+
+
+async def get_console(request: web.Request) -> web.StreamResponse:
+    domain = _living(request)
+    if domain.terminal is None:
+        raise Conflict(f"the console of a {domain.config.kind} is nobody's", status=409)
+    return await console.serve(request, domain.terminal, domain.closers)
 
 
 def _living(request: web.Request) -> Domain:

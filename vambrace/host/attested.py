@@ -25,6 +25,7 @@ class Attested(Domain):
     def __init__(self, admitted: Admitted, services: Services) -> None:
         super().__init__(admitted, services)
         self._platform = services.platform
+        self._signed = admitted.signed
         self._token: bytes | None = None
         self._agent = AgentPort(self, self._send_agent, self._orders())
         self._ready = asyncio.Event()
@@ -66,11 +67,14 @@ class Attested(Domain):
         self.record.instance = keys.instance.hex()
         await self._spawn()
         await self._move(State.LOADING)
-        answer = await self._load(instance=keys.instance.hex(), share=keys.share.hex())
+        secret = {"share": keys.share.hex()} if self.config.kind.encrypted else {}
+        answer = await self._load(instance=keys.instance.hex(), **secret)
         try:
             measurement = bytes.fromhex(answer["measurement"])
         except (KeyError, TypeError, ValueError):
             raise DomainError("the VMM gave no measurement") from None
+        if self._signed is not None and measurement != self._signed:
+            raise DomainError("what was loaded is not what the platform's owner signed", hint="send the image again")
         self.record.measurement = measurement.hex()
         challenge = launch_challenge(bytes.fromhex(self.record.nonce), self._instance)
         self._token = await self._platform.token(self._claims(challenge))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import hashlib
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from vambrace.config import DomainConfig
 from vambrace.errors import CapacityError, DomainError, VambraceError
+from vambrace.host.console import Terminal
 from vambrace.host.lifecycle import Lifecycle, State
 from vambrace.host.messages import Messages
 from vambrace.host.opened import opened
@@ -51,6 +54,8 @@ class Admitted:
     image: StoredImage
     cid: int
     place: Place
+    #: The launch measurement that the platform's owner has signed, where somebody asks for it.
+    signed: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Domain(ABC):
         self.record = admitted.record
         self.config = admitted.config
         self.cid = admitted.cid
-        self.lifecycle = Lifecycle()
+        self.lifecycle = Lifecycle(verdict=self.config.kind.verdict)
         self.closers: set[Callable[[], None]] = set()
         self._place = admitted.place
         self._image = admitted.image
@@ -85,6 +90,7 @@ class Domain(ABC):
         self._saving = asyncio.Lock()
         self._writes: set[asyncio.Task[None]] = set()
         self._console = 0
+        self.terminal = Terminal(self.type) if self.config.console else None
         self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
         self._event(State.CREATED)
@@ -154,8 +160,12 @@ class Domain(ABC):
             if self._spawning is not None:
                 await (await self._spawning).destroy()
         self.record.vmm_pid = self.record.vmm_started = 0
-        await self._place.leave()
+        await self._clear()
         await self._leave(outcome.state)
+
+    async def _clear(self) -> None:
+        """Nothing of it runs any more: give back what it had."""
+        await self._place.leave()
 
     async def _first_stages(self) -> None:
         await self._save()
@@ -184,7 +194,9 @@ class Domain(ABC):
         return answer
 
     async def _load_image(self, **arguments: Any) -> dict[str, Any]:
-        with opened(self._image, self.config, self._place.networks, self._settings.devices) as its:
+        with opened(
+            self._image, self.config, self._disks(), self._place.networks, self._settings.devices
+        ) as its:
             answer = await self._request(
                 "load",
                 descriptors=its.descriptors,
@@ -197,6 +209,10 @@ class Domain(ABC):
             # What was admitted, and what claims are made of, is this configuration; the VMM has read the file.
             raise DomainError("the stored image changed", hint="delete it from the host, and send it again")
         return answer
+
+    def _disks(self) -> Mapping[str, Path]:
+        """The files that are its disks, by their names."""
+        return {disk.name: path for disk, path in zip(self.config.disks, self._image.disks, strict=False)}
 
     async def _start(self) -> None:
         self.record.executed = True
@@ -213,7 +229,7 @@ class Domain(ABC):
                 if self._placing is None or self._vmm is None or not self._placing.asked(event, self._vmm):
                     self.finish(State.FAILED, "the VMM asks about page frames out of turn")
             case ConsoleBytes(data):
-                self._log_console(data)
+                self._printed(data)
             case Ended("poweroff"):
                 self.finish(State.FAILED, "powered off")
             case Ended("reset"):
@@ -228,8 +244,14 @@ class Domain(ABC):
             raise DomainError("there is no VMM")
         return await self._vmm.request(op, self._settings.vmm_seconds, **arguments)
 
-    def _log_console(self, data: bytes) -> None:
-        """The console of a debug domain (in its configuration, and allowed by the settings), up to a bound."""
+    async def type(self, data: bytes) -> None:
+        """Keys for its console. Raises ``DomainError``."""
+        await self._request("console", data=base64.b64encode(data).decode())
+
+    def _printed(self, data: bytes) -> None:
+        """To whoever looks at its console, where it has one; that of a debug domain is logged, up to a bound."""
+        if self.terminal is not None:
+            self.terminal.feed(data)
         if not self.config.debug or self._console > CONSOLE_LIMIT:
             return
         self._console += len(data)

@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from vambrace import __version__
-from vambrace.classes import REALM, DomainClass
+from vambrace.classes import NORMAL, REALM, SECURE, DomainClass
 from vambrace.errors import CapacityError, ConfigError, Conflict, ImageError, NotFound
 from vambrace.host.domain import Admitted, Domain, Services
 from vambrace.host.lifecycle import State
 from vambrace.host.messages import ENDPOINT_MEMORY, Messages, Party
 from vambrace.host.metrics import Metrics, Watched, WindowTotals
+from vambrace.host.normal import NormalVm
 from vambrace.host.platform import Platform
 from vambrace.host.realm import Realm
+from vambrace.host.secure import SecureVm
 from vambrace.host.settings import Settings
 from vambrace.host.shares import PROCESSORS, Shares
+from vambrace.host.signatures import PlatformOwner
 from vambrace.host.standby import Standby
 from vambrace.host.store import RECORDS_KEPT, DomainRecord, Store, StoredImage
 from vambrace.host.usage import INTERVAL, Usage
@@ -42,7 +45,7 @@ BLOCK = 4 << 20
 FIRST_CID = 16
 
 #: What runs a domain of each class.
-DOMAINS: dict[DomainClass, type[Domain]] = {REALM: Realm}
+DOMAINS: dict[DomainClass, type[Domain]] = {NORMAL: NormalVm, SECURE: SecureVm, REALM: Realm}
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class Host:
         self.settings = settings
         self.store = store
         self.platform = platform
+        self.owner = PlatformOwner(settings.state / "platform-owner.json")
         # Lazily faulted guests do not show in MemAvailable, so it is read once, before there are any.
         self.memory_limit = settings.guest_memory or max(0, memory_available() - HOST_RESERVE)
         self.shares = Shares(settings, self.memory_limit)
@@ -113,7 +117,7 @@ class Host:
         """The domain ``uuid`` and whether it is new.
 
         Raises ``Conflict`` (other content, name in use), ``CapacityError``, ``NotFound`` (image),
-        ``ConfigError`` (debug), ``HostError`` (no endorsement).
+        ``ConfigError`` (debug), ``HostError`` (no endorsement), ``MessageRefused`` (the image's signature).
         """
         async with self._admission:
             existing = self._known(uuid)
@@ -130,10 +134,10 @@ class Host:
                 )
             image = self.store.image(request.image)
             config = await asyncio.to_thread(image.read_config)
-            if config.kind not in DOMAINS:
-                raise ConfigError(f"this host runs no {config.kind}", hint="build the image as another class")
             if config.kind.attested:
                 self.platform.require_endorsed()
+            signature = await asyncio.to_thread(image.read_signature)
+            signed = self.owner.check(config, signature, demanded=self.settings.signed_only)
             if config.debug and not self.settings.allow_debug:
                 raise ConfigError(
                     "this host runs no debug domains", hint="build the image without debug, or set allow_debug"
@@ -141,9 +145,15 @@ class Host:
             memory = config.memory + config.memory // TABLES + VMM_OVERHEAD
             memory += ENDPOINT_MEMORY * len(config.endpoints)
             memory += CARD_MEMORY * len(config.networks)
-            place = await self.shares.reserve(
-                uuid, request.name, memory, config.vcpus, config.memory, config.cache, config.networks
-            )
+            disks = sum(disk.size for disk in config.disks if disk.plain)
+            self.store.volumes.reserve(uuid, disks, self.store.free())
+            try:
+                place = await self.shares.reserve(
+                    uuid, request.name, memory, config.vcpus, config.memory, config.cache, config.networks
+                )
+            except BaseException:
+                self.store.volumes.release(uuid)
+                raise
             record = DomainRecord(
                 uuid=uuid,
                 name=request.name,
@@ -153,7 +163,7 @@ class Host:
                 created=time.time(),
                 memory=memory,
             )
-            admitted = Admitted(record, config, image, self._new_cid(), place)
+            admitted = Admitted(record, config, image, self._new_cid(), place, signed)
             domain = DOMAINS[config.kind](admitted, self._services)
             self._living[uuid] = domain
             self.metrics.created()

@@ -19,6 +19,7 @@ class State(Enum):
     RUNNING = "running"
     DESTROYING = "destroying"
     SUCCEEDED = "succeeded"
+    STOPPED = "stopped"
     REFUSED = "refused"
     FAILED = "failed"
     DESTROYED = "destroyed"
@@ -33,7 +34,7 @@ class State(Enum):
         return STEPS[self]
 
 
-FINAL = frozenset((State.SUCCEEDED, State.REFUSED, State.FAILED, State.DESTROYED))
+FINAL = frozenset((State.SUCCEEDED, State.STOPPED, State.REFUSED, State.FAILED, State.DESTROYED))
 
 STEPS = {
     State.CREATED: 401,
@@ -43,6 +44,7 @@ STEPS = {
     State.RUNNING: 405,
     State.DESTROYING: 406,
     State.SUCCEEDED: 406,
+    State.STOPPED: 406,
     State.REFUSED: 406,
     State.FAILED: 406,
     State.DESTROYED: 406,
@@ -59,16 +61,21 @@ TRANSITIONS: dict[State, frozenset[State]] = {
 }
 
 
-class Lifecycle:
-    """The present state of one domain, and a way to wait for the next change."""
+#: Of a class that starts without its owner's verdict.
+AT_ONCE = {**TRANSITIONS, State.LOADING: frozenset((State.RUNNING, State.DESTROYING))}
 
-    def __init__(self, state: State = State.CREATED) -> None:
+
+class Lifecycle:
+    """The present state of one domain, and a way to wait for the next change. ``verdict``: it starts by one only."""
+
+    def __init__(self, state: State = State.CREATED, *, verdict: bool = True) -> None:
         self.state = state
+        self._transitions = TRANSITIONS if verdict else AT_ONCE
         self._changed = asyncio.Event()
 
     def move(self, state: State) -> None:
         """Enter ``state``; raises ``Conflict`` where that is not allowed from the present one."""
-        if state not in TRANSITIONS[self.state]:
+        if state not in self._transitions[self.state]:
             raise Conflict(f"a domain cannot go from {self.state.value} to {state.value}", status=409)
         self.state = state
         changed, self._changed = self._changed, asyncio.Event()

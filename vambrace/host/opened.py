@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +26,15 @@ class Opened:
 
 @contextmanager
 def opened(
-    image: StoredImage, config: DomainConfig, networks: Sequence[Network], devices: Path
+    image: StoredImage, config: DomainConfig, disks: Mapping[str, Path], networks: Sequence[Network], devices: Path
 ) -> Iterator[Opened]:
-    """What the domain consists of, closed in the end; ``devices`` is /dev, and ``networks`` those of its cards.
+    """What the domain consists of, closed in the end; ``disks`` are files by name, ``devices`` is /dev, and
+    ``networks`` those of its cards.
 
     Raises ``DomainError``, ``PartitionError``: something cannot be opened.
     """
     files = {"config": image.config, "kernel": image.kernel, "initrd": image.initrd}
-    files |= {f"disk:{disk.name}": path for disk, path in zip(config.disks, image.disks, strict=False)}
+    files |= {f"{kind}:{name}": path for name, path in disks.items() for kind in ("disk", "volume")}
     with ExitStack() as stack:
         found: dict[str, int] = {}
         cards = []
@@ -55,6 +56,6 @@ def _open(name: str, file: Path | None, devices: Path) -> int:
     if path is None:
         raise DomainError(f"the stored image has no {name}", hint="delete it from the host, and send it again")
     try:
-        return os.open(path, os.O_CLOEXEC | (os.O_RDWR if kind.device else os.O_RDONLY))
+        return os.open(path, os.O_CLOEXEC | (os.O_RDWR if kind.device or kind.writable else os.O_RDONLY))
     except OSError as error:
         raise DomainError(f"{path}: {error.strerror}", hint=kind.hint or None) from error

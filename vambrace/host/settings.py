@@ -40,6 +40,7 @@ class Settings:
     ``guest_memory`` 0 means: what the machine has available when the daemon starts.
     ``vmm_cpus`` are the domains' processors, each one domain's alone, but for those of them that are ``shared_cpus``.
     ``message_rate`` is what two Realms may exchange, in bytes per second. ``networks`` are those that domains may name.
+    ``signed_only``: Realms, too, need the platform owner's signature on their image.
     ``insecure`` is empty or ``"no-trustzone"``; the latter uses software keys and every token says so.
     """
 
@@ -57,6 +58,7 @@ class Settings:
     cgroups: Path = ROOT
     guest_memory: int = 0
     allow_debug: bool = False
+    signed_only: bool = False
     insecure: str = ""
     image_limit: int = 4 << 30
     agent_seconds: int = 300

@@ -2,6 +2,7 @@
 
     images/<sha256>/          the parts of a bundle, and image.json
     domains/<uuid>.json        a DomainRecord
+    volumes/                  disks that living domains write to; emptied at start
     tmp/                      uploads under way; emptied at start
 
 Everything is written aside, synced and renamed, so that a power cut leaves the old or the new.
@@ -27,6 +28,7 @@ from vambrace.config import DomainConfig
 from vambrace.errors import CapacityError, ConfigError, ImageError, NotFound
 from vambrace.files import sync, write_whole
 from vambrace.host.lifecycle import State
+from vambrace.host.volumes import Volumes
 from vambrace.image import Bundle
 
 RECORDS_KEPT = 200
@@ -81,6 +83,10 @@ class StoredImage:
     kernel: Path
     initrd: Path
     disks: tuple[Path, ...]
+    signature: Path | None = None
+
+    def read_signature(self) -> bytes | None:
+        return self.signature.read_bytes() if self.signature else None
 
     def read_config(self) -> DomainConfig:
         return DomainConfig.parse(self.config.read_bytes())
@@ -93,6 +99,7 @@ class Store:
         self.images = directory / "images"
         self.domains = directory / "domains"
         self.temporary = directory / "tmp"
+        self.volumes = Volumes(directory / "volumes")
         for path in (directory, self.images, self.domains, self.temporary):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -156,7 +163,7 @@ class Store:
     def free(self) -> int:
         """Bytes that may still be written."""
         status = os.statvfs(self.images)
-        return max(0, status.f_bavail * status.f_frsize - SPARE)
+        return max(0, status.f_bavail * status.f_frsize - SPARE - self.volumes.outstanding)
 
     def require_space(self, size: int) -> None:
         if size > self.free():
@@ -186,6 +193,7 @@ class Store:
                 "kernel": _inside(parts.kernel_path, directory),
                 "initrd": _inside(parts.initrd_path, directory),
                 "disks": [_inside(path, directory) for path in parts.disk_paths],
+                "signature": _inside(parts.signature_path, directory) if parts.signature_path else None,
             }
             for path in directory.rglob("*"):
                 if path.is_file():
@@ -220,6 +228,7 @@ class Store:
                 kernel=directory / description["kernel"],
                 initrd=directory / description["initrd"],
                 disks=tuple(directory / disk for disk in description["disks"]),
+                signature=directory / description["signature"] if description["signature"] else None,
             )
         except FileNotFoundError:
             raise NotFound(f"no image {digest}", hint="send it with PUT /v1/images/{sha256}") from None

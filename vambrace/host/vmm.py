@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vambrace.errors import DomainError
+from vambrace.host.agent import Bucket
 
 PACKET_LIMIT = 64 << 10
 AGENT_CHUNK = 32 << 10
@@ -28,6 +29,7 @@ DESTROY_SECONDS = 30
 EXIT_SECONDS = 15
 ANSWER_SECONDS = 30
 STDERR_LIMIT = 16 << 10
+PRINT_RATE, PRINT_BURST = 256 << 10, 1 << 20  # bytes of a console
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class Vmm:
         self._next = 0
         self._sending = asyncio.Lock()
         self._closing = False
+        self._prints = Bucket(PRINT_RATE, PRINT_BURST)
         self._reader = asyncio.create_task(self._read())
         self._stderr = asyncio.create_task(self._drain_stderr())
 
@@ -218,7 +221,10 @@ class Vmm:
         detail = "the VMM process ended"
         try:
             while packet := await loop.sock_recv(self._control, PACKET_LIMIT + 1):
-                self._dispatch(packet)
+                printed = self._dispatch(packet)
+                if printed:
+                    # A guest that prints without end waits: the loop is others' as well.
+                    await self._prints.take(min(printed, PRINT_BURST))
                 # While packets wait, receiving does not: a busy guest must not keep the loop from the others.
                 await asyncio.sleep(0)
         except OSError:
@@ -233,7 +239,8 @@ class Vmm:
         if not self._closing:
             self._on_event(Died(detail))
 
-    def _dispatch(self, packet: bytes) -> None:
+    def _dispatch(self, packet: bytes) -> int:
+        """Deal with one packet; the number of bytes in it that the guest has printed."""
         if len(packet) > PACKET_LIMIT:
             raise ValueError("packet too long")
         try:
@@ -243,16 +250,18 @@ class Vmm:
         if not isinstance(message, dict):
             raise ValueError("packet is not an object")
         if "event" in message:
-            self._on_event(_event(message))
-            return
+            event = _event(message)
+            self._on_event(event)
+            return len(event.data) if isinstance(event, ConsoleBytes) else 0
         if "ask" in message:
             self._on_event(_asked(message))
-            return
+            return 0
         number = message.get("id")
         reply = self._replies.get(number) if type(number) is int else None
         # A reply that comes after its request was given up is no error.
         if reply is not None and not reply.done():
             reply.set_result(message)
+        return 0
 
     async def _drain_stderr(self) -> None:
         """Keep the end of what the VMM wrote on stderr; log it only if the process died by itself."""

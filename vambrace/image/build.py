@@ -29,6 +29,8 @@ def build_bundle(manifest_path: Path, out_path: Path, base: RuntimeBase) -> Bund
     Raises ``ConfigError`` for a wrong manifest, ``ImageError`` and ``BuildError`` (``ToolMissing``, ``NoSpace``).
     """
     manifest = read_manifest(Path(manifest_path))
+    if not isinstance(manifest, Manifest):
+        raise ConfigError(f"{manifest_path}: a {manifest.kind} runs a system, no applications", hint="see build_normal")
     out_path = Path(out_path)
     if not out_path.parent.is_dir():
         raise BuildError(f"{out_path.parent} is not a folder", hint="make it, or choose another output")
@@ -71,14 +73,14 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         "panic=-1",
         "oops=panic",
         # Pages are encrypted one by one: a huge page or a migration would drag 512 through the window.
-        "transparent_hugepage=never",
-        "numa_balancing=disable",
+        *(("transparent_hugepage=never", "numa_balancing=disable") if manifest.kind.encrypted else ()),
         base.mount_word("/dev/vda", "/"),
         apps.mount_word("/dev/vdb", "/app"),
         *(["vambrace.network"] if manifest.networks else []),
         f"vambrace.init={INIT}",
     ]
     return DomainConfig(
+        kind=manifest.kind,
         name=manifest.name,
         cmdline=" ".join(words),
         owner=manifest.owner,
@@ -106,6 +108,7 @@ def agent_settings(manifest: Manifest) -> dict[str, Any]:
         "name": manifest.name,
         "owner": manifest.owner,
         "collect_seconds": manifest.collect_seconds,
+        "lasting": not manifest.kind.ends_itself,
         "applications": applications,
     }
     if manifest.endpoints:

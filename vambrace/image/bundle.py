@@ -1,7 +1,9 @@
 """One file for a whole Realm: an OCI image layout in a tar (docs/architecture.md, section 12).
 
-    oci-layout, index.json      the layout; the index names one manifest
+    oci-layout, index.json      the layout; the index names the image's manifest, and perhaps its signature's
     blobs/sha256/<digest>       manifest, configuration (DomainConfig bytes), kernel, initrd, disks
+
+A signature is an artifact of its own that refers to the image, as OCI 1.1 has it: it leaves the image's digest alone.
 
 A bundle is hostile until ``Bundle.open`` returns: sizes are bounded, every digest is checked, and the disks
 are those that the configuration names. Contents are hashed again whenever they are read: the file may have
@@ -26,20 +28,24 @@ from vambrace.errors import ConfigError, ImageError, NoSpace
 from vambrace.image import ustar
 from vambrace.image.ustar import BUILD_AGAIN
 
-ARTIFACT: Final = "application/vnd.vambrace.config.v1"
-CONFIG: Final = "application/vnd.vambrace.config.config.v1+json"
-KERNEL: Final = "application/vnd.vambrace.config.kernel.v1"
-INITRD: Final = "application/vnd.vambrace.config.initrd.v1"
-DISK: Final = "application/vnd.vambrace.config.disk.v1+erofs"
+ARTIFACT: Final = "application/vnd.vambrace.domain.v1"
+CONFIG: Final = "application/vnd.vambrace.domain.config.v1+json"
+KERNEL: Final = "application/vnd.vambrace.domain.kernel.v1"
+INITRD: Final = "application/vnd.vambrace.domain.initrd.v1"
+DISK: Final = "application/vnd.vambrace.domain.disk.v1+erofs"
+PLAIN_DISK: Final = "application/vnd.vambrace.domain.disk.v1"
+SIGNATURE: Final = "application/vnd.vambrace.domain.signature.v1+cose"
 
 MAX_KERNEL: Final = 256 << 20
 MAX_INITRD: Final = 1 << 30
+MAX_SIGNATURE: Final = 4096
 _INDEX: Final = "application/vnd.oci.image.index.v1+json"
 _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 _TITLE: Final = "org.opencontainers.image.title"
+_EMPTY: Final = "application/vnd.oci.empty.v1+json"
 _LAYOUT: Final = {"imageLayoutVersion": "1.0.0"}
 _MAX_JSON: Final = 64 << 10
-_MAX_MEMBERS: Final = 2 + 2 + 2 + MAX_DISKS
+_MAX_MEMBERS: Final = 2 + 2 + 2 + MAX_DISKS + 3
 _CHUNK: Final = 1 << 20
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
@@ -90,6 +96,7 @@ class UnpackedBundle:
     kernel_path: Path
     initrd_path: Path
     disk_paths: tuple[Path, ...]
+    signature_path: Path | None
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ class Bundle:
     kernel: Part
     initrd: Part
     disks: tuple[Part, ...]
+    signature: Part | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
@@ -119,13 +127,17 @@ class Bundle:
         """Write every part to a file of its own in ``directory``, which must exist. Raises ``ImageError``."""
         names = ["config.json", "kernel", "initrd", *(f"disk-{i}" for i in range(len(self.disks)))]
         parts = [self.config_part, self.kernel, self.initrd, *self.disks]
+        if self.signature:
+            names.append("signature")
+            parts.append(self.signature)
         paths = []
         for name, part in zip(names, parts, strict=True):
             target = directory / name
             with target.open("xb") as out:
                 part.copy(out)
             paths.append(target)
-        return UnpackedBundle(paths[0], paths[1], paths[2], tuple(paths[3:]))
+        disks = tuple(paths[3 : 3 + len(self.disks)])
+        return UnpackedBundle(paths[0], paths[1], paths[2], disks, paths[-1] if self.signature else None)
 
     def measurement(self) -> bytes:
         """The launch measurement that a monitor must report for this bundle. Raises ``ConfigError``."""
@@ -136,14 +148,15 @@ class Bundle:
 
     def inspect(self) -> dict[str, Any]:
         """What is in the bundle, as JSON-ready values."""
-        config = self.config.as_object()
-        config["owner"] = self.config.personalization().hex()
+        config, kind = self.config.as_object(), self.config.kind
+        config.pop("owner", None)
         return {
             "name": self.config.name,
-            "form": self.config.form,
+            "class": kind.name,
             "digest": self.manifest_digest,
-            "measurement": self.measurement().hex(),
-            "personalization": config.pop("owner"),
+            "measurement": self.measurement().hex() if kind.measured else None,
+            "personalization": self.config.personalization().hex() if kind.attested else None,
+            "signed": self.signature is not None,
             "parts": [
                 {"title": part.title, "sha256": part.digest, "size": part.size}
                 for part in (self.config_part, self.kernel, self.initrd, *self.disks)
@@ -152,7 +165,19 @@ class Bundle:
         }
 
 
-def write_bundle(out: Path, config: DomainConfig, kernel: Path, initrd: Path, disks: Sequence[Path]) -> Bundle:
+def sign_bundle(bundle: Bundle, signature: bytes, out: Path) -> Bundle:
+    """The same image with ``signature`` beside it, in the place of any that was there. Raises as ``write_bundle``."""
+    return write_bundle(out, bundle.config, bundle.kernel, bundle.initrd, bundle.disks, signature)
+
+
+def write_bundle(
+    out: Path,
+    config: DomainConfig,
+    kernel: Path | Part,
+    initrd: Path | Part,
+    disks: Sequence[Path | Part],
+    signature: bytes | None = None,
+) -> Bundle:
     """Pack the parts into the bundle ``out`` (replaced whole or not at all) and return it opened.
 
     The same parts give the same bytes. Raises ``ImageError`` where they contradict ``config``, ``NoSpace``.
@@ -161,7 +186,8 @@ def write_bundle(out: Path, config: DomainConfig, kernel: Path, initrd: Path, di
     blobs: list[tuple[str, int, Callable[[BinaryIO], None]]] = []
     descriptors = [_add(blobs, CONFIG, encoded)]
     layers = [(KERNEL, kernel, "kernel"), (INITRD, initrd, "initrd")]
-    layers += [(DISK, path, f"{disk.name}.erofs") for disk, path in zip(config.disks, disks, strict=True)]
+    for disk, path in zip(config.disks, disks, strict=True):
+        layers.append((PLAIN_DISK, path, disk.name) if disk.plain else (DISK, path, f"{disk.name}.erofs"))
     for kind, path, title in layers:
         descriptors.append(_add(blobs, kind, path) | {"annotations": {_TITLE: title}})
     manifest = {
@@ -172,7 +198,18 @@ def write_bundle(out: Path, config: DomainConfig, kernel: Path, initrd: Path, di
         "layers": descriptors[1:],
     }
     top = _add(blobs, _MANIFEST, canonical(manifest)) | {"artifactType": ARTIFACT}
-    index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": [top]}
+    manifests = [top]
+    if signature is not None:
+        referrer = {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
+            "artifactType": SIGNATURE,
+            "config": _add(blobs, _EMPTY, b"{}"),
+            "layers": [_add(blobs, SIGNATURE, signature)],
+            "subject": {key: top[key] for key in ("mediaType", "digest", "size")},
+        }
+        manifests.append(_add(blobs, _MANIFEST, canonical(referrer)) | {"artifactType": SIGNATURE})
+    index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": manifests}
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with temporary.open("xb") as file:
@@ -196,9 +233,14 @@ def write_bundle(out: Path, config: DomainConfig, kernel: Path, initrd: Path, di
     return Bundle.open(out)
 
 
-def _add(blobs: list[tuple[str, int, Callable[[BinaryIO], None]]], kind: str, content: bytes | Path) -> dict[str, Any]:
+def _add(
+    blobs: list[tuple[str, int, Callable[[BinaryIO], None]]], kind: str, content: bytes | Path | Part
+) -> dict[str, Any]:
     """Put a blob into ``blobs`` and return its descriptor."""
-    if isinstance(content, bytes):
+    if isinstance(content, Part):
+        digest, size = content.digest, content.size
+        blobs.append((digest, size, content.copy))
+    elif isinstance(content, bytes):
         digest, size = hashlib.sha256(content).hexdigest(), len(content)
         blobs.append((digest, size, _writer(content)))
     else:
@@ -232,8 +274,8 @@ class _Reader:
             raise ImageError("the bundle is no OCI image layout of version 1.0.0", hint=BUILD_AGAIN)
         index = self._object(self._member("index.json", "index"), _MAX_JSON)
         manifests = index.get("manifests")
-        if not isinstance(manifests, list) or len(manifests) != 1:
-            raise ImageError("the bundle must hold exactly one image", hint=BUILD_AGAIN)
+        if not isinstance(manifests, list) or not 1 <= len(manifests) <= 2:
+            raise ImageError("the bundle must hold exactly one image, and at most one signature", hint=BUILD_AGAIN)
         manifest_part = self._blob(manifests[0], _MANIFEST, _MAX_JSON, "manifest")
         manifest = self._object(manifest_part, _MAX_JSON)
         if manifest.get("artifactType") != ARTIFACT or manifest.get("schemaVersion") != 2:
@@ -249,15 +291,30 @@ class _Reader:
         initrd = self._blob(layers[1], INITRD, MAX_INITRD, "initrd")
         disks = []
         for disk, layer in zip(config.disks, layers[2:], strict=True):
-            part = self._blob(layer, DISK, disk.size, f"disk {disk.name}")
+            part = self._blob(layer, PLAIN_DISK if disk.plain else DISK, disk.size, f"disk {disk.name}")
             if part.digest != disk.sha256 or part.size != disk.size:
                 raise ImageError(f"disk {disk.name} is not the one of the configuration", hint="build it again")
             disks.append(part)
+        signature = self._signature(manifests[1], manifest_part) if len(manifests) == 2 else None
         if self._used != set(self._members):
             raise ImageError("the bundle holds files that nothing refers to", hint=BUILD_AGAIN)
         for part in (kernel, initrd, *disks):
             part.copy(None)
-        return Bundle(self._path, manifest_part.digest, config, config_part, kernel, initrd, tuple(disks))
+        return Bundle(self._path, manifest_part.digest, config, config_part, kernel, initrd, tuple(disks), signature)
+
+    def _signature(self, descriptor: Any, image: Part) -> Part:
+        """The one signature, which must refer to this image; whose it is, nobody knows here."""
+        manifest = self._object(self._blob(descriptor, _MANIFEST, _MAX_JSON, "signature's manifest"), _MAX_JSON)
+        layers, subject = manifest.get("layers"), manifest.get("subject")
+        if manifest.get("artifactType") != SIGNATURE or not isinstance(layers, list) or len(layers) != 1:
+            raise ImageError("the bundle's second artifact is no signature", hint="sign the image again")
+        if not isinstance(subject, dict) or subject.get("digest") != f"sha256:{image.digest}":
+            raise ImageError("the bundle's signature refers to another image", hint="sign the image again")
+        if self._object(self._blob(manifest.get("config"), _EMPTY, 2, "signature's configuration"), 2) != {}:
+            raise ImageError("the bundle's signature has a configuration", hint="sign the image again")
+        part = self._blob(layers[0], SIGNATURE, MAX_SIGNATURE, "signature")
+        part.copy(None)
+        return part
 
     def _member(self, name: str, title: str) -> Part:
         if name not in self._members:

@@ -1,6 +1,7 @@
 """The owner's manifest: YAML whose every mistake is told with its line.
 
 name: patients
+class: realm                     # unless given; or secure: no percentages, cipher, verdict and endpoints
 owner: owner.pem                 # certificate of the owner's key
 system: {memory: 384M}           # percent: as the highest of the applications', unless given
 applications:
@@ -20,23 +21,33 @@ networks:                        # network cards, docs/network.md
   - name: lab                    # a network of the host; its name alone will do
     address: 10.0.0.2/24
     gateway: 10.0.0.1
+
+A Normal VM is somebody's system as it is:
+
+name: debian
+class: normal
+memory: 512M
+debian: {files: files}           # a stock Debian system, with these files over it; or a system of your own:
+kernel: vmlinuz
+initrd: initrd.img
+disks: [root.ext4]               # each domain writes to a copy of its own
+cmdline: root=/dev/vda rw
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import yaml
 
 from vambrace.cache import DEMANDS, REQUIRED, CacheShare
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key, personalization
+from vambrace.classes import REALM, DomainClass, domain_class
 from vambrace.config import (
     CIPHERS,
     FIRST_PORT,
@@ -61,9 +72,12 @@ from vambrace.config import (
     check_percent,
 )
 from vambrace.errors import ConfigError
+from vambrace.image.lines import Mapping
 
 SYSTEM_MEMORY: Final = 384 << 20
 APPLICATION_MEMORY: Final = 128 << 20
+NORMAL_MEMORY: Final = 512 << 20
+NORMAL_CMDLINE: Final = "root=/dev/vda rw console=hvc0 quiet"
 PERCENT: Final = 80
 _MAX_MANIFEST: Final = 1 << 20
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -95,6 +109,7 @@ class Manifest:
     """A checked manifest; ``owner`` is the certificate in PEM form."""
 
     path: Path
+    kind: DomainClass
     name: str
     owner: str
     vcpus: int
@@ -110,7 +125,26 @@ class Manifest:
     networks: tuple[NetworkCard, ...] = ()
 
 
-def read_manifest(path: Path) -> Manifest:
+@dataclass(frozen=True)
+class NormalManifest:
+    """A checked manifest of a Normal VM. Either there is a ``kernel``, with ``initrd`` and ``disks``, or all three are
+    a stock Debian system's, with the contents of the folder ``files`` over it."""
+
+    path: Path
+    kind: DomainClass
+    name: str
+    vcpus: int
+    memory: int
+    cmdline: str
+    kernel: Path | None
+    initrd: Path | None
+    disks: tuple[Path, ...]
+    files: Path | None
+    cache: CacheShare | None = None
+    networks: tuple[str, ...] = ()
+
+
+def read_manifest(path: Path) -> Manifest | NormalManifest:
     """Read the manifest at ``path``; paths in it are relative to its folder. Raises ``ConfigError``."""
     hint = "the manifest is a YAML file, see examples/patients/manifest.yaml"
     try:
@@ -131,7 +165,10 @@ def read_manifest(path: Path) -> Manifest:
         raise ConfigError(f"{path}: not YAML", hint=hint) from None
     if node is None:
         raise ConfigError(f"{path}: the manifest is empty", hint=hint)
-    return _manifest(path, _Map(node, "the manifest"))
+    top = Mapping(node, "the manifest")
+    with top.at("class"):
+        kind = domain_class(top.string("class", REALM.name))
+    return _manifest(path, top, kind) if kind.attested else _normal(path, top, kind)
 
 
 def parse_memory(text: str | int) -> int:
@@ -142,11 +179,57 @@ def parse_memory(text: str | int) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def _manifest(path: Path, top: _Map) -> Manifest:
+def _normal(path: Path, top: Mapping, kind: DomainClass) -> NormalManifest:
     folder = path.parent
     with top.at("name"):
         name = top.string("name")
-        check_name(name, "Realm")
+        check_name(name, str(kind))
+    with top.at("vcpus"):
+        vcpus = top.integer("vcpus", 1)
+        check_integer(vcpus, 1, MAX_VCPUS, "vcpus")
+    memory = _memory(top, NORMAL_MEMORY, MIN_SYSTEM_MEMORY, str(kind))
+    cmdline = top.string("cmdline", NORMAL_CMDLINE)
+    kernel = initrd = files = None
+    disks: tuple[Path, ...] = ()
+    if "debian" in top:
+        system = top.map("debian")
+        assert system is not None
+        with system.at("files"):
+            files = _existing(folder, system.string("files")) if "files" in system else None
+            if files is not None and not files.is_dir():
+                raise ConfigError(f"{files} is not a folder", hint="its contents are put over the system's")
+        system.done()
+    else:
+        with top.at("kernel"):
+            kernel = _existing(folder, top.string("kernel"))
+        with top.at("initrd"):
+            initrd = _existing(folder, top.string("initrd"))
+        with top.at("disks"):
+            disks = tuple(_existing(folder, disk) for disk in top.strings("disks", required=True))
+            for disk in disks:
+                check_name(disk.stem, f"disk {disk}")
+    cache = _cache(top)
+    with top.at("networks"):
+        networks = top.strings("networks")
+        check_networks(networks)
+    top.done()
+    return NormalManifest(
+        path, kind, name, vcpus, memory, cmdline, kernel, initrd, disks, files, cache, tuple(networks)
+    )
+
+
+def _existing(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.exists():
+        raise ConfigError(f"{path} does not exist", hint="paths are relative to the manifest's folder")
+    return path
+
+
+def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
+    folder = path.parent
+    with top.at("name"):
+        name = top.string("name")
+        check_name(name, str(kind))
     with top.at("owner"):
         owner = _certificate(folder / top.string("owner"))
     numbers: dict[str, int] = {}
@@ -155,11 +238,17 @@ def _manifest(path: Path, top: _Map) -> Manifest:
         ("verdict_seconds", 1, MAX_SECONDS, 120),
         ("collect_seconds", 0, MAX_SECONDS, 300),
     ):
+        numbers[key] = default
+        if key == "verdict_seconds" and not kind.verdict:
+            continue
         with top.at(key):
             numbers[key] = top.integer(key, default)
             check_integer(numbers[key], least, most, key)
     choices: dict[str, str] = {}
     for key, known in (("cipher", CIPHERS), ("hash", HASHES)):
+        choices[key] = known[0]
+        if key == "cipher" and not kind.encrypted:
+            continue
         with top.at(key):
             choices[key] = top.string(key, known[0])
             check_choice(choices[key], known, key)
@@ -169,13 +258,15 @@ def _manifest(path: Path, top: _Map) -> Manifest:
         check_application_count(len(items))
     programs: list[Program] = []
     for item in items:
-        program = _program(item, folder)
+        program = _program(item, folder, kind)
         with item.at("name"):
             if any(program.zone.name == other.zone.name for other in programs):
                 raise ConfigError(f"application {program.zone.name}: appears twice", hint="choose another name")
         programs.append(program)
-    system = _system(top, max(program.zone.percent for program in programs))
-    endpoints = tuple(_endpoint(item, folder, owner) for item in top.maps("endpoints", required=False))
+    system = _system(top, kind, max(program.zone.percent for program in programs))
+    endpoints: tuple[Endpoint, ...] = ()
+    if kind.messages:
+        endpoints = tuple(_endpoint(item, folder, owner) for item in top.maps("endpoints", required=False))
     with top.at("endpoints"):
         check_endpoints(endpoints)
     cache = _cache(top)
@@ -188,6 +279,7 @@ def _manifest(path: Path, top: _Map) -> Manifest:
     top.done()
     return Manifest(
         path=path,
+        kind=kind,
         name=name,
         owner=owner,
         debug=debug,
@@ -223,7 +315,7 @@ def _certificate(path: Path) -> str:
     return pem
 
 
-def _endpoint(item: _Map, folder: Path, owner: str) -> Endpoint:
+def _endpoint(item: Mapping, folder: Path, owner: str) -> Endpoint:
     """One endpoint of a Realm of ``owner``, who is the peer's as well unless another one is named."""
     roles = [role for role in ROLES if role in item]
     if len(roles) != 1:
@@ -246,7 +338,7 @@ def _endpoint(item: _Map, folder: Path, owner: str) -> Endpoint:
     return endpoint
 
 
-def _cache(top: _Map) -> CacheShare | None:
+def _cache(top: Mapping) -> CacheShare | None:
     item = top.map("cache")
     if item is None:
         return None
@@ -257,7 +349,7 @@ def _cache(top: _Map) -> CacheShare | None:
     return share
 
 
-def _network(item: str | _Map) -> NetworkCard:
+def _network(item: str | Mapping) -> NetworkCard:
     if isinstance(item, str):
         return NetworkCard(item)
     with item.at("name"):
@@ -282,24 +374,24 @@ def _network(item: str | _Map) -> NetworkCard:
     return NetworkCard(name, str(own or ""), str(ip_address(gateway)) if gateway else "")
 
 
-def _system(top: _Map, highest: int) -> Zone:
+def _system(top: Mapping, kind: DomainClass, highest: int) -> Zone:
     system = top.map("system")
-    memory, percent, follow = SYSTEM_MEMORY, highest, True
+    memory, percent, follow = SYSTEM_MEMORY, highest, kind.encrypted
     if system is not None:
         memory = _memory(system, SYSTEM_MEMORY, MIN_SYSTEM_MEMORY, "system")
-        if "percent" in system:
+        if kind.encrypted and "percent" in system:
             percent, follow = _percent(system, "system"), False
         system.done()
     return Zone(SYSTEM, memory, percent, follow)
 
 
-def _program(item: _Map, folder: Path) -> Program:
+def _program(item: Mapping, folder: Path, kind: DomainClass) -> Program:
     with item.at("name"):
         name = item.string("name")
         check_name(name, "application")
     where = f"application {name}"
     memory = _memory(item, APPLICATION_MEMORY, MIN_APPLICATION_MEMORY, where)
-    percent = _percent(item, where)
+    percent = _percent(item, where) if kind.encrypted else 0
     files, merge = _files(item, folder, where)
     results = []
     with item.at("results"):
@@ -318,7 +410,7 @@ def _program(item: _Map, folder: Path) -> Program:
     return Program(application, Zone(name, memory, percent), files, merge)
 
 
-def _command(item: _Map) -> tuple[str, ...]:
+def _command(item: Mapping) -> tuple[str, ...]:
     if item.is_text("command"):
         try:
             return tuple(shlex.split(item.string("command")))
@@ -327,7 +419,7 @@ def _command(item: _Map) -> tuple[str, ...]:
     return item.strings("command", required=True)
 
 
-def _files(item: _Map, folder: Path, where: str) -> tuple[tuple[Path, ...], bool]:
+def _files(item: Mapping, folder: Path, where: str) -> tuple[tuple[Path, ...], bool]:
     with item.at("files"):
         merge = item.is_text("files")
         names = (item.string("files"),) if merge else item.strings("files")
@@ -346,150 +438,15 @@ def _files(item: _Map, folder: Path, where: str) -> tuple[tuple[Path, ...], bool
         return paths, merge
 
 
-def _memory(item: _Map, default: int, least: int, where: str) -> int:
+def _memory(item: Mapping, default: int, least: int, where: str) -> int:
     with item.at("memory"):
         memory = parse_memory(item.scalar("memory", default))
         check_memory(memory, least, where)
         return memory
 
 
-def _percent(item: _Map, where: str) -> int:
+def _percent(item: Mapping, where: str) -> int:
     with item.at("percent"):
         percent = item.integer("percent", PERCENT)
         check_percent(percent, where)
         return percent
-
-
-class _Map:
-    """A YAML mapping that knows its lines. What was not asked for when ``done`` is called was unknown."""
-
-    def __init__(self, node: yaml.Node, where: str) -> None:
-        self.line = node.start_mark.line + 1
-        if not isinstance(node, yaml.MappingNode):
-            raise ConfigError(f"{where}: a mapping of keys to values is expected", line=self.line)
-        self._where = where
-        self._values: dict[str, yaml.Node] = {}
-        self._lines: dict[str, int] = {}
-        self._asked: set[str] = set()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                raise ConfigError(f"{where}: keys must be words", line=line)
-            if key.value in self._values:
-                raise ConfigError(f"{where}: {key.value} appears twice", line=line)
-            self._values[key.value] = value
-            self._lines[key.value] = line
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
-    @contextmanager
-    def at(self, key: str) -> Iterator[None]:
-        """Give errors raised inside the line of ``key``."""
-        try:
-            yield
-        except ConfigError as error:
-            if error.line is not None:
-                raise
-            raise ConfigError(error.message, hint=error.hint, line=self._lines.get(key, self.line)) from None
-
-    def done(self) -> None:
-        """Raise ``ConfigError`` for a key that nobody asked for."""
-        for key in self._values:
-            if key not in self._asked:
-                known = ", ".join(sorted(self._asked))
-                raise ConfigError(
-                    f"{self._where}: unknown key {key[:40]!r}",
-                    hint=f"known are {known}",
-                    line=self._lines[key],
-                )
-
-    def is_text(self, key: str) -> bool:
-        node = self._values.get(key)
-        return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str"
-
-    def scalar(self, key: str, default: str | int | bool | None = None) -> Any:
-        """A string, an integer or a boolean, as YAML resolves it."""
-        node = self._get(key)
-        if node is None:
-            if default is None:
-                raise ConfigError(f"{self._where}: {key} is missing", line=self.line)
-            return default
-        return _scalar(node, f"{self._where}: {key}")
-
-    def string(self, key: str, default: str | None = None) -> str:
-        return str(self._typed(key, str, default, "text"))
-
-    def integer(self, key: str, default: int) -> int:
-        return int(self._typed(key, int, default, "a whole number"))
-
-    def boolean(self, key: str, default: bool) -> bool:
-        return bool(self._typed(key, bool, default, "true or false"))
-
-    def strings(self, key: str, *, required: bool = False) -> tuple[str, ...]:
-        items = self._list(key, required=required)
-        return tuple(_string(item, f"{self._where}: {key}") for item in items)
-
-    def mapping(self, key: str) -> dict[str, str]:
-        inner = self.map(key)
-        if inner is None:
-            return {}
-        return {name: _string(node, f"{self._where}: {key}: {name}") for name, node in inner._values.items()}
-
-    def map(self, key: str) -> _Map | None:
-        node = self._get(key)
-        return None if node is None else _Map(node, key)
-
-    def maps(self, key: str, *, required: bool = True) -> list[_Map]:
-        return [_Map(item, f"{key}[{number}]") for number, item in enumerate(self._list(key, required=required))]
-
-    def words_or_maps(self, key: str) -> list[str | _Map]:
-        """A list of words and mappings; it may be missing."""
-        items = enumerate(self._list(key, required=False))
-        return [
-            _string(item, f"{self._where}: {key}") if isinstance(item, yaml.ScalarNode) else _Map(item, f"{key}[{n}]")
-            for n, item in items
-        ]
-
-    def _get(self, key: str) -> yaml.Node | None:
-        self._asked.add(key)
-        return self._values.get(key)
-
-    def _list(self, key: str, *, required: bool) -> list[yaml.Node]:
-        node = self._get(key)
-        if node is None:
-            if required:
-                raise ConfigError(f"{self._where}: {key} is missing", line=self.line)
-            return []
-        if not isinstance(node, yaml.SequenceNode):
-            raise ConfigError(f"{self._where}: {key} must be a list", line=self._lines[key])
-        return list(node.value)
-
-    def _typed(self, key: str, kind: type, default: str | int | bool | None, what: str) -> Any:
-        value = self.scalar(key, default)
-        if type(value) is not kind:
-            hint = f'put it in quotes: "{value}"' if kind is str else None
-            raise ConfigError(f"{self._where}: {key} must be {what}", hint=hint, line=self._lines.get(key, self.line))
-        return value
-
-
-def _scalar(node: yaml.Node, where: str) -> Any:
-    line = node.start_mark.line + 1
-    if isinstance(node, yaml.ScalarNode):
-        kind = node.tag.removeprefix("tag:yaml.org,2002:")
-        if kind == "str":
-            return node.value
-        if kind == "bool":
-            return node.value.lower() in ("yes", "true", "on")
-        if kind == "int" and re.fullmatch(r"-?(0|[1-9][0-9]{0,18})", node.value):
-            return int(node.value)
-    raise ConfigError(f"{where}: a plain value is expected", line=line)
-
-
-def _string(node: yaml.Node, where: str) -> str:
-    value = _scalar(node, where)
-    if not isinstance(value, str):
-        raise ConfigError(
-            f"{where}: text is expected", hint=f'put it in quotes: "{value}"', line=node.start_mark.line + 1
-        )
-    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import resource
 import select
 import socket
@@ -114,6 +115,8 @@ class Control:
                 return {"zones": [zone.as_dict() for zone in zones], "fault_ns": fault_ns}
             case "agent":
                 machine.agent(_bytes64(message, "data"))
+            case "console":
+                machine.console(_bytes64(message, "data"))
             case "destroy":
                 machine.close()
                 return None
@@ -180,11 +183,13 @@ def _load_request(
     cpus = message.get("cpus", [])
     if not isinstance(cpus, list) or not all(type(cpu) is int for cpu in cpus):
         raise UsageError("cpus: a list of integers is expected")
-    instance = _hex(message, "instance", 16)
+    # What is not attested is no instance that anybody could name.
+    instance = _hex(message, "instance", 16) if "instance" in message else os.urandom(16)
     return LoadRequest(
         descriptors=descriptors,
         instance=instance,
-        key=page_key(_hex(message, "share", 32), instance),
+        # Where nothing is encrypted, the window has a key that nobody shares in, and never uses it.
+        key=page_key(_hex(message, "share", 32), instance) if "share" in message else os.urandom(32),
         cid=_integer(message, "cid"),
         cards=_cards(message),
         cpus=tuple(cpus),

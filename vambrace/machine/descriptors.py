@@ -25,13 +25,15 @@ MOST = 64
 
 
 class Kind(NamedTuple):
-    """What a descriptor of this kind must be: a device, which has the name ``device`` below /dev, or a file to read.
+    """What a descriptor of this kind must be: a device, which has the name ``device`` below /dev, or a file, to read or
+    ``writable``.
 
     ``hint`` is what to do where the device cannot be opened.
     """
 
     device: str = ""
     hint: str = ""
+    writable: bool = False
 
 
 KINDS = {
@@ -39,6 +41,7 @@ KINDS = {
     "kernel": Kind(),
     "initrd": Kind(),
     "disk": Kind(),
+    "volume": Kind(writable=True),
     "kvm": Kind("kvm", "the host must be arm64 Linux started at EL2, with KVM"),
     "userfaultfd": Kind("userfaultfd", "run Linux 6.8 or newer, with userfaultfd"),
     "vhost-vsock": Kind("vhost-vsock", "load the module vhost_vsock"),
@@ -51,9 +54,10 @@ CARD = ("net", "vhost-net")
 
 def expected(config: DomainConfig) -> tuple[str, ...]:
     """The names of all that a domain of this configuration gets."""
-    disks = (f"disk:{disk.name}" for disk in config.disks)
     cards = (f"{kind}:{number}" for number in range(len(config.networks)) for kind in CARD)
-    return ("config", "kernel", "initrd", *disks, "kvm", "userfaultfd", "vhost-vsock", *cards)
+    disks = (f"{'volume' if disk.plain else 'disk'}:{disk.name}" for disk in config.disks)
+    agent = ("vhost-vsock",) if config.kind.attested else ()
+    return ("config", "kernel", "initrd", *disks, "kvm", "userfaultfd", *agent, *cards)
 
 
 class Descriptors:
@@ -122,5 +126,6 @@ def _check(name: str, file: int) -> None:
     right: Callable[[int], bool] = stat.S_ISCHR if kind.device else stat.S_ISREG
     if not right(mode):
         raise UsageError(f"descriptor {name} is not a {'device' if kind.device else 'file'}")
-    if not kind.device and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
-        raise UsageError(f"descriptor {name} is open for more than reading")
+    wanted = os.O_RDWR if kind.writable else os.O_RDONLY
+    if not kind.device and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE != wanted:
+        raise UsageError(f"descriptor {name} is open for {'reading only' if kind.writable else 'more than reading'}")

@@ -41,10 +41,11 @@ class HasName(Protocol):
     def name(self) -> str: ...
 
 
-def device_slots(disks: Sequence[HasName], networks: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of the devices by their slot."""
+def device_slots(disks: Sequence[HasName], networks: Sequence[str] = (), *, agent: bool = True) -> tuple[str, ...]:
+    """Names of the devices by their slot; ``agent``: the domain has one, which its owner reaches."""
     cards = (f"network {name}" for name in networks)
-    return ("console", *(f"disk {disk.name}" for disk in disks), "vsock", "entropy", "balloon", *cards)
+    vsock = ("vsock",) if agent else ()
+    return ("console", *(f"disk {disk.name}" for disk in disks), *vsock, "entropy", "balloon", *cards)
 
 
 def device_address(slot: int) -> int:

@@ -75,7 +75,7 @@ def plan_boot(config: DomainConfig, kernel: bytes | memoryview, initrd: bytes | 
         vcpus=config.vcpus,
         zones=[(zone.base, zone.size) for zone in zones],
         initrd=(initrd_start, initrd_end),
-        devices=len(layout.device_slots(config.disks, config.networks)),
+        devices=len(layout.device_slots(config.disks, config.networks, agent=config.kind.attested)),
     )
     if len(tree) > layout.BLOCK:
         raise ConfigError("the device tree is larger than 2 MiB")

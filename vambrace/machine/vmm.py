@@ -29,7 +29,7 @@ from vambrace.pager.cost import fault_ns
 from vambrace.record import Record
 from vambrace.virtio.balloon import Balloon, Discard
 from vambrace.virtio.block import Block
-from vambrace.virtio.console import RX_AGENT, Console
+from vambrace.virtio.console import RX_AGENT, RX_CONSOLE, Console
 from vambrace.virtio.device import Device, KernelDevice
 from vambrace.virtio.device import signal as wake
 from vambrace.virtio.entropy import Entropy
@@ -122,6 +122,7 @@ class Machine:
         self._userfaultfd = 0
         self._change: Change | None = None  # the last one
         self._zones = 0
+        self._encrypted = True
         self._cpus: tuple[int, ...] = ()
         self._fault_ns = 0  # not measured yet
         self._vcpus: list[tuple[Vcpu, threading.Thread]] = []
@@ -133,7 +134,9 @@ class Machine:
 
     @require(State.EMPTY)
     def load(self, request: LoadRequest) -> bytes:
-        """Make the domain and return its launch measurement. After an error only ``close`` is possible.
+        """Make the domain and return its launch measurement, empty where it is not measured.
+
+        After an error only ``close`` is possible.
 
         Raises ``ConfigError``, ``KvmError``, ``PagerError``, ``UsageError`` (not the domain's descriptors).
         """
@@ -161,7 +164,7 @@ class Machine:
             vm.map(0, layout.RAM, window.address, window.size)
             encoded = config.encode()
             self.config_digest = hashlib.sha256(encoded).digest()
-            measurement = LaunchMeasurement(config.hash, encoded)
+            measurement = LaunchMeasurement(config.hash, encoded) if config.kind.measured else None
             _load_memory(window, plan, measurement)
             vcpus = _make_vcpus(vm, plan, measurement)
         for index, vcpu in enumerate(vcpus):
@@ -169,11 +172,12 @@ class Machine:
             thread = threading.Thread(target=self._run_vcpu, args=(vcpu, cpu), daemon=True)
             self._vcpus.append((vcpu, thread))
         self._zones = len(config.zones)
+        self._encrypted = config.kind.encrypted
         self._cpus = request.cpus
         memory = GuestMemory(window.memory(), layout.RAM, window.address)
         self._make_devices(vm, memory, window.discard, config, request)
         self.state = State.LOADED
-        return measurement.digest()
+        return measurement.digest() if measurement else b""
 
     def frames(self) -> dict[str, int]:
         """Where guest memory is whose page frames were chosen, in this process: each page at one of two addresses."""
@@ -184,7 +188,10 @@ class Machine:
         self, vm: Vm, memory: GuestMemory, discard: Discard, config: DomainConfig, request: LoadRequest
     ) -> None:
         files = request.descriptors
-        self._console = Console(self._agent_sink, self._console_sink if config.debug else None)
+        self._console = Console(
+            self._agent_sink if config.kind.attested else None, self._console_sink if config.console else None
+        )
+        self._typed = config.console
         makers: dict[str, Callable[[], Device]] = {
             "console": lambda: self._console,
             "vsock": lambda: Vsock(files.take("vhost-vsock"), request.cid),
@@ -195,7 +202,8 @@ class Machine:
             makers[f"disk {disk.name}"] = partial(_disk, files, disk)
         for number, (name, card) in enumerate(zip(config.networks, request.cards, strict=True)):
             makers[f"network {name}"] = partial(_card, files, number, *card)
-        for slot, name in enumerate(layout.device_slots(config.disks, config.networks)):
+        slots = layout.device_slots(config.disks, config.networks, agent=config.kind.attested)
+        for slot, name in enumerate(slots):
             self._add(vm, memory, slot, makers[name]())
 
     def _add(self, vm: Vm, memory: GuestMemory, slot: int, device: Device) -> None:
@@ -225,6 +233,8 @@ class Machine:
         Raises ``PagerError``, ``UsageError`` (one change at a time).
         """
         assert self._window is not None
+        if not self._encrypted:
+            raise UsageError("this domain's memory is not encrypted")
         self._check_unchanging()
         self._change = Change(self._window, zone, percent)
         self._change.wait(_AT_ONCE_SECONDS)
@@ -270,12 +280,23 @@ class Machine:
     @require(State.RUNNING)
     def agent(self, data: bytes) -> None:
         """Send bytes to the agent. Raises ``UsageError`` when it does not take what it has asked for."""
+        if not self._send(RX_AGENT, data):
+            raise UsageError("the agent does not read: too many bytes wait for it")
+
+    @require(State.RUNNING)
+    def console(self, data: bytes) -> None:
+        """Type at the guest's console. Raises ``UsageError``: it has none for the operator, or nobody reads there."""
+        if not self._typed:
+            raise UsageError("this domain's console is nobody's")
+        if not self._send(RX_CONSOLE, data):
+            raise UsageError("the guest does not read its console")
+
+    def _send(self, index: int, data: bytes) -> bool:
         transport = next(found for found in self._transports if found.device is self._console)
         with transport.lock:
-            accepted = self._console.send(data)
-        if not accepted:
-            raise UsageError("the agent does not read: too many bytes wait for it")
-        wake(transport.kicks[RX_AGENT])
+            accepted = self._console.send(index, data)
+        wake(transport.kicks[index])
+        return accepted
 
     def ended(self) -> tuple[Reason, str] | None:
         """Why the domain ended, with a line of detail; None while it did not."""
@@ -397,12 +418,14 @@ class Machine:
                 thread.join(_JOIN_SECONDS)
 
 
-def _load_memory(window: Window, plan: BootPlan, measurement: LaunchMeasurement) -> None:
+def _load_memory(window: Window, plan: BootPlan, measurement: LaunchMeasurement | None) -> None:
     """Load every segment and measure what is then in guest memory, not what was in the file."""
     for segment in plan.segments:
         offset = segment.gpa - layout.RAM
         window.load(offset, segment.data)
         size = len(segment.data)
+        if measurement is None:
+            continue
         measurement.pages(segment.gpa, size, _digests(window, offset, size, measurement.algorithm))
 
 
@@ -437,21 +460,23 @@ def _card(files: Descriptors, number: int, mac: bytes, mtu: int) -> Net:
 
 
 def _disk(files: Descriptors, disk: Disk) -> Block:
-    block = Block(files.take(f"disk:{disk.name}"), disk.name)
+    kind = "volume" if disk.plain else "disk"
+    block = Block(files.take(f"{kind}:{disk.name}"), disk.name, writable=disk.plain)
     if block.size != disk.size:
         block.close()
         raise ConfigError(f"disk {disk.name}: {block.size} bytes instead of {disk.size}")
     return block
 
 
-def _make_vcpus(vm: Vm, plan: BootPlan, measurement: LaunchMeasurement) -> list[Vcpu]:
+def _make_vcpus(vm: Vm, plan: BootPlan, measurement: LaunchMeasurement | None) -> list[Vcpu]:
     if len(plan.vcpus) > vm.max_vcpus:
         raise ConfigError(f"{len(plan.vcpus)} vCPUs: this machine allows {vm.max_vcpus}")
     vcpus = []
     for state in plan.vcpus:
         vcpu = vm.vcpu(state.index, powered_on=state.powered_on)
         vcpu.set_registers(state.registers)
-        measurement.vcpu(state)
+        if measurement is not None:
+            measurement.vcpu(state)
         vcpus.append(vcpu)
     vm.interrupt_controller(layout.GIC_DISTRIBUTOR, layout.GIC_REDISTRIBUTORS, layout.GIC_INTERRUPTS)
     return vcpus

@@ -11,7 +11,7 @@ from vambrace.virtio.queue import Chain, Queue
 
 AGENT_PORT = "vambrace.agent"
 REQUEST_LIMIT = 1 << 20  # bytes in one request of the guest
-PENDING_LIMIT = 1 << 20  # bytes that wait for the agent
+PENDING_LIMIT = 1 << 20  # bytes that wait for the guest, at each port
 CHUNK = 32 << 10
 
 RX_CONSOLE, TX_CONSOLE, RX_CONTROL, TX_CONTROL, RX_AGENT, TX_AGENT = range(6)
@@ -25,30 +25,35 @@ Sink = Callable[[bytes], None]
 
 
 class Console(Device):
-    """``agent`` gets what the guest writes to its agent's port, in pieces of at most ``CHUNK`` bytes;
-    ``console`` what it prints, or nobody where it is None."""
+    """``agent`` gets what the guest writes to its agent's port, in pieces of at most ``CHUNK`` bytes, and where it is
+    None there is no such port; ``console`` gets what the guest prints, or nobody where it is None."""
 
     kind = 3
     queues = 6
     features = VERSION_1 | _MULTIPORT
     config = struct.pack("<HHII", 0, 0, 2, 0)  # columns, rows, ports, emergency write
 
-    def __init__(self, agent: Sink, console: Sink | None) -> None:
+    def __init__(self, agent: Sink | None, console: Sink | None) -> None:
         self._sinks = {TX_AGENT: agent, TX_CONSOLE: console}
-        self._pending = bytearray()
+        self._ports = (_CONSOLE, _AGENT) if agent is not None else (_CONSOLE,)
+        self._pending = {RX_CONSOLE: bytearray(), RX_AGENT: bytearray()}
         self._control: list[bytes] = []
-        self._open = False
+        self._open: set[int] = set()  # queues whose port the guest has open
 
     def reset(self) -> None:
-        self._pending.clear()
+        for pending in self._pending.values():
+            pending.clear()
         self._control.clear()
-        self._open = False
+        self._open.clear()
 
-    def send(self, data: bytes) -> bool:
-        """Queue bytes for the agent; False if too many wait already. Have RX_AGENT processed afterwards."""
-        if len(self._pending) + len(data) > PENDING_LIMIT:
+    def send(self, index: int, data: bytes) -> bool:
+        """Queue bytes for the reader of queue ``index``: RX_AGENT or RX_CONSOLE. False if too many wait already.
+
+        Have that queue processed afterwards.
+        """
+        if len(self._pending[index]) + len(data) > PENDING_LIMIT:
             return False
-        self._pending += data
+        self._pending[index] += data
         return True
 
     def process(self, queues: Sequence[Queue | None], index: int) -> None:
@@ -64,8 +69,8 @@ class Console(Device):
             self._answer(queues)
         elif index == RX_CONTROL:
             self._answer(queues)
-        if self._open or index == RX_AGENT:
-            self._input(queues)
+        for receiving in self._open:
+            self._input(queues, receiving)
 
     def _output(self, queue: Queue, sink: Sink | None) -> None:
         for chain in queue.requests():
@@ -77,16 +82,16 @@ class Console(Device):
                         sink(bytes(part[start : start + CHUNK]))
             queue.push(chain, 0)
 
-    def _input(self, queues: Sequence[Queue | None]) -> None:
-        """Give the agent what waits for it, once its port is open: Linux drops what comes before."""
-        queue = queues[RX_AGENT]
-        if not self._open or queue is None:
+    def _input(self, queues: Sequence[Queue | None], index: int) -> None:
+        """Give a port what waits for it, once it is open: Linux drops what comes before."""
+        queue, pending = queues[index], self._pending[index]
+        if queue is None:
             return
         for _ in range(queue.size):  # as in ``requests``: buffers without room must not keep this thread
-            if not self._pending or (chain := queue.pop()) is None:
+            if not pending or (chain := queue.pop()) is None:
                 return
-            count = chain.write(bytes(self._pending[:CHUNK]))
-            del self._pending[:count]
+            count = chain.write(bytes(pending[:CHUNK]))
+            del pending[:count]
             queue.push(chain, count)
 
     def _command(self, chain: Chain) -> None:
@@ -95,18 +100,21 @@ class Console(Device):
             raise GuestFault("console control message is too short")
         port, event, value = _CONTROL.unpack(message)
         if event == _DEVICE_READY and value == 1:
-            self._tell(_CONSOLE, _PORT_ADD, 1)
-            self._tell(_AGENT, _PORT_ADD, 1)
+            for added in self._ports:
+                self._tell(added, _PORT_ADD, 1)
         elif event == _PORT_READY and value == 1 and port == _CONSOLE:
             self._tell(_CONSOLE, _CONSOLE_PORT, 1)
             self._tell(_CONSOLE, _PORT_OPEN, 1)
-        elif event == _PORT_READY and value == 1 and port == _AGENT:
+        elif event == _PORT_READY and value == 1 and port == _AGENT and _AGENT in self._ports:
             self._tell(_AGENT, _PORT_NAME, 1, AGENT_PORT.encode())
             self._tell(_AGENT, _PORT_OPEN, 1)
-        elif event == _PORT_OPEN and port == _AGENT:
-            self._open = value == 1
-            if not self._open:
-                self._pending.clear()  # nobody is left who asked for it
+        elif event == _PORT_OPEN and port in self._ports:
+            receiving = RX_AGENT if port == _AGENT else RX_CONSOLE
+            if value == 1:
+                self._open.add(receiving)
+            else:
+                self._open.discard(receiving)
+                self._pending[receiving].clear()  # nobody is left who asked for it
 
     def _tell(self, port: int, event: int, value: int, data: bytes = b"") -> None:
         if len(self._control) >= 64:

@@ -56,8 +56,12 @@ def run(
     doors: Channel,
     report: Callable[[str, str], None],
     collect_seconds: float,
+    lasting: bool,
 ) -> tuple[str, str]:
-    """From ready to the end; returns the last state and what to say of it, still to be reported."""
+    """From ready to the end; returns the last state and what to say of it, still to be reported.
+
+    ``lasting``: there is no end. The applications' is reported, and their owner served on.
+    """
     loop.poll.register(doors.listener.fileno(), select.POLLIN)
     report("ready", "")
     while not supervisor.succeeded and supervisor.failed is None:
@@ -74,6 +78,10 @@ def run(
     else:
         service.state = "succeeded"
         detail = ""
+    if lasting:
+        report(service.state, detail)
+    while lasting:
+        loop.step(supervisor, doors, _LONGEST_WAIT)
     declared = any(process.application.results for process in supervisor.processes)
     wait = collect_seconds if declared and failed is None else LINGER_SECONDS
     _wait_for_owner(loop, supervisor, service, doors, wait, declared and failed is None)
@@ -132,4 +140,4 @@ def _life(port: Monitor) -> tuple[str, str]:
     doors = Channel(listener, context, wanted.owner, service, loop.wake)
     if wanted.endpoints:
         Endpoints(wanted.endpoints, listen_vsock(), port.connect).start()
-    return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds)
+    return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds, wanted.lasting)

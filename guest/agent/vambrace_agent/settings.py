@@ -60,6 +60,7 @@ class Settings:
         self.owner_pem: str = fields["owner"]
         self.owner = base64.b64decode("".join(self.owner_pem.splitlines()[1:-1]))
         self.collect_seconds: int = fields["collect_seconds"]
+        self.lasting: bool = fields["lasting"]  # a Secure VM: what the applications come to does not end it
         self.endpoints = [Endpoint(item) for item in fields.get("endpoints", ())]
         self.networks = [Network(item) for item in fields.get("networks", ())]
         self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]

@@ -226,7 +226,7 @@ def reset(domain: Domain, script: Script, sizes: list[int]) -> None:
 
 def daemon(domain: Domain, script: Script, sizes: list[int]) -> None:
     """The daemon sends to the agent, as ``Machine.agent`` does."""
-    domain.console.send(bytes(script.of((1, 40, 32 << 10, (32 << 10) + 1, 1 << 20))))
+    domain.console.send(RX_AGENT, bytes(script.of((1, 40, 32 << 10, (32 << 10) + 1, 1 << 20))))
     os.eventfd_write(domain.transports[CONSOLE].kicks[RX_AGENT], 1)
 
 
@@ -268,7 +268,7 @@ def works(domain: Domain) -> None:
     ask(domain, CONSOLE, TX_CONTROL, DATA, (struct.pack("<IHH", 1, 6, 1), 0))
     ask(domain, CONSOLE, TX_AGENT, DATA, (b"to the monitor", 0))
     demand(domain.heard == [b"to the monitor"], "the monitor hears otherwise")
-    demand(domain.console.send(b"to the agent"), "the agent's port takes nothing")
+    demand(domain.console.send(RX_AGENT, b"to the agent"), "the agent's port takes nothing")
     written = ask(domain, CONSOLE, RX_AGENT, DATA, (b"", 64))
     demand(domain.bytes(DATA, written) == b"to the agent", "the agent hears otherwise")
 

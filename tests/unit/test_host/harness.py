@@ -21,6 +21,7 @@ import aiohttp
 from harness_certificates import Certificates
 from openapi_schema_validator import OAS30Validator
 
+from vambrace.attest.owner import OwnerIdentity
 from vambrace.config import Application, Disk, DomainConfig, Zone
 from vambrace.host.__main__ import serve
 from vambrace.host.settings import NO_TRUSTZONE, Settings
@@ -73,6 +74,10 @@ class Vmm:
         answer: dict[str, Any] = json.loads(await soon(asyncio.get_running_loop().sock_recv(self.stream, 1 << 17)))
         assert "answer" in answer, answer
         return answer
+
+    async def emit_exit(self) -> None:
+        """Its process ends."""
+        await self.emit(exit=0)
 
     async def emit(self, **event: Any) -> None:
         await asyncio.get_running_loop().sock_sendall(self.stream, json.dumps(event).encode())
@@ -223,16 +228,32 @@ class Daemon:
             "disks": (disk,),
             "verdict_seconds": 60,
         }
-        return DomainConfig(**(values | changes))
+        values |= changes
 
-    async def upload(self, script: dict[str, str] | None = None, **changes: Any) -> str:
+        return DomainConfig(**values)
+
+    def kernel(self, script: dict[str, str] | None = None) -> bytes:
+        return json.dumps({"hub": str(self.hub_path), **(script or {})}).encode()
+
+    def measurement(self, **changes: Any) -> bytes:
+        """What the fake VMM measures a domain of this configuration as."""
+        return hashlib.sha256(self.config(**changes).encode() + self.kernel()).digest()
+
+    async def provision(self, owner: OwnerIdentity) -> None:
+        """Make ``owner`` the platform's."""
+        answer = await self.call("PUT", "/v1/platform/owner", data=owner.certificate_pem.encode())
+        assert answer.status == 200, answer.body
+
+    async def upload(
+        self, script: dict[str, str] | None = None, *, signature: bytes | None = None, **changes: Any
+    ) -> str:
         """A bundle with this script for the fake VMM, sent to the daemon; returns its digest."""
         parts = [self.directory / name for name in ("kernel", "initrd", "disk")]
-        contents = (json.dumps({"hub": str(self.hub_path), **(script or {})}).encode(), b"initrd", DISK)
+        contents = (self.kernel(script), b"initrd", DISK)
         for part, content in zip(parts, contents, strict=True):
             part.write_bytes(content)
         path = self.directory / "bundle.tar"
-        write_bundle(path, self.config(**changes), parts[0], parts[1], parts[2:])
+        write_bundle(path, self.config(**changes), parts[0], parts[1], parts[2:], signature)
         data = path.read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         answer = await self.call("PUT", f"/v1/images/{digest}", data=data)

@@ -1,0 +1,130 @@
+"""The platform's owner: whose key it is, how it changes, and whether an image has that owner's signature.
+
+The key is set once, by whoever provisions the host, and then locked: only a message signed with it puts another in its
+place. It lies on the state disk, so it is as lasting, and as replaceable by whoever can erase that disk, as the
+endorsement: a factory step begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from cryptography import x509
+
+from vambrace.attest.chain import UNREADABLE
+from vambrace.attest.image import ImageStatement, check_public_key, verify_image, verify_successor
+from vambrace.classes import NEVER, REQUIRED
+from vambrace.config import DomainConfig
+from vambrace.errors import CapacityError, ConfigError, Conflict, HostError, MessageRefused, VambraceError
+from vambrace.files import write_whole
+
+MAX_BODY = 64 << 10
+PEM = b"-----BEGIN"
+
+log = logging.getLogger(__name__)
+
+
+class PlatformOwner:
+    """``path`` is where the key is kept. One that cannot be read any more counts as set to nobody's: fail closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.spki: bytes | None = None
+        self.changes = 0
+        self._locked = path.exists()
+        if self._locked:
+            try:
+                kept = json.loads(path.read_bytes())
+                spki, changes = bytes.fromhex(kept["key"]), kept["changes"]
+                check_public_key(spki)
+                if type(changes) is not int or changes < 0:
+                    raise ValueError("not a count")
+            except (OSError, ValueError, TypeError, KeyError, RecursionError, VambraceError) as error:
+                log.error("%s is damaged, nothing is started that must be signed: %s", path, error)
+            else:
+                self.spki, self.changes = spki, changes
+
+    @property
+    def fingerprint(self) -> str | None:
+        """SHA-256 (hex) of the key, for people to compare."""
+        return None if self.spki is None else hashlib.sha256(self.spki).hexdigest()
+
+    async def put(self, body: bytes) -> None:
+        """The first key, as a certificate (PEM), or the present owner's word for the next one (COSE_Sign1).
+
+        Raises ``ConfigError`` (no certificate), ``Conflict`` (another key is set), ``MessageRefused``,
+        ``CapacityError``.
+        """
+        if len(body) > MAX_BODY:
+            raise ConfigError(f"the platform owner's key is longer than {MAX_BODY} bytes")
+        if body.startswith(PEM):
+            spki = _certified(body)
+            if spki == self.spki:
+                return
+            if self._locked:
+                raise Conflict(
+                    "this platform has an owner",
+                    hint="only a message signed with the present key changes it, or a factory step",
+                    status=409,
+                )
+            await self._keep(spki, 0)
+        elif self.spki is None:
+            raise Conflict("this platform has no owner whose word could count", hint="send a certificate", status=409)
+        else:
+            await self._keep(verify_successor(body, self.spki, self.changes + 1), self.changes + 1)
+
+    async def _keep(self, spki: bytes, changes: int) -> None:
+        text = json.dumps({"key": spki.hex(), "changes": changes})
+        try:
+            await asyncio.to_thread(write_whole, self._path, text.encode())
+        except OSError as error:
+            raise CapacityError(
+                f"the platform owner's key cannot be written: {error.strerror}", hint="look at the host's state disk"
+            ) from error
+        self.spki, self.changes, self._locked = spki, changes, True
+
+    def check(self, config: DomainConfig, signature: bytes | None, *, demanded: bool = False) -> bytes | None:
+        """The launch measurement that was signed for this configuration; None where no signature is needed or there.
+
+        ``demanded``: the host takes no image without one. Raises ``MessageRefused``: it is missing, another key's or
+        another image's; ``HostError`` (503): the platform has no owner.
+        """
+        kind = config.kind
+        if kind.signature == NEVER or (signature is None and kind.signature != REQUIRED and not demanded):
+            return None
+        if self.spki is None:
+            raise HostError(
+                f"this platform has no owner whose signature a {kind} could have",
+                hint="provision it with PUT /v1/platform/owner",
+                status=503,
+            )
+        if signature is None:
+            raise MessageRefused(
+                f"the image is not signed, and a {kind} must be",
+                hint="the platform's owner signs it with 'vambrace image sign'",
+            )
+        signed = verify_image(signature, self.spki)
+        if signed != ImageStatement.of(kind.name, config.hash, signed.measurement, config.encode()):
+            raise MessageRefused("the image's signature is another image's", hint="sign this image")
+        return signed.measurement
+
+
+def _certified(pem: bytes) -> bytes:
+    """The key (DER) in a certificate. Raises ``ConfigError``."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    hint = "the owner's self-signed certificate in PEM form, with an ECDSA P-256 key"
+    try:
+        key = x509.load_pem_x509_certificate(pem).public_key()
+    except UNREADABLE:
+        raise ConfigError("the platform owner's certificate cannot be read", hint=hint) from None
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    try:
+        check_public_key(spki)
+    except MessageRefused as error:
+        raise ConfigError(error.message, hint=hint) from None
+    return spki

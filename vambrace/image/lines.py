@@ -1,0 +1,149 @@
+"""YAML that knows its lines: what is wrong with a manifest is told with where it stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+from vambrace.errors import ConfigError
+
+
+class Mapping:
+    """A YAML mapping that knows its lines. What was not asked for when ``done`` is called was unknown."""
+
+    def __init__(self, node: yaml.Node, where: str) -> None:
+        self.line = node.start_mark.line + 1
+        if not isinstance(node, yaml.MappingNode):
+            raise ConfigError(f"{where}: a mapping of keys to values is expected", line=self.line)
+        self._where = where
+        self._values: dict[str, yaml.Node] = {}
+        self._lines: dict[str, int] = {}
+        self._asked: set[str] = set()
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+                raise ConfigError(f"{where}: keys must be words", line=line)
+            if key.value in self._values:
+                raise ConfigError(f"{where}: {key.value} appears twice", line=line)
+            self._values[key.value] = value
+            self._lines[key.value] = line
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    @contextmanager
+    def at(self, key: str) -> Iterator[None]:
+        """Give errors raised inside the line of ``key``."""
+        try:
+            yield
+        except ConfigError as error:
+            if error.line is not None:
+                raise
+            raise ConfigError(error.message, hint=error.hint, line=self._lines.get(key, self.line)) from None
+
+    def done(self) -> None:
+        """Raise ``ConfigError`` for a key that nobody asked for."""
+        for key in self._values:
+            if key not in self._asked:
+                known = ", ".join(sorted(self._asked))
+                raise ConfigError(
+                    f"{self._where}: unknown key {key[:40]!r}",
+                    hint=f"known are {known}",
+                    line=self._lines[key],
+                )
+
+    def is_text(self, key: str) -> bool:
+        node = self._values.get(key)
+        return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:str"
+
+    def scalar(self, key: str, default: str | int | bool | None = None) -> Any:
+        """A string, an integer or a boolean, as YAML resolves it."""
+        node = self._get(key)
+        if node is None:
+            if default is None:
+                raise ConfigError(f"{self._where}: {key} is missing", line=self.line)
+            return default
+        return _scalar(node, f"{self._where}: {key}")
+
+    def string(self, key: str, default: str | None = None) -> str:
+        return str(self._typed(key, str, default, "text"))
+
+    def integer(self, key: str, default: int) -> int:
+        return int(self._typed(key, int, default, "a whole number"))
+
+    def boolean(self, key: str, default: bool) -> bool:
+        return bool(self._typed(key, bool, default, "true or false"))
+
+    def strings(self, key: str, *, required: bool = False) -> tuple[str, ...]:
+        items = self._list(key, required=required)
+        return tuple(_string(item, f"{self._where}: {key}") for item in items)
+
+    def mapping(self, key: str) -> dict[str, str]:
+        inner = self.map(key)
+        if inner is None:
+            return {}
+        return {name: _string(node, f"{self._where}: {key}: {name}") for name, node in inner._values.items()}
+
+    def map(self, key: str) -> Mapping | None:
+        node = self._get(key)
+        return None if node is None else Mapping(node, key)
+
+    def maps(self, key: str, *, required: bool = True) -> list[Mapping]:
+        return [Mapping(item, f"{key}[{number}]") for number, item in enumerate(self._list(key, required=required))]
+
+    def words_or_maps(self, key: str) -> list[str | Mapping]:
+        """A list of words and mappings; it may be missing."""
+        items = enumerate(self._list(key, required=False))
+        return [
+            _string(item, f"{self._where}: {key}")
+            if isinstance(item, yaml.ScalarNode)
+            else Mapping(item, f"{key}[{number}]")
+            for number, item in items
+        ]
+
+    def _get(self, key: str) -> yaml.Node | None:
+        self._asked.add(key)
+        return self._values.get(key)
+
+    def _list(self, key: str, *, required: bool) -> list[yaml.Node]:
+        node = self._get(key)
+        if node is None:
+            if required:
+                raise ConfigError(f"{self._where}: {key} is missing", line=self.line)
+            return []
+        if not isinstance(node, yaml.SequenceNode):
+            raise ConfigError(f"{self._where}: {key} must be a list", line=self._lines[key])
+        return list(node.value)
+
+    def _typed(self, key: str, kind: type, default: str | int | bool | None, what: str) -> Any:
+        value = self.scalar(key, default)
+        if type(value) is not kind:
+            hint = f'put it in quotes: "{value}"' if kind is str else None
+            raise ConfigError(f"{self._where}: {key} must be {what}", hint=hint, line=self._lines.get(key, self.line))
+        return value
+
+
+def _scalar(node: yaml.Node, where: str) -> Any:
+    line = node.start_mark.line + 1
+    if isinstance(node, yaml.ScalarNode):
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        if kind == "str":
+            return node.value
+        if kind == "bool":
+            return node.value.lower() in ("yes", "true", "on")
+        if kind == "int" and re.fullmatch(r"-?(0|[1-9][0-9]{0,18})", node.value):
+            return int(node.value)
+    raise ConfigError(f"{where}: a plain value is expected", line=line)
+
+
+def _string(node: yaml.Node, where: str) -> str:
+    value = _scalar(node, where)
+    if not isinstance(value, str):
+        raise ConfigError(
+            f"{where}: text is expected", hint=f'put it in quotes: "{value}"', line=node.start_mark.line + 1
+        )
+    return value
