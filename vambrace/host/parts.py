@@ -152,8 +152,11 @@ class Parts:
         window, colours = part.window, self.division.colours
         if window is None or colours is None:
             return []
-        held = {share.label: _numbers(share, COLOURS) for share in self._ledger.shares}
-        found = list(placement.findings({part.label: window}, colours, held))
+        # One that has ended, and what the kernel did not take back of it, may bear the same name.
+        others = [share for share in self._ledger.shares if share.domain != part.domain]
+        held = {share.domain if share.label == part.label else share.label: share for share in others}
+        own = {name: _numbers(share, COLOURS) for name, share in held.items()} | {part.label: part.colours}
+        found = list(placement.findings({part.label: window}, colours, own))
         if part.domain not in self._parts or not window.there():
             return []  # it ends, or has ended
         part.misplaced = part.misplaced or (found[0] if found else "")
