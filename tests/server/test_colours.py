@@ -28,7 +28,7 @@ line = 64
 ways = 16
 reserve = 6
 """
-SYSTEM, WORKER = 128 << 20, 16 << 20
+SYSTEM, WORKER = 128 << 20, 32 << 20
 
 # Of a process: the colours of the frames in its mappings of a guest's size, how many they are, and a digest of them.
 # Its own way to look: none of the daemon's code, and none of what the VMM says.
@@ -89,7 +89,7 @@ def frames(host: Door, realm: Realm) -> tuple[list[int], int, str, int]:
 
 def image(user: User, percent: int) -> Path:
     return user.bundle(
-        {"name": "holder", "memory": "16M"},
+        {"name": "holder"},
         system={"memory": "128M"},
         verdict_seconds=600,
         cache={"demand": "required", "percent": percent},
