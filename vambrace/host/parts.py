@@ -122,6 +122,7 @@ class Parts:
             yield None
             return
         async with self._placing:
+            part.window, part.misplaced = None, ""  # a domain that starts anew has other frames
             most = self._most(part)
             await asyncio.to_thread(self._limit, part.domain, part.memory - part.guest + most * PAGE)
             placing = Placing(pid, self.division.colours, part.colours, part.guest // PAGE, most)

@@ -286,6 +286,12 @@ def test_two_domains_with_frames_of_their_own(tmp_path: Path, windows: ExitStack
         await look()
         assert seen[0] > admitted == int(limit.read_text()), "for the time in which it looks for frames"
         await asyncio.gather(placed(first, windows), placed(second, windows))
+        # One that starts anew in its place, with another process, gets other frames of its colours.
+        before = first.part.window
+        first.part.misplaced = "of the run before"
+        windows.pop_all().close()
+        await asyncio.gather(placed(first, windows), placed(second, windows))
+        assert first.part.window not in (None, before)
         for place in (first, second):
             window = place.part.window
             assert window is not None
