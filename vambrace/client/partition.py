@@ -19,8 +19,8 @@ ROW, BAR, LINE = 64, 30, 22
 #: Told apart by those who do not see all colours, too (Okabe and Ito, Color Universal Design).
 COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2")
 FREE, SHARED = "#eeeeee", "#bbbbbb"
-#: Items that a row shows one by one.
-CELLS = 256
+#: Items that a row shows one by one, at most.
+CELLS = 64
 
 
 @dataclass(frozen=True)
@@ -227,17 +227,24 @@ def _who(partition: Partition, kind: Kind) -> Iterator[tuple[Item, Owner | None]
 
 
 def _cells(kind: Kind, cells: Iterator[tuple[Item, Owner | None]], colours: dict[str, str]) -> list[str]:
-    shown, free = list(cells), set(kind.free)
-    more, shown = len(shown) - CELLS, shown[:CELLS]
-    width = (WIDTH - LEFT - RIGHT) / len(shown)
-    parts = [_label(kind.name)]
-    for number, (item, owner) in enumerate(shown):
-        colour, title = (colours[owner.uuid], owner.name) if owner else (FREE, "free")
-        if owner is None and item not in free:
-            colour, title = SHARED, "the host"
-        parts.append(_box(LEFT + number * width, width, colour, str(item), f"{item}: {title}"))
-    if more > 0:
-        parts.append(f'<text x="{LEFT}" y="{BAR + 16}">and {more} more</text>')
+    free = set(kind.free)
+    shown: list[tuple[tuple[Item, ...], str, str]] = []  # items, the colour, whose they are
+    for item, owner in cells:
+        if owner is not None:
+            look = colours[owner.uuid], owner.name
+        else:
+            look = (FREE, "free") if item in free else (SHARED, "the host")
+        # Of many, those that follow each other and are one owner's are one box.
+        if shown and len(kind.total) > CELLS and shown[-1][1:] == look:
+            shown[-1] = ((*shown[-1][0], item), *look)
+        else:
+            shown.append(((item,), *look))
+    width = (WIDTH - LEFT - RIGHT) / len(kind.total)
+    parts, x = [_label(kind.name)], float(LEFT)
+    for items, colour, title in shown:
+        name = spelled(items)
+        parts.append(_box(x, width * len(items), colour, name, f"{name}: {title}"))
+        x += width * len(items)
     return parts
 
 
