@@ -33,6 +33,7 @@ MAX_APPLICATIONS: Final = 15  # Debian's arm64 kernel has 16 NUMA nodes, one is 
 MAX_DISKS: Final = 8
 MAX_ENDPOINTS: Final = 16
 MAX_NETWORKS: Final = 4
+MAX_PCI_DEVICES: Final = 16
 FIRST_PORT, LAST_PORT = 1024, 65535  # an application has no capability for smaller ones
 MAX_VCPUS: Final = 16
 MAX_CMDLINE: Final = 2047  # arm64 COMMAND_LINE_SIZE is 2048 with its NUL
@@ -48,21 +49,32 @@ MAX_MEMORY: Final = 1 << 40  # all zones together: the guest's physical address 
 MAX_DISK: Final = 1 << 40
 BLOCK: Final = 4096
 PAGE: Final = 4096
+MINIMUM_WINDOW, PIN_HEADROOM = 64, 16  # pages, as in core/window.h
 
 SYSTEM: Final = "system"
+#: What a domain may ask for, and the beginning of the PCI class code of such devices.
+DEVICE_KINDS: Final[Mapping[str, str]] = {
+    "nvme": "010802",
+    "network": "0200",
+    "gpu": "03",
+    "accelerator": "12",
+}
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
 _HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 class Zone(Record):
-    """Memory with one encrypted percentage. ``memory`` in bytes; ``follow`` is for the system's zone only."""
+    """Memory with one encrypted percentage. ``memory`` in bytes; ``follow`` is for the system's zone only. ``pins``,
+    bytes, is how much of it devices may reach at a time: that much stays plaintext meanwhile."""
 
     name: str
     memory: int
     percent: int
     follow: bool = False
+    pins: int = 0
 
     def __post_init__(self) -> None:
         check_name(self.name, "zone")
@@ -70,6 +82,7 @@ class Zone(Record):
         check_memory(self.memory, least, f"zone {self.name}")
         check_percent(self.percent, f"zone {self.name}")
         _boolean(self.follow, f"zone {self.name}: follow")
+        check_pins(self.pins, self.memory, self.percent, f"zone {self.name}")
 
     @property
     def pages(self) -> int:
@@ -180,6 +193,22 @@ class Endpoint(Record):
             _hex(self.measurement, 32, f"{where}: measurement")
 
 
+class Device(Record):
+    """A PCI device that this domain has for itself: of a ``kind`` of ``DEVICE_KINDS``, or one with a vendor's and
+    device's number (``1b36:0010``). Which one the host gives is its business."""
+
+    name: str
+    kind: str
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "device")
+        if not isinstance(self.kind, str) or not (self.kind in DEVICE_KINDS or _PCI_ID.fullmatch(self.kind)):
+            raise ConfigError(
+                f"device {self.name}: {str(self.kind)[:40]!r} is no kind of device",
+                hint=f"one of {', '.join(DEVICE_KINDS)}, or vendor:device in hexadecimal",
+            )
+
+
 class DomainConfig(Record):
     """Everything that determines a domain, apart from the bytes of kernel and initrd.
 
@@ -204,6 +233,7 @@ class DomainConfig(Record):
     endpoints: tuple[Endpoint, ...] = ()
     cache: CacheShare | None = None
     networks: tuple[str, ...] = ()  # a network card at each
+    devices: tuple[Device, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name, self.kind.title)
@@ -233,6 +263,7 @@ class DomainConfig(Record):
             check_integer(self.verdict_seconds, 1, MAX_SECONDS, "verdict_seconds")
         check_endpoints(self.endpoints)
         check_networks(self.networks)
+        check_devices(self.devices, self.zones)
         for name in set(_PARTS) - set(self._parts()):
             if getattr(self, name) != getattr(DomainConfig, name):
                 raise ConfigError(f"{name}: a {self.kind} has none", hint="take it out")
@@ -313,6 +344,8 @@ class DomainConfig(Record):
             found.pop("endpoints", None)
         if self.networks:
             found["networks"] = list(self.networks)
+        if self.devices:
+            found["devices"] = [device.as_dict() for device in self.devices]
         return found
 
     def _zone_object(self, index: int) -> dict[str, Any]:
@@ -322,6 +355,8 @@ class DomainConfig(Record):
             found["percent"] = zone.percent
             if index == 0:
                 found["follow"] = zone.follow
+        if zone.pins:
+            found["pins"] = zone.pins
         return found
 
     @classmethod
@@ -349,6 +384,10 @@ class DomainConfig(Record):
             disks=tuple(_read_disk(disk, kind) for disk in top.objects("disks")),
             cache=_read_cache(top.object("cache")) if "cache" in top else None,
             networks=top.strings("networks") if "networks" in top else (),
+            devices=tuple(
+                Device(device.string("name"), device.string("kind"))
+                for device in (top.objects("devices") if "devices" in top else ())
+            ),
             **values,
         )
         # One check for every unknown key, every optional spelling and every odd number format.
@@ -375,10 +414,11 @@ _PARTS: Final[dict[str, Callable[[DomainClass], bool]]] = {
 
 
 def _read_zone(zone: Object, kind: DomainClass, index: int) -> Zone:
+    pins = zone.integer("pins") if "pins" in zone else 0
     if not kind.encrypted:
-        return Zone(zone.string("name"), zone.integer("memory"), 0)
+        return Zone(zone.string("name"), zone.integer("memory"), 0, pins=pins)
     follow = zone.boolean("follow") if index == 0 else False
-    return Zone(zone.string("name"), zone.integer("memory"), zone.integer("percent"), follow)
+    return Zone(zone.string("name"), zone.integer("memory"), zone.integer("percent"), follow, pins)
 
 
 def _read_disk(disk: Object, kind: DomainClass) -> Disk:
@@ -494,6 +534,33 @@ def check_networks(names: Sequence[str]) -> None:
     for name in names:
         check_name(name, "network")
     _unique(names, "network")
+def window_bytes(memory: int, percent: int) -> int:
+    """How much of a zone may be plaintext (docs/architecture.md, section 4)."""
+    return min(memory, max((100 - percent) * (memory // PAGE) // 100, MINIMUM_WINDOW) * PAGE)
+
+
+def check_pins(pins: object, memory: int, percent: int, where: str) -> None:
+    check_integer(pins, 0, MAX_MEMORY, f"{where}: pins", unit=" bytes")
+    most = max(0, window_bytes(memory, percent) - PIN_HEADROOM * PAGE)
+    if int(str(pins)) % PAGE:
+        raise ConfigError(f"{where}: pins must be a multiple of {PAGE} bytes", hint='for example "16M"')
+    if int(str(pins)) > most:
+        raise ConfigError(
+            f"{where}: {int(str(pins)) >> 10} KiB of pins are more than {percent} % leave in plaintext",
+            hint=f"at most {most >> 10} KiB, or a lower percentage",
+        )
+
+
+def check_devices(devices: Sequence[Device], zones: Sequence[Zone]) -> None:
+    if len(devices) > MAX_PCI_DEVICES:
+        raise ConfigError(f"{len(devices)} devices", hint=f"at most {MAX_PCI_DEVICES}")
+    _unique([device.name for device in devices], "device")
+    if devices and not zones[0].pins:
+        raise ConfigError(
+            "devices: the system may pin nothing for them", hint="give the system pins: what its drivers need"
+        )
+    if not devices and any(zone.pins for zone in zones):
+        raise ConfigError("pins: there are no devices", hint="leave them out")
 
 
 def check_percent(percent: object, where: str) -> None:

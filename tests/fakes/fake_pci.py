@@ -69,7 +69,8 @@ class FakeDevice:
     def write(self, region: int, offset: int, data: bytes) -> None:
         self.memory[region][offset : offset + len(data)] = data
 
-    def set_interrupts(self, eventfds: list[int]) -> None:
+    def set_interrupts(self, kind: int, eventfds: list[int]) -> None:
+        assert kind in (0x05, 0x11)
         self.interrupts = eventfds
 
 

@@ -14,7 +14,7 @@ def add(
     code: str = NVME,
     group: int | None = 0,
     identity: str = "1b36:0010",
-    driver: str = "",
+    driver: str = "vfio-pci",
     resets: str = "flr bus",
 ) -> Path:
     """One device."""

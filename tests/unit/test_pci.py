@@ -225,6 +225,28 @@ def test_interrupts_go_where_the_guest_says_and_never_reach_the_device_s_table(g
     assert guest.bridge.read(0x1000_3000, 8) == bytes(8)
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_a_device_without_msi_x_sends_msi(wide: bool) -> None:
+    control = 2 << 1 | (1 << 7 if wide else 0) | 1 << 8
+    msi = struct.pack("<BBHIIHH", 0x05, 0, control | 1, 0xFEE0_0000, 0, 7, 7)
+    guest = Guest(FakeDevice(config_space(capabilities=(msi,))))
+    assert guest.kinds() == [0x05]
+    assert guest.read(0x42, 2) == control & ~(1 << 8), "off, and without masks"
+    guest.write(0x44, 0x808_0043)
+    guest.write(0x4C if wide else 0x48, 0x21, 2)
+    assert not guest.device.interrupts
+    guest.write(0x42, 1 | 1 << 4, 2)
+    assert guest.device.interrupts == [100, 101]
+    assert guest.machine.routes[100] == Message(0x808_0040, 0x20)
+    assert guest.machine.routes[101] == Message(0x808_0040, 0x21)
+    assert guest.machine.routes[102] is None
+    guest.write(0x42, 1 | 7 << 4, 2)
+    assert guest.device.interrupts == [100, 101, 102, 103], "never more than the device has"
+    guest.write(0x42, 0, 2)
+    assert guest.device.interrupts == []
+    assert not any(guest.machine.routes.values())
+
+
 @given(st.lists(st.tuples(st.integers(0, 0x4000), st.sampled_from([1, 2, 4, 8]), st.integers(0, (1 << 64) - 1))))
 def test_no_write_reaches_the_interrupts_of_the_device(writes: list[tuple[int, int, int]]) -> None:
     guest = Guest(FakeDevice(regions=(Region(0x4000, ()), *(Region(0, ()),) * 5)))

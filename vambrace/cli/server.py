@@ -29,6 +29,7 @@ def add(commands: Commands) -> None:
             "--insecure-no-trustzone", action="store_true", help="without TrustZone: its tokens PROVE NOTHING"
         )
     up.add_argument("--cold", action="store_true", help="do not resume the saved state")
+    up.add_argument("--devices", action="store_true", help="with an NVMe disk and a network card for domains")
     up.add_argument("--port", type=port, default=0, help="TCP port of the API (or VAMBRACE_PORT; 8443)")
 
 
@@ -37,7 +38,8 @@ def _server(options: argparse.Namespace) -> Server:
 
     insecure = getattr(options, "insecure_no_trustzone", False)
     newer = getattr(options, "newer", False)
-    return Server(port=getattr(options, "port", 0), insecure=insecure, newer=newer)
+    devices = getattr(options, "devices", False)
+    return Server(port=getattr(options, "port", 0), insecure=insecure, newer=newer, devices=devices)
 
 
 def _check_qemu() -> None:

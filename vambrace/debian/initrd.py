@@ -19,6 +19,9 @@ from vambrace.errors import BuildError
 DISK_MODULES = ("dm-mod", "dm-verity", "erofs", "virtio_mmio", "virtio_blk")
 # Loaded where the command line says vambrace.network.
 NETWORK_MODULES = ("virtio_net",)
+# Loaded, behind those, where it says vambrace.devices: the IOMMU's driver, which PCI devices wait for, and one for
+# network cards (NVMe is built in).
+DEVICE_MODULES = ("virtio_iommu", "ixgbevf")
 _PACKAGES = ("busybox-static", "dmsetup")
 _APPLETS = ("sh", "mount", "umount", "insmod", "cat", "sleep", "poweroff", "switch_root")
 
@@ -30,7 +33,7 @@ def make_initrd(archive: Archive, cache: Cache, kernel: Kernel, modules: Sequenc
     inputs = {
         "packages": archive.key(packages),
         "kernel": hashlib.sha256(kernel.image.read_bytes()).hexdigest(),
-        "modules": " ".join((*modules, "network:", *NETWORK_MODULES)),
+        "modules": " ".join((*modules, "network:", *NETWORK_MODULES, "devices:", *DEVICE_MODULES)),
         "script": hashlib.sha256(script).hexdigest(),
         "recipe": "2",
     }
@@ -52,7 +55,9 @@ def make_initrd(archive: Archive, cache: Cache, kernel: Kernel, modules: Sequenc
             _copy(library, out / "lib" / library.name)
         always = kernel.closure(list(modules))
         network = [module for module in kernel.closure([*modules, *NETWORK_MODULES]) if module not in always]
-        for name, files in (("order", always), ("network", network)):
+        both = (*always, *network)
+        devices = [m for m in kernel.closure([*modules, *NETWORK_MODULES, *DEVICE_MODULES]) if m not in both]
+        for name, files in (("order", always), ("network", network), ("devices", devices)):
             for module in files:
                 _copy(module, out / "modules" / module.name)
             (out / "modules" / name).write_text("".join(f"{module.name}\n" for module in files))

@@ -4,6 +4,7 @@
 #   vambrace.disk=DEVICE,MOUNTPOINT,DATA_BLOCKS,ROOT_HASH,SALT   (the first one is mounted at /)
 #   vambrace.init=PROGRAM
 #   vambrace.network             (a machine without network cards has no driver for them)
+#   vambrace.devices             (a machine without PCI devices has no drivers for them)
 # Whatever goes wrong ends the machine: there is no shell to fall into.
 
 export PATH=/bin
@@ -31,6 +32,7 @@ load() {
 }
 load /modules/order
 case " $(cat /proc/cmdline) " in
+*" vambrace.devices "*) load /modules/network; load /modules/devices ;;
 *" vambrace.network "*) load /modules/network ;;
 esac
 

@@ -34,6 +34,8 @@ vmm_cpus = [1]
 shared_cpus = [1]
 # Bridges within the server: whoever names the first reaches the others there, whoever names the second reaches nobody.
 networks = {lab = {bridge = "lab", isolated = false}, apart = {bridge = "apart"}}
+# Domains may have the NVMe disk and the network card, where the server has them ('server up --devices').
+pci_devices = ["1b36:0010", "1af4:1041"]
 """
 
 

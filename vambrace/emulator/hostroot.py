@@ -38,10 +38,14 @@ SYSROOT_PACKAGES = ("libc6-dev", "libpython3.13-dev", "libssl-dev")
 MODULES = (
     *(*DISK_MODULES, "virtio_net", "ext4", "tee", "optee", "vsock", "vhost_vsock", "virtio_console"),
     *("bridge", "tun", "vhost_net"),
+    *("vfio_iommu_type1", "vfio_pci"),
 )
 APPLETS = ("sh", "blockdev", "mount", "mkdir", "mkfifo", "ip", "sleep", "poweroff", "false")
 # What a host runs; the user's side of vambrace stays with the user.
-PARTS = ("attest", "host", "image", "kvm", "machine", "measure", "pager", "partition", "trustzone", "virtio")
+PARTS = (
+    *("attest", "host", "image", "kvm", "machine", "measure", "pager", "partition", "pci", "trustzone", "vfio"),
+    "virtio",
+)
 FILES = (
     *("__init__.py", "advice.py", "cache.py", "canonical.py", "certificate.py", "classes.py", "config.py"),
     *("counts.py", "errors.py", "files.py", "record.py"),
@@ -98,6 +102,8 @@ class HostImage:
             "hibernate=no",
             "oops=panic",
             "numa_balancing=disable",
+            # No driver of this kernel gets hold of a PCI device before a domain does.
+            "initcall_blacklist=nvme_init,virtio_pci_driver_init",
             self.verity.mount_word("/dev/vda", "/"),
             f"vambrace.init={self.variant.init}",
             *self.variant.words,

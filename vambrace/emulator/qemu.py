@@ -22,6 +22,8 @@ OLDEST = (8, 2)
 RAM_BASE = 0x4000_0000
 RAM_MIB = 3072
 CPUS = 2
+#: PCI slots, each below a root port: for devices that are plugged in while the machine runs.
+SLOTS = 2
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Machine:
             *("-chardev", f"socket,id=gate,path={self.gate},server=on,wait=off"),
             *("-device", "virtio-serial-device", "-device", "virtserialport,chardev=gate,name=vambrace.gate"),
         ]
+        for slot in range(SLOTS):
+            words += ["-device", f"pcie-root-port,id=slot{slot},chassis={slot + 1},slot={slot}"]
         for name in self.ports:
             words += ["-chardev", f"socket,id={name},path={self.directory / name}.sock,server=on,wait=off"]
             words += ["-device", f"virtserialport,chardev={name},name={name}"]
@@ -131,7 +135,7 @@ class Machine:
 
 def base_options(*, secure: bool, memory: bool = False) -> list[str]:
     """Processor, memory and board: the options that determine the device tree. ``memory``: it is the object "ram"."""
-    board = "virt,virtualization=on,gic-version=3,acpi=off,dtb-randomness=off"
+    board = "virt,virtualization=on,gic-version=3,iommu=smmuv3,acpi=off,dtb-randomness=off"
     board += ",secure=on" if secure else ""
     board += ",memory-backend=ram" if memory else ""
     return [

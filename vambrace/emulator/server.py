@@ -26,7 +26,7 @@ from vambrace.attest.endorsement import VendorAuthority
 from vambrace.attest.references import publish
 from vambrace.debian.cache import Cache
 from vambrace.emulator import build as building
-from vambrace.emulator import devicetree, firmware, fuse, provision, qemu
+from vambrace.emulator import devicetree, firmware, fuse, plugged, provision, qemu
 from vambrace.emulator.build import Progress, ServerBuild
 from vambrace.emulator.hostroot import PRODUCT, Variant
 from vambrace.emulator.saved import SavedState, fingerprint
@@ -68,7 +68,7 @@ class Server:
     """One emulated server in ``home``. Raises ServerError, BuildError.
 
     ``insecure`` chooses a machine without TrustZone; its tokens say so. ``variant`` is another host than the
-    product's, for tests and benchmarks.
+    product's, for tests and benchmarks. With ``devices`` it has PCI devices for its domains.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Server:
         insecure: bool = False,
         newer: bool = False,
         variant: Variant = PRODUCT,
+        devices: bool = False,
     ) -> None:
         self.home = (home or default_home()).resolve()
         self.port = port or _configured_port()
@@ -90,6 +91,7 @@ class Server:
         self.insecure = insecure
         self.newer = newer
         self.variant = variant
+        self.devices = devices
         self.credentials = provision.Credentials(self.home / "credentials")
         self.published = self.home / "published"
         self.flash = self.home / "secure-flash.img"
@@ -155,7 +157,7 @@ class Server:
             return self.port
 
     def _kind(self) -> dict[str, Any]:
-        return {"insecure": self.insecure, "variant": self.variant.name}
+        return {"insecure": self.insecure, "variant": self.variant.name, "devices": self.devices}
 
     def _check_running(self) -> None:
         """Raises ServerError: another server than this one runs here."""
@@ -165,6 +167,7 @@ class Server:
             return
         if {key: running.get(key) for key in self._kind()} != self._kind():
             kind = "without TrustZone" if running.get("insecure") else f"with the host {running.get('variant')!r}"
+            kind += " and PCI devices" if running.get("devices") else " and no PCI devices"
             raise ServerError(f"another server runs here, {kind}", hint="stop it first: 'vambrace server down'")
 
     def up(self, progress: Progress, *, cold: bool = False) -> Access:
@@ -244,7 +247,7 @@ class Server:
 
     def _reset(self) -> None:
         self._down()
-        for path in (self.state, self.flash, self.home / "server.json"):
+        for path in (self.state, self.flash, self.home / "server.json", self.home / "nvme.img"):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.credentials.directory, ignore_errors=True)
         for saved in (self.home / "saved", self.home / "saved.new"):
@@ -302,6 +305,9 @@ class Server:
         with qemu.at_gate(machine, pid, seconds=READY_SECONDS) as gate:
             # The connection stays open: a machine that is saved waits for a byte from here.
             at_gate(pid)
+            if self.devices:
+                with qemu.Monitor(self.home / "qmp.sock") as monitor:
+                    plugged.plug(monitor, self.home / "nvme.img")
             qemu.open_gate(gate, machine, pid)
         return pid
 

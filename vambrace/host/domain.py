@@ -194,9 +194,13 @@ class Domain(ABC):
         return answer
 
     async def _load_image(self, **arguments: Any) -> dict[str, Any]:
-        with opened(
-            self._image, self.config, self._disks(), self._place.networks, self._settings.devices
-        ) as its:
+        with contextlib.ExitStack() as stack:
+            handed = await self._place.open_devices(stack)
+            its = stack.enter_context(
+                opened(
+                    self._image, self.config, self._disks(), self._place.networks, self._settings.devices, handed
+                )
+            )
             answer = await self._request(
                 "load",
                 descriptors=its.descriptors,

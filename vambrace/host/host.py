@@ -149,7 +149,14 @@ class Host:
             self.store.volumes.reserve(uuid, disks, self.store.free())
             try:
                 place = await self.shares.reserve(
-                    uuid, request.name, memory, config.vcpus, config.memory, config.cache, config.networks
+                    uuid,
+                    request.name,
+                    memory,
+                    config.vcpus,
+                    config.memory,
+                    config.cache,
+                    config.networks,
+                    [device.kind for device in config.devices],
                 )
             except BaseException:
                 self.store.volumes.release(uuid)

@@ -12,7 +12,8 @@ from typing import Any
 from vambrace.config import DomainConfig
 from vambrace.errors import DomainError
 from vambrace.host.store import StoredImage
-from vambrace.machine.descriptors import CARD, KINDS, expected
+from vambrace.machine.descriptors import CARD, KINDS, device_names, expected
+from vambrace.partition import handover
 from vambrace.partition.cards import Network, new_address, open_card
 
 
@@ -26,10 +27,15 @@ class Opened:
 
 @contextmanager
 def opened(
-    image: StoredImage, config: DomainConfig, disks: Mapping[str, Path], networks: Sequence[Network], devices: Path
+    image: StoredImage,
+    config: DomainConfig,
+    disks: Mapping[str, Path],
+    networks: Sequence[Network],
+    devices: Path,
+    handed: Sequence[handover.Opened] = (),
 ) -> Iterator[Opened]:
     """What the domain consists of, closed in the end; ``disks`` are files by name, ``devices`` is /dev, and
-    ``networks`` those of its cards.
+    ``networks`` those of its cards. Its PCI devices are ``handed`` over, in order, and stay whose they are.
 
     Raises ``DomainError``, ``PartitionError``: something cannot be opened.
     """
@@ -37,6 +43,8 @@ def opened(
     files |= {f"{kind}:{name}": path for name, path in disks.items() for kind in ("disk", "volume")}
     with ExitStack() as stack:
         found: dict[str, int] = {}
+        for device, one in zip(config.devices, handed, strict=True):
+            found |= zip(device_names(device.name), (one.device, one.group, one.container), strict=True)
         cards = []
         for number, network in enumerate(networks):
             card = open_card(network, new_address(), devices)

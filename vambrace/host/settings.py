@@ -13,6 +13,7 @@ from typing import Any
 from vambrace.errors import ConfigError, PartitionError
 from vambrace.partition.cards import Network
 from vambrace.partition.cgroups import ROOT
+from vambrace.partition.devices import PATTERN
 from vambrace.partition.geometry import Cache, configured
 
 NO_TRUSTZONE = "no-trustzone"
@@ -41,6 +42,8 @@ class Settings:
     ``vmm_cpus`` are the domains' processors, each one domain's alone, but for those of them that are ``shared_cpus``.
     ``message_rate`` is what two Realms may exchange, in bytes per second. ``networks`` are those that domains may name.
     ``signed_only``: Realms, too, need the platform owner's signature on their image.
+    ``pci_devices`` are the devices that domains may have, by address or by vendor:device; those that cannot be reset
+    between their owners are among them only with ``allow_unresettable_devices``.
     ``insecure`` is empty or ``"no-trustzone"``; the latter uses software keys and every token says so.
     """
 
@@ -55,6 +58,8 @@ class Settings:
     vmm_cpus: tuple[int, ...]
     shared_cpus: tuple[int, ...] = ()
     allow_affinity: bool = False
+    pci_devices: tuple[str, ...] = ()
+    allow_unresettable_devices: bool = False
     cgroups: Path = ROOT
     guest_memory: int = 0
     allow_debug: bool = False
@@ -80,6 +85,9 @@ class Settings:
         _check(set(self.shared_cpus) <= set(self.vmm_cpus), "shared_cpus must be some of vmm_cpus")
         bridges = [network.bridge for network in self.networks]
         _check(len(set(bridges)) == len(bridges), "networks must have a bridge each: on one they are one network")
+        for pattern in self.pci_devices:
+            known = PATTERN.fullmatch(pattern) is not None
+            _check(known, f"pci_devices: {pattern[:40]!r} is neither an address nor vendor:device")
         for name in ("image_limit", "agent_seconds", "vmm_seconds", "channels", "message_rate"):
             _check(getattr(self, name) > 0, f"{name} must be positive")
 
@@ -88,6 +96,7 @@ PATHS = frozenset(("certificate", "key", "client_ca", "state", "endorsement", "v
 NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vmm_seconds", "channels", "message_rate"))
 STRINGS = frozenset(("listen", "insecure"))
 PROCESSORS = frozenset(("vmm_cpus", "shared_cpus"))
+LISTS = frozenset(("pci_devices",))
 INTERNAL = frozenset(("vmm_command", "devices"))
 
 _NETWORK = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
@@ -142,6 +151,9 @@ def _value(key: str, value: Any) -> Any:
     if key == "networks":
         _check(isinstance(value, dict), "networks must be a table: [networks.NAME]")
         return tuple(_network(name, table) for name, table in value.items())
+    if key in LISTS:
+        _check(isinstance(value, list) and all(isinstance(item, str) for item in value), f"{key} must list strings")
+        return tuple(value)
     _check(isinstance(value, bool), f"{key} must be true or false")
     return value
 

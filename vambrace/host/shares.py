@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vambrace.cache import CacheShare
 from vambrace.errors import CapacityError, ConfigError, PartitionError
+from vambrace.host.assigned import Assigned
 from vambrace.host.caches import divide
 from vambrace.host.networks import Networks, needs
 from vambrace.host.parts import HOST, Part, Parts
@@ -21,6 +22,8 @@ from vambrace.host.settings import Settings
 from vambrace.partition import CachePartition, processors
 from vambrace.partition.cards import Network
 from vambrace.partition.cgroups import Cgroups
+from vambrace.partition.devices import DEVICES, SYSFS, HostDevice
+from vambrace.partition.handover import Opened
 from vambrace.partition.ledger import Kind, Ledger, Request, Share, spell
 from vambrace.partition.overlap import Domain, Verification, verify
 from vambrace.partition.placement import Memory
@@ -48,6 +51,7 @@ class Place:
     alone: bool
     part: Part  # of the cache
     networks: tuple[Network, ...] = ()
+    devices: tuple[HostDevice, ...] = ()  # in the order of the domain's configuration
 
     async def enter(self, pid: int) -> None:
         """Put the domain's VMM there, before it has anything of the domain. Raises ``PartitionError``."""
@@ -66,6 +70,10 @@ class Place:
         """As ``Parts.placed``."""
         await self.shares.parts.placed(self.part, window)
 
+    async def open_devices(self, stack: ExitStack) -> tuple[Opened, ...]:
+        """Its devices, reset, until ``stack`` ends. Raises ``PartitionError``."""
+        return await asyncio.to_thread(self.shares.assigned.open, self.devices, stack)
+
     async def leave(self) -> None:
         """Whatever still runs there ends, and what the domain had is free again; twice does no harm.
 
@@ -81,7 +89,12 @@ class Shares:
     """
 
     def __init__(
-        self, settings: Settings, memory: int, cgroups: Cgroups | None = None, sysfs: Path = processors.SYSFS
+        self,
+        settings: Settings,
+        memory: int,
+        cgroups: Cgroups | None = None,
+        sysfs: Path = processors.SYSFS,
+        pci: Path = SYSFS,
     ) -> None:
         groups = processors.cores(settings.vmm_cpus, sysfs)
         online = set(processors.online(sysfs))
@@ -97,6 +110,7 @@ class Shares:
         self.ledger = Ledger(memory, [Kind(PROCESSORS, alone), *self.networks.kinds])
         self.parts = Parts(self.ledger, self._limit)
         self._settings = settings
+        self.assigned = Assigned(settings, self.ledger, pci)
         self.shared = settings.shared_cpus
         self.cgroups: Cgroups | None = cgroups or Cgroups(settings.cgroups)
         self.why = ""
@@ -126,6 +140,7 @@ class Shares:
         self.parts.divide(divide(self._settings.cache, self._settings.state), self._settings.cache.reserve)
         assert self.cgroups is not None
         self.networks.open()
+        self.assigned.claim()
         try:
             for domain in self.cgroups.domains():
                 log.warning("the cgroup of domain %s of an earlier run is removed", domain)
@@ -164,20 +179,26 @@ class Shares:
         guest: int = 0,
         cache: CacheShare | None = None,
         networks: Sequence[str] = (),
+        devices: Sequence[str] = (),
     ) -> Place:
         """``memory`` bytes, of which the guest has ``guest``; a processor for each of ``vcpus``, its own where enough
-        are free, else shared ones; the part of the cache that it asks for; and a card at each of ``networks``.
+        are free, else shared ones; the part of the cache that it asks for; a card at each of ``networks``; and a device
+        of each of the kinds ``devices``.
 
         Raises ``CapacityError`` (the domain gets nothing then), ``PartitionError`` (the kernel does not do it).
         """
         at = self.networks.named(label, networks)
-        share = self._reserve(uuid, label, memory, vcpus, needs(at), self.parts.needs(label, guest, cache))
+        picked = self.assigned.pick(label, devices)
+        named = {DEVICES: picked} if picked else {}
+        asked = Request(memory, needs(at), named, {DEVICES: ", ".join(devices)})
+        share = self._reserve(uuid, label, asked, vcpus, self.parts.needs(label, guest, cache))
         own = tuple(cpu for cpu in share.of(PROCESSORS) if isinstance(cpu, int))
         cpus = own or self._least_used(vcpus)
+        given = self.assigned.of(picked)
         place: Place | None = None
         try:
             part = await asyncio.to_thread(self.parts.create, share, guest)
-            place = self._places[uuid] = Place(self, uuid, label, memory, cpus, bool(own), part, at)
+            place = self._places[uuid] = Place(self, uuid, label, memory, cpus, bool(own), part, at, given)
             await asyncio.to_thread(self._create, place, vcpus)
         except (PartitionError, CapacityError):
             with contextlib.suppress(PartitionError):
@@ -186,18 +207,18 @@ class Shares:
             raise
         return place
 
-    def _reserve(
-        self, uuid: str, label: str, memory: int, vcpus: int, counts: dict[str, int], parts: list[dict[str, int]]
-    ) -> Share:
-        """``counts``, and the first of ``parts`` of the cache that is free. Raises ``CapacityError`` for the first."""
+    def _reserve(self, uuid: str, label: str, asked: Request, vcpus: int, parts: list[dict[str, int]]) -> Share:
+        """``asked``, processors, and the first of ``parts`` of the cache that is free. Raises ``CapacityError`` for the
+        first."""
+        counts = dict(asked.counts)
         if not self.shared or len(self.ledger.free(PROCESSORS)) >= vcpus:
-            counts = counts | {PROCESSORS: vcpus}
+            counts[PROCESSORS] = vcpus
         for less in parts[1:]:
             with contextlib.suppress(CapacityError):
-                return self.ledger.reserve(uuid, label, Request(memory, counts | parts[0]))
+                return self.ledger.reserve(uuid, label, replace(asked, counts=counts | parts[0]))
             with contextlib.suppress(CapacityError):
-                return self.ledger.reserve(uuid, label, Request(memory, counts | less))
-        return self.ledger.reserve(uuid, label, Request(memory, counts | parts[0]))
+                return self.ledger.reserve(uuid, label, replace(asked, counts=counts | less))
+        return self.ledger.reserve(uuid, label, replace(asked, counts=counts | parts[0]))
 
     def _least_used(self, count: int) -> tuple[int, ...]:
         """Shared processors for ``count`` vCPUs; fewer where there are fewer."""
@@ -292,7 +313,17 @@ class Shares:
                     for fault in self.cgroups.faults(place.uuid, place.cpus, alone=place.alone)
                 ]
             alone = place.alone and self.cgroups is not None
-            domains.append(Domain(place.label, inside, frozenset(place.cpus), alone=alone, cgroup=group))
+            domains.append(
+                Domain(
+                    place.label,
+                    inside,
+                    frozenset(place.cpus),
+                    alone=alone,
+                    cgroup=group,
+                    iommu_groups=frozenset(device.group for device in place.devices),
+                )
+            )
+        faults += self.assigned.faults()
         found = verify(domains)
         faults += self.parts.verify()
         return Verification(found.domains, found.threads, found.descriptors, (*found.findings, *faults))

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from vambrace.canonical import canonical
-from vambrace.config import Disk, DomainConfig, application_object
+from vambrace.config import DEVICE_KINDS, Disk, DomainConfig, application_object
 from vambrace.debian.erofs import VerityDisk, make_erofs
 from vambrace.errors import BuildError, ConfigError, NoSpace
 from vambrace.image.base import INIT, RuntimeBase
 from vambrace.image.bundle import Bundle, write_bundle
-from vambrace.image.manifest import Manifest, Program, read_manifest
+from vambrace.image.manifest import Hardware, Manifest, Program, read_manifest
 from vambrace.machine.plan import plan_boot
 
 SETTINGS = "vambrace.json"  # read by the agent as /app/vambrace.json
@@ -77,6 +77,7 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         base.mount_word("/dev/vda", "/"),
         apps.mount_word("/dev/vdb", "/app"),
         *(["vambrace.network"] if manifest.networks else []),
+        *(("vambrace.devices",) if manifest.devices else ()),
         f"vambrace.init={INIT}",
     ]
     return DomainConfig(
@@ -96,6 +97,7 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         endpoints=manifest.endpoints,
         cache=manifest.cache,
         networks=tuple(network.name for network in manifest.networks),
+        devices=tuple(hardware.device for hardware in manifest.devices),
     )
 
 
@@ -118,7 +120,21 @@ def agent_settings(manifest: Manifest) -> dict[str, Any]:
         ]
     if manifest.networks:
         settings["networks"] = [dataclasses.asdict(network) for network in manifest.networks]
+    if manifest.devices:
+        settings["devices"] = [_device_settings(hardware) for hardware in manifest.devices]
     return settings
+
+
+def _device_settings(hardware: Hardware) -> dict[str, str]:
+    """How the agent finds a device, and what it does with it."""
+    device = hardware.device
+    return {
+        "name": device.name,
+        "code": DEVICE_KINDS.get(device.kind, ""),
+        "identity": "" if device.kind in DEVICE_KINDS else device.kind,
+        "application": hardware.application,
+        "address": hardware.address,
+    }
 
 
 def _disk(name: str, verity: VerityDisk) -> Disk:

@@ -21,6 +21,11 @@ networks:                        # network cards, docs/network.md
   - name: lab                    # a network of the host; its name alone will do
     address: 10.0.0.2/24
     gateway: 10.0.0.1
+devices:                         # PCI devices for this domain alone, docs/devices.md
+  - name: disk
+    kind: nvme                   # or network, gpu, accelerator, or vendor:device
+    application: analysis        # whose device it is; nobody's but the kernel's, unless given
+    address: 192.0.2.7/24        # of a network card
 
 A Normal VM is somebody's system as it is:
 
@@ -57,19 +62,24 @@ from vambrace.config import (
     MAX_VCPUS,
     MIN_APPLICATION_MEMORY,
     MIN_SYSTEM_MEMORY,
+    PAGE,
     ROLES,
     SYSTEM,
     Application,
+    Device,
     Endpoint,
     Zone,
     check_application_count,
     check_choice,
+    check_devices,
     check_endpoints,
     check_integer,
     check_memory,
     check_name,
     check_networks,
     check_percent,
+    check_pins,
+    window_bytes,
 )
 from vambrace.errors import ConfigError
 from vambrace.image.lines import Mapping
@@ -105,6 +115,16 @@ class NetworkCard:
 
 
 @dataclass(frozen=True)
+class Hardware:
+    """One device, the application that it is given to and, for a network card, its address with the prefix length;
+    both may be empty."""
+
+    device: Device
+    application: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A checked manifest; ``owner`` is the certificate in PEM form."""
 
@@ -123,6 +143,7 @@ class Manifest:
     endpoints: tuple[Endpoint, ...] = ()
     cache: CacheShare | None = None
     networks: tuple[NetworkCard, ...] = ()
+    devices: tuple[Hardware, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -257,13 +278,14 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         items = top.maps("applications")
         check_application_count(len(items))
     programs: list[Program] = []
+    pinning = "devices" in top
     for item in items:
-        program = _program(item, folder, kind)
+        program = _program(item, folder, kind, pinning)
         with item.at("name"):
             if any(program.zone.name == other.zone.name for other in programs):
                 raise ConfigError(f"application {program.zone.name}: appears twice", hint="choose another name")
         programs.append(program)
-    system = _system(top, kind, max(program.zone.percent for program in programs))
+    system = _system(top, kind, max(program.zone.percent for program in programs), pinning)
     endpoints: tuple[Endpoint, ...] = ()
     if kind.messages:
         endpoints = tuple(_endpoint(item, folder, owner) for item in top.maps("endpoints", required=False))
@@ -276,6 +298,10 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         for version in (4, 6):
             if sum(ip_address(card.gateway).version == version for card in networks if card.gateway) > 1:
                 raise ConfigError(f"two gateways of IPv{version}", hint="there is one default route")
+    names = [program.zone.name for program in programs]
+    devices = tuple(_hardware(item, names) for item in top.maps("devices", required=False))
+    with top.at("devices"):
+        check_devices([hardware.device for hardware in devices], [system, *(program.zone for program in programs)])
     top.done()
     return Manifest(
         path=path,
@@ -288,6 +314,7 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         endpoints=endpoints,
         cache=cache,
         networks=networks,
+        devices=devices,
         vcpus=numbers["vcpus"],
         verdict_seconds=numbers["verdict_seconds"],
         collect_seconds=numbers["collect_seconds"],
@@ -374,24 +401,64 @@ def _network(item: str | Mapping) -> NetworkCard:
     return NetworkCard(name, str(own or ""), str(ip_address(gateway)) if gateway else "")
 
 
-def _system(top: Mapping, kind: DomainClass, highest: int) -> Zone:
+def _hardware(item: Mapping, applications: list[str]) -> Hardware:
+    with item.at("name"):
+        name = item.string("name")
+    with item.at("kind"):
+        device = Device(name, item.string("kind"))
+    with item.at("application"):
+        application = item.string("application", "")
+        if application:
+            check_choice(application, applications, f"device {name}: application")
+    with item.at("address"):
+        address = item.string("address", "")
+        try:
+            if address:
+                ip_interface(address)
+        except ValueError:
+            raise ConfigError(f"device {name}: {address[:40]!r} is no address", hint="as in 192.0.2.7/24") from None
+    item.done()
+    return Hardware(device, application, address)
+
+
+def _system(top: Mapping, kind: DomainClass, highest: int, pinning: bool) -> Zone:
     system = top.map("system")
-    memory, percent, follow = SYSTEM_MEMORY, highest, kind.encrypted
+    memory, percent, follow, pins = SYSTEM_MEMORY, highest, kind.encrypted, None
     if system is not None:
         memory = _memory(system, SYSTEM_MEMORY, MIN_SYSTEM_MEMORY, "system")
         if kind.encrypted and "percent" in system:
             percent, follow = _percent(system, "system"), False
+        pins = _pins(system, memory, percent, "system")
         system.done()
-    return Zone(SYSTEM, memory, percent, follow)
+    return Zone(SYSTEM, memory, percent, follow, _default_pins(pins, memory, percent, pinning))
 
 
-def _program(item: Mapping, folder: Path, kind: DomainClass) -> Program:
+def _pins(item: Mapping, memory: int, percent: int, where: str) -> int | None:
+    """Bytes that devices may reach; None where the manifest leaves that to us."""
+    with item.at("pins"):
+        if "pins" not in item:
+            item.scalar("pins", 0)  # known all the same
+            return None
+        pins = parse_memory(item.scalar("pins"))
+        check_pins(pins, memory, percent, where)
+        return pins
+
+
+def _default_pins(pins: int | None, memory: int, percent: int, pinning: bool) -> int:
+    """A quarter of what may be plaintext, where there are devices."""
+    if pins is not None:
+        return pins
+    return window_bytes(memory, percent) // 4 // PAGE * PAGE if pinning else 0
+
+
+def _program(item: Mapping, folder: Path, kind: DomainClass, pinning: bool) -> Program:
     with item.at("name"):
         name = item.string("name")
         check_name(name, "application")
     where = f"application {name}"
     memory = _memory(item, APPLICATION_MEMORY, MIN_APPLICATION_MEMORY, where)
     percent = _percent(item, where) if kind.encrypted else 0
+    pins = _default_pins(_pins(item, memory, percent, where), memory, percent, pinning)
     files, merge = _files(item, folder, where)
     results = []
     with item.at("results"):
@@ -407,7 +474,7 @@ def _program(item: Mapping, folder: Path, kind: DomainClass) -> Program:
             results=tuple(results),
         )
     item.done()
-    return Program(application, Zone(name, memory, percent), files, merge)
+    return Program(application, Zone(name, memory, percent, pins=pins), files, merge)
 
 
 def _command(item: Mapping) -> tuple[str, ...]:

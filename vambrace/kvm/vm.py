@@ -113,9 +113,8 @@ class Vm:
 
     def message_interrupts(self, address: int) -> None:
         """A translation service (ITS) at ``address`` for the interrupt controller. Raises ``KvmError``."""
-        for name, capability in (("IRQ routing", abi.CAP_IRQ_ROUTING), ("device ids", abi.CAP_MSI_DEVID)):
-            if call(self._fd, abi.CHECK_EXTENSION, capability, f"ask for {name}") <= 0:
-                raise KvmError(f"KVM: {name} of message interrupts are missing", hint="run Linux 6.8 or newer")
+        if call(self._fd, abi.CHECK_EXTENSION, abi.CAP_IRQ_ROUTING, "ask for IRQ routing") <= 0:
+            raise KvmError("KVM: message interrupts cannot be routed", hint="run Linux 6.8 or newer")
         fd = self._device(abi.DEV_TYPE_ARM_VGIC_ITS, "GICv3 ITS")
         self._set_attribute(fd, abi.VGIC_GRP_ADDR, abi.VGIC_ITS_ADDR_TYPE, struct.pack("<Q", address))
         self._set_attribute(fd, abi.VGIC_GRP_CTRL, abi.VGIC_CTRL_INIT, b"")

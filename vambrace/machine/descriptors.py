@@ -21,19 +21,21 @@ from vambrace.config import DomainConfig
 from vambrace.errors import UsageError
 
 #: More than any domain has; the kernel's own bound for one packet is 253.
-MOST = 64
+MOST = 96
 
 
 class Kind(NamedTuple):
     """What a descriptor of this kind must be: a device, which has the name ``device`` below /dev, or a file, to read or
     ``writable``.
 
-    ``hint`` is what to do where the device cannot be opened.
+    ``hint`` is what to do where the device cannot be opened. ``handed``: it has no name there, and comes from whoever
+    gives domains their PCI devices.
     """
 
     device: str = ""
     hint: str = ""
     writable: bool = False
+    handed: bool = False
 
 
 KINDS = {
@@ -47,6 +49,10 @@ KINDS = {
     "vhost-vsock": Kind("vhost-vsock", "load the module vhost_vsock"),
     "net": Kind("net/tun", "load the module tun"),
     "vhost-net": Kind("vhost-net", "load the module vhost_net"),
+    # A PCI device, its IOMMU group and the container that this is in.
+    "vfio": Kind(handed=True),
+    "vfio-group": Kind(handed=True),
+    "vfio-container": Kind(handed=True),
 }
 #: What a network card has: a tap that is attached, and the device that serves it.
 CARD = ("net", "vhost-net")
@@ -57,7 +63,13 @@ def expected(config: DomainConfig) -> tuple[str, ...]:
     cards = (f"{kind}:{number}" for number in range(len(config.networks)) for kind in CARD)
     disks = (f"{'volume' if disk.plain else 'disk'}:{disk.name}" for disk in config.disks)
     agent = ("vhost-vsock",) if config.kind.attested else ()
-    return ("config", "kernel", "initrd", *disks, "kvm", "userfaultfd", *agent, *cards)
+    devices = (name for device in config.devices for name in device_names(device.name))
+    return ("config", "kernel", "initrd", *disks, "kvm", "userfaultfd", *agent, *cards, *devices)
+
+
+def device_names(device: str) -> tuple[str, str, str]:
+    """The names of a PCI device's descriptors: its own, its group's, its container's."""
+    return f"vfio:{device}", f"vfio-group:{device}", f"vfio-container:{device}"
 
 
 class Descriptors:
@@ -123,6 +135,10 @@ def _check(name: str, file: int) -> None:
     if kind is None:
         raise UsageError(f"descriptor {name[:40]!r} is of no known kind")
     mode = os.fstat(file).st_mode
+    if kind.handed:
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            raise UsageError(f"descriptor {name} is not a device")
+        return
     right: Callable[[int], bool] = stat.S_ISCHR if kind.device else stat.S_ISREG
     if not right(mode):
         raise UsageError(f"descriptor {name} is not a {'device' if kind.device else 'file'}")

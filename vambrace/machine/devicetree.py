@@ -13,7 +13,7 @@ import fdt  # type: ignore[import-untyped, unused-ignore]
 
 from vambrace.machine import layout
 
-_GIC = 1  # phandle
+_GIC, _ITS, _IOMMU = 1, 2, 3  # phandles
 _SPI, _PPI = 0, 1
 _EDGE, _LEVEL_HIGH = 1, 4
 # Secure, non-secure, virtual and hypervisor timer (arm,armv8-timer).
@@ -22,9 +22,16 @@ _LOCAL, _REMOTE = 10, 20  # NUMA distances
 
 
 def build_tree(
-    *, cmdline: str, vcpus: int, zones: Sequence[tuple[int, int]], initrd: tuple[int, int], devices: int
+    *,
+    cmdline: str,
+    vcpus: int,
+    zones: Sequence[tuple[int, int]],
+    initrd: tuple[int, int],
+    devices: int,
+    pci: bool = False,
 ) -> bytes:
-    """The flattened tree. ``zones`` are (base, size) of the NUMA nodes; ``initrd`` (start, end)."""
+    """The flattened tree. ``zones`` are (base, size) of the NUMA nodes; ``initrd`` (start, end). With ``pci`` there is
+    a bus for PCI devices, and the last of the ``devices`` is their IOMMU."""
     root = _node(
         "/",
         ("#address-cells", 2),
@@ -53,13 +60,14 @@ def build_tree(
     root.append(_distances(len(zones)))
     root.append(_cpus(vcpus))
     root.append(_node("psci", ("compatible", ["arm,psci-1.0", "arm,psci-0.2"]), ("method", "hvc")))
-    root.append(_interrupt_controller(vcpus))
+    root.append(_interrupt_controller(vcpus, pci))
     timers = [cell for timer in _TIMERS for cell in (_PPI, timer, _LEVEL_HIGH)]
     root.append(
         _node("timer", ("compatible", "arm,armv8-timer"), ("interrupts", timers), ("always-on", None))
     )
     for slot in range(devices):
         address = layout.device_address(slot)
+        iommu = (("#iommu-cells", 1), ("phandle", _IOMMU)) if pci and slot == devices - 1 else ()
         root.append(
             _node(
                 f"virtio_mmio@{address:x}",
@@ -67,8 +75,12 @@ def build_tree(
                 ("reg", _cells64(address, layout.MMIO_SIZE)),
                 ("interrupts", [_SPI, slot, _EDGE]),
                 ("dma-coherent", None),
+                *iommu,
             )
         )
+    if pci:
+        base, size = zones[-1]
+        root.append(_pci_bus(layout.pci_high(base + size)))
     tree = fdt.FDT()
     tree.root = root
     return bytes(tree.to_dtb(version=17, last_comp_version=16))
@@ -112,8 +124,31 @@ def _distances(nodes: int) -> Any:
     return _node("distance-map", ("compatible", "numa-distance-map-v1"), ("distance-matrix", matrix))
 
 
-def _interrupt_controller(vcpus: int) -> Any:
+def _pci_bus(high: int) -> Any:
+    """One bus behind a generic host bridge (PCI Bus Binding to IEEE 1275; Linux: host-generic-pci.yaml). A device's
+    number at the IOMMU, and at the interrupt translation, is that of its function on the bus."""
+    low, low_size, high_size = layout.PCI_LOW, layout.PCI_LOW_SIZE, layout.PCI_HIGH_SIZE
+    ranges = struct.pack(">IQQQ", 0x0200_0000, low, low, low_size) + struct.pack(
+        ">IQQQ", 0x4300_0000, high, high, high_size
+    )
     return _node(
+        f"pcie@{layout.PCI_CONFIG:x}",
+        ("compatible", "pci-host-ecam-generic"),
+        ("device_type", "pci"),
+        ("#address-cells", 3),
+        ("#size-cells", 2),
+        ("linux,pci-domain", 0),
+        ("bus-range", [0, 0]),
+        ("reg", _cells64(layout.PCI_CONFIG, layout.PCI_CONFIG_SIZE)),
+        ("ranges", ranges),
+        ("dma-coherent", None),
+        ("msi-map", [0, _ITS, 0, 256]),
+        ("iommu-map", [0, _IOMMU, 0, 256]),
+    )
+
+
+def _interrupt_controller(vcpus: int, pci: bool) -> Any:
+    controller = _node(
         f"interrupt-controller@{layout.GIC_DISTRIBUTOR:x}",
         ("compatible", "arm,gic-v3"),
         ("#interrupt-cells", 3),
@@ -128,4 +163,17 @@ def _interrupt_controller(vcpus: int) -> Any:
             ),
         ),
         ("phandle", _GIC),
+        *((("#address-cells", 2), ("#size-cells", 2), ("ranges", None)) if pci else ()),
     )
+    if pci:
+        controller.append(
+            _node(
+                f"msi-controller@{layout.ITS:x}",
+                ("compatible", "arm,gic-v3-its"),
+                ("msi-controller", None),
+                ("#msi-cells", 1),
+                ("reg", _cells64(layout.ITS, layout.ITS_SIZE)),
+                ("phandle", _ITS),
+            )
+        )
+    return controller

@@ -41,6 +41,13 @@ class BootPlan(Record):
     zones: tuple[ZonePlan, ...]
     segments: tuple[Segment, ...]
     vcpus: tuple[VcpuState, ...]
+    pci: bool = False
+
+    @property
+    def address_bits(self) -> int:
+        """So many guest-physical address bits are needed."""
+        end = layout.pci_high(self.end) + layout.PCI_HIGH_SIZE if self.pci else self.end
+        return (end - 1).bit_length()
 
     @property
     def end(self) -> int:
@@ -59,6 +66,7 @@ def plan_boot(config: DomainConfig, kernel: bytes | memoryview, initrd: bytes | 
         zones.append(ZonePlan(zone.name, base, zone.memory, zone.percent))
         base += zone.memory
 
+    pci = bool(config.devices)
     entry = layout.RAM + image.text_offset
     initrd_start = layout.align(entry + image.size, layout.PAGE)
     initrd_end = initrd_start + len(initrd)
@@ -75,7 +83,8 @@ def plan_boot(config: DomainConfig, kernel: bytes | memoryview, initrd: bytes | 
         vcpus=config.vcpus,
         zones=[(zone.base, zone.size) for zone in zones],
         initrd=(initrd_start, initrd_end),
-        devices=len(layout.device_slots(config.disks, config.networks, agent=config.kind.attested)),
+        devices=len(layout.device_slots(config.disks, config.networks, agent=config.kind.attested, pci=pci)),
+        pci=pci,
     )
     if len(tree) > layout.BLOCK:
         raise ConfigError("the device tree is larger than 2 MiB")
@@ -85,4 +94,5 @@ def plan_boot(config: DomainConfig, kernel: bytes | memoryview, initrd: bytes | 
         zones=tuple(zones),
         segments=(Segment(entry, kernel), Segment(initrd_start, initrd), Segment(tree_start, tree)),
         vcpus=(boot, *others),
+        pci=pci,
     )

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from enum import Enum, auto
 from functools import partial
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from vambrace.config import MAX_CONFIG_BYTES, Disk, DomainConfig
 from vambrace.errors import ConfigError, UsageError
@@ -37,6 +37,9 @@ from vambrace.virtio.memory import GuestMemory
 from vambrace.virtio.mmio import NOTIFY, Transport
 from vambrace.virtio.net import Card, Net
 from vambrace.virtio.vsock import Vsock
+
+if TYPE_CHECKING:
+    from vambrace.machine.pci import Pci
 
 _KICK = signal.SIGUSR1  # makes a vCPU thread leave the kernel
 #: Bytes whose hashing takes longer than to start a thread.
@@ -129,6 +132,7 @@ class Machine:
         self._io: threading.Thread | None = None
         self._io_wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._transports: list[Transport] = []
+        self._pci: Pci | None = None
 
     # --- load: 401 and 402 -------------------------------------------------------------------------------
 
@@ -151,7 +155,10 @@ class Machine:
         with _mapped(files, "kernel") as kernel, _mapped(files, "initrd") as initrd, files.use("kvm") as kvm:
             plan = plan_boot(config, kernel, initrd)
             window = self._window = Window(
-                [(zone.size // layout.PAGE, zone.percent) for zone in plan.zones],
+                [
+                    (plan_zone.size // layout.PAGE, plan_zone.percent, zone.pins // layout.PAGE)
+                    for plan_zone, zone in zip(plan.zones, config.zones, strict=True)
+                ],
                 request.key,
                 request.instance,
                 cipher=config.cipher,
@@ -160,7 +167,7 @@ class Machine:
                 place=request.place,
             )
             self.failure_fd = window.failure_fd
-            vm = self._stack.enter_context(Vm(kvm, (plan.end - 1).bit_length()))
+            vm = self._stack.enter_context(Vm(kvm, plan.address_bits))
             vm.map(0, layout.RAM, window.address, window.size)
             encoded = config.encode()
             self.config_digest = hashlib.sha256(encoded).digest()
@@ -175,6 +182,8 @@ class Machine:
         self._encrypted = config.kind.encrypted
         self._cpus = request.cpus
         memory = GuestMemory(window.memory(), layout.RAM, window.address)
+        if plan.pci:
+            self._pci = _make_pci(vm, memory, window, plan.end, files, config)
         self._make_devices(vm, memory, window.discard, config, request)
         self.state = State.LOADED
         return measurement.digest() if measurement else b""
@@ -202,7 +211,10 @@ class Machine:
             makers[f"disk {disk.name}"] = partial(_disk, files, disk)
         for number, (name, card) in enumerate(zip(config.networks, request.cards, strict=True)):
             makers[f"network {name}"] = partial(_card, files, number, *card)
-        slots = layout.device_slots(config.disks, config.networks, agent=config.kind.attested)
+        pci = self._pci
+        if pci is not None:
+            makers["iommu"] = lambda: pci.iommu
+        slots = layout.device_slots(config.disks, config.networks, agent=config.kind.attested, pci=pci is not None)
         for slot, name in enumerate(slots):
             self._add(vm, memory, slot, makers[name]())
 
@@ -210,6 +222,8 @@ class Machine:
         transport = Transport(device, memory)
         self._transports.append(transport)
         vm.interrupt_on(transport.interrupt, slot)
+        if device.direct:
+            return
         for index, kick in enumerate(transport.kicks):
             vm.notify_on(kick, layout.device_address(slot) + NOTIFY, index)
 
@@ -329,11 +343,16 @@ class Machine:
         match vcpu.run():
             case MmioRead(address, length):
                 transport, offset = self._find(address)
-                vcpu.answer(transport.read(offset, length) if transport else bytes(length))
+                if transport:
+                    vcpu.answer(transport.read(offset, length))
+                else:
+                    vcpu.answer(self._pci.read(address, length) if self._pci else bytes(length))
             case MmioWrite(address, data):
                 transport, offset = self._find(address)
                 if transport:
                     transport.write(offset, data)
+                elif self._pci:
+                    self._pci.write(address, data)
             case SystemEvent(abi.SYSTEM_EVENT_SHUTDOWN):
                 self._end(Reason.POWEROFF, "the guest switched itself off")
             case SystemEvent(abi.SYSTEM_EVENT_RESET):
@@ -388,6 +407,8 @@ class Machine:
         window, self._window = self._window, None
         if window is not None:
             if window.failure() is None:
+                if self._pci:
+                    self._pci.quiet()
                 for transport in self._transports:
                     transport.reset()
             # Threads that wait for a page of a failed window are let go by this, and a change of percentage ends.
@@ -401,6 +422,8 @@ class Machine:
             return
         for transport in self._transports:
             transport.close()
+        if self._pci:
+            self._pci.close()
         self._stack.close()
         os.close(self._io_wake)
 
@@ -457,6 +480,15 @@ def _digests(window: Window, offset: int, size: int, algorithm: str) -> bytes:
 def _card(files: Descriptors, number: int, mac: bytes, mtu: int) -> Net:
     tap, vhost = (files.take(f"{kind}:{number}") for kind in CARD)
     return Net(Card(tap, vhost, mac, mtu))
+
+
+def _make_pci(
+    vm: Vm, memory: GuestMemory, window: Window, end: int, files: Descriptors, config: DomainConfig
+) -> Pci:
+    # Only where there are devices: the process starts with little.
+    from vambrace.machine.pci import Pci, assigned
+
+    return Pci(vm, memory, window, end, assigned(files, [device.name for device in config.devices]))
 
 
 def _disk(files: Descriptors, disk: Disk) -> Block:

@@ -49,8 +49,27 @@ class Left:
     why: str
 
 
+def claim(allowed: Sequence[str], sysfs: Path = SYSFS) -> None:
+    """Take what the settings name from the drivers that have it, and give it to vfio-pci: only then the kernel says of
+    all of them in which IOMMU group they are. Raises ``PartitionError``."""
+    for device in _scan(sysfs, {}):
+        if not _is_named(device, allowed) or device.code.startswith(_BRIDGE) or device.driver == DRIVER:
+            continue
+        folder = sysfs / "bus/pci/devices" / device.address
+        try:
+            if device.driver:
+                (folder / "driver/unbind").write_text(device.address)
+            (folder / "driver_override").write_text(DRIVER)
+            (sysfs / "bus/pci/drivers_probe").write_text(device.address)
+        except OSError as error:
+            raise PartitionError(
+                f"device {device.address} cannot be taken from its driver: {error.strerror}",
+                hint="run as root, or take it out of the settings' pci_devices",
+            ) from error
+
+
 class Devices:
-    """``allowed`` are the settings' patterns; ``kinds`` the kinds by the beginning of their class codes.
+    """As they are after ``claim`` (``allowed``). ``kinds`` are the kinds by the beginning of their class codes.
 
     ``groups`` are those that can be given, ``left`` what the settings name in vain. With ``unresettable``, devices that
     cannot be reset are given all the same: the next owner finds in them what the last one has left.
@@ -62,7 +81,7 @@ class Devices:
         self._sysfs = sysfs
         self._kinds = kinds
         found = tuple(self._scan())
-        named = [device for device in found if device.address in allowed or device.identity in allowed]
+        named = [device for device in found if _is_named(device, allowed)]
         self.left: tuple[Left, ...] = ()
         groups: dict[str, list[HostDevice]] = {}
         for device in named:
@@ -102,27 +121,6 @@ class Devices:
             chosen[index] = best[0]
         return tuple(chosen[index] for index in range(len(wanted)))
 
-    def claim(self) -> None:
-        """Take every device that can be given from the driver that has it. Raises ``PartitionError``."""
-        for device in self.devices:
-            folder = self._folder(device)
-            try:
-                if (present := _link(folder / "driver")) == DRIVER:
-                    continue
-                if present:
-                    (folder / "driver/unbind").write_text(device.address)
-                (folder / "driver_override").write_text(DRIVER)
-                (self._sysfs / "bus/pci/drivers_probe").write_text(device.address)
-            except OSError as error:
-                raise PartitionError(
-                    f"device {device.address} cannot be taken from its driver: {error.strerror}",
-                    hint="run as root, or take it out of the settings' devices",
-                ) from error
-            if _link(folder / "driver") != DRIVER:
-                raise PartitionError(
-                    f"the driver {DRIVER} does not take device {device.address}", hint=f"load the module {DRIVER}"
-                )
-
     def faults(self) -> list[str]:
         """What is not as it was when devices were given: another driver, another group."""
         faults = []
@@ -141,23 +139,8 @@ class Devices:
                 faults.append(f"device {device.address} is in IOMMU group {device.group}, which domains are given")
         return faults
 
-    def _folder(self, device: HostDevice) -> Path:
-        return self._sysfs / "bus/pci/devices" / device.address
-
     def _scan(self) -> Iterable[HostDevice]:
-        folder = self._sysfs / "bus/pci/devices"
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            code = _number(path / "class", 6)
-            kind = next((name for name, start in self._kinds.items() if code.startswith(start)), f"class {code}")
-            yield HostDevice(
-                address=path.name,
-                identity=f"{_number(path / 'vendor', 4)}:{_number(path / 'device', 4)}",
-                code=code,
-                kind=kind,
-                group=_link(path / "iommu_group"),
-                driver=_link(path / "driver"),
-                resettable=bool(_text(path / "reset_method").strip()),
-            )
+        return _scan(self._sysfs, self._kinds)
 
     def _why_not(
         self, device: HostDevice, found: Sequence[HostDevice], named: Sequence[HostDevice], unresettable: bool
@@ -167,6 +150,8 @@ class Devices:
             return "it is a bridge"
         if not device.group:
             return "no IOMMU is in front of it"
+        if device.driver != DRIVER:
+            return f"the driver {DRIVER} does not take it"
         for other in found:
             if other.group == device.group and other not in named and not other.code.startswith(_BRIDGE):
                 return f"it is in one IOMMU group with {other.address}, which the settings do not name"
@@ -179,6 +164,25 @@ class Devices:
         bus = device.address.rpartition(":")[0]
         others = [other for other in found if other.address.rpartition(":")[0] == bus]
         return device.resettable or all(other.group == device.group for other in others)
+
+
+def _is_named(device: HostDevice, allowed: Sequence[str]) -> bool:
+    return device.address in allowed or device.identity in allowed
+
+
+def _scan(sysfs: Path, kinds: Mapping[str, str]) -> Iterable[HostDevice]:
+    folder = sysfs / "bus/pci/devices"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        code = _number(path / "class", 6)
+        yield HostDevice(
+            address=path.name,
+            identity=f"{_number(path / 'vendor', 4)}:{_number(path / 'device', 4)}",
+            code=code,
+            kind=next((name for name, start in kinds.items() if code.startswith(start)), f"class {code}"),
+            group=_link(path / "iommu_group"),
+            driver=_link(path / "driver"),
+            resettable=bool(_text(path / "reset_method").strip()),
+        )
 
 
 def _text(path: Path) -> str:

@@ -2,8 +2,8 @@
 
 It is composed once from the device's own and then stands by itself: no access of the guest reaches the device's. The
 guest sees one function without interrupt pin, expansion ROM, I/O ports and extended capabilities, and of the
-capabilities those of ``KEPT``. What it may write has its effect here: base addresses, memory and bus master enable,
-MSI-X, and registers that only remember (power state, payload sizes).
+capabilities those of ``KEPT``, MSI only where there is no MSI-X. What it may write has its effect here: base addresses,
+memory and bus master enable, message interrupts, and registers that only remember (power state, payload sizes).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from vambrace.errors import ConfigError
+from vambrace.pci.msix import Message
 
 SIZE: Final = 256  # what is beyond, up to 4096 bytes, reads as zeros: no extended capability
 COMMAND, STATUS, HEADER_TYPE, BARS, CAPABILITIES = 0x04, 0x06, 0x0E, 0x10, 0x34
@@ -22,10 +23,11 @@ _HAS_CAPABILITIES: Final = 1 << 4
 _SUBSYSTEM: Final = 0x2C
 _MULTIPLE: Final = 0x80  # of the header type: there are more functions
 
-POWER, VENDOR, EXPRESS, MSIX = 0x01, 0x09, 0x10, 0x11
-KEPT: Final = (POWER, VENDOR, EXPRESS, MSIX)
+POWER, MSI, VENDOR, EXPRESS, MSIX = 0x01, 0x05, 0x09, 0x10, 0x11
+KEPT: Final = (POWER, MSI, VENDOR, EXPRESS, MSIX)
 _MOST_CAPABILITIES: Final = 48  # so many fit behind the header
 _LENGTHS: Final = {POWER: 8, EXPRESS: 0x3C, MSIX: 12}
+_WIDE_MSI: Final = 1 << 7  # of its control word: the address has 64 bits
 
 _BAR_IO, _BAR_64, _BAR_FLAGS = 1, 4, 0xF
 PAGE: Final = 4096
@@ -79,9 +81,13 @@ def capabilities(space: bytes) -> tuple[Capability, ...]:
         kind = space[position]
         # A vendor's own says its length in its third byte.
         length = _LENGTHS.get(kind, max(4, space[position + 2]))
+        if kind == MSI:
+            length = 14 if space[position + 2] & _WIDE_MSI else 10
         if kind in KEPT and position + length <= SIZE:
             found.append(Capability(kind, position, length))
         position = space[position + 1] & ~3
+    if any(capability.kind == MSIX for capability in found):
+        found = [capability for capability in found if capability.kind != MSI]
     return tuple(sorted(found, key=lambda capability: capability.position))
 
 
@@ -92,6 +98,14 @@ def msix(space: bytes) -> MsixCapability | None:
             control, table, pending = struct.unpack_from("<HII", space, position + 2)
             return MsixCapability(position, (control & 0x7FF) + 1, table & 7, table & ~7, pending & 7, pending & ~7)
     return None
+
+
+def msi_vectors(space: bytes) -> int:
+    """How many interrupts a device without MSI-X can send by MSI."""
+    for kind, position, _ in capabilities(space):
+        if kind == MSI:
+            return 1 << min(space[position + 2] >> 1 & 7, 5)
+    return 0
 
 
 def memory_bars(space: bytes, sizes: tuple[int, ...]) -> tuple[Bar, ...]:
@@ -152,6 +166,7 @@ class ConfigSpace:
             struct.pack_into("<H", image, STATUS, _HAS_CAPABILITIES)
         found = msix(space)
         self._msix = found.position if found else None
+        self._msi = next((position for kind, position, _ in kept if kind == MSI), None)
 
     def _restrict(self, kind: int, position: int) -> None:
         """What of a capability the guest may write, and what it must not see."""
@@ -167,6 +182,15 @@ class ConfigSpace:
             (control,) = struct.unpack_from("<H", image, position + 2)
             struct.pack_into("<H", image, position + 2, control & 0x07FF)
             self._allow(position + 2, 2, 3 << 14)
+        elif kind == MSI:
+            (control,) = struct.unpack_from("<H", image, position + 2)
+            wide = control & _WIDE_MSI
+            # Without masks of its own; as many as there can be.
+            struct.pack_into("<HI", image, position + 2, wide | min(control >> 1 & 7, 5) << 1, 0)
+            image[position + 8 : position + (14 if wide else 10)] = bytes(6 if wide else 2)
+            self._allow(position + 2, 2, 1 | 7 << 4)
+            self._allow(position + 4, 8 if wide else 4, 0xFFFF_FFFF_FFFF_FFFC if wide else 0xFFFF_FFFC)
+            self._allow(position + (12 if wide else 8), 2, 0xFFFF)
 
     def _restrict_express(self, position: int) -> None:
         """A root complex integrated endpoint: it stands below no port. Without function level reset, link and slot."""
@@ -213,6 +237,20 @@ class ConfigSpace:
 
     def _msix_bit(self, number: int) -> bool:
         return self._msix is not None and bool(self._bytes[self._msix + 3] >> (number - 8) & 1)
+
+    @property
+    def msi(self) -> tuple[Message, ...]:
+        """What each interrupt sends by MSI; none: it is off."""
+        if self._msi is None:
+            return ()
+        (control,) = struct.unpack_from("<H", self._bytes, self._msi + 2)
+        if not control & 1:
+            return ()
+        wide = control & _WIDE_MSI
+        address, data = struct.unpack_from("<QH" if wide else "<IH", self._bytes, self._msi + 4)
+        count = 1 << min(control >> 4 & 7, control >> 1 & 7)
+        # The lowest bits of the data are the interrupt's number.
+        return tuple(Message(address, data & ~(count - 1) | number) for number in range(count))
 
     @property
     def bars(self) -> tuple[Bar, ...]:

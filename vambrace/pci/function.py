@@ -5,7 +5,20 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from vambrace.errors import ConfigError
-from vambrace.pci.config import COMMAND, MASTER, MEMORY, PAGE, SIZE, Bar, ConfigSpace, memory_bars, msix
+from vambrace.pci.config import (
+    COMMAND,
+    MASTER,
+    MEMORY,
+    MSI,
+    MSIX,
+    PAGE,
+    SIZE,
+    Bar,
+    ConfigSpace,
+    memory_bars,
+    msi_vectors,
+    msix,
+)
 from vambrace.pci.msix import ENTRY, Message, MsixTable
 
 #: Most interrupts of one device that its guest gets; Linux asks for one for each queue and processor.
@@ -28,7 +41,7 @@ class Hardware(Protocol):
     def write_config(self, offset: int, data: bytes) -> None: ...
     def read(self, region: int, offset: int, length: int) -> bytes: ...
     def write(self, region: int, offset: int, data: bytes) -> None: ...
-    def set_interrupts(self, eventfds: list[int]) -> None: ...  # none: off
+    def set_interrupts(self, kind: int, eventfds: list[int]) -> None: ...  # MSI or MSIX; none: off
 
 
 class Platform(Protocol):
@@ -85,8 +98,10 @@ class Function:
         self._capability = msix(space)
         self._table: MsixTable | None = None
         self._eventfds: list[int] = []
-        self._sending = False
+        self._sending = 0  # interrupts
+        self._vectors = msi_vectors(space)
         if self._capability is not None:
+            self._vectors = self._capability.vectors
             self._check_table(bars)
             self._table = MsixTable(self._capability.vectors, self._route)
         # Its memory answers from now on, for as long as it is mapped; whether the guest reaches it is decided here.
@@ -167,8 +182,13 @@ class Function:
             for bar, address in wanted:
                 self._places.append(Place(bar, address, self._map(bar, address)))
         if self._table is not None:
-            self._send(self.config.msix_enabled)
+            self._send(self._vectors if self.config.msix_enabled else 0)
             self._table.enable(self.config.msix_enabled and not self.config.msix_masked)
+        elif self._vectors:
+            messages = self.config.msi
+            self._send(len(messages))
+            for vector in range(self._vectors):
+                self._route(vector, messages[vector] if vector < len(messages) else None)
         if self.config.master != self._master:
             self._master = self.config.master
             self._command(MEMORY | (MASTER if self._master else 0))
@@ -219,16 +239,18 @@ class Function:
                 self._platform.unmap(mapping)
         self._places = []
 
-    def _send(self, on: bool) -> None:
-        """Let the device send its interrupts to eventfds, all of them, or none."""
-        assert self._capability is not None
-        if on and not self._sending:
+    def _send(self, count: int) -> None:
+        """Let the device send so many interrupts to eventfds."""
+        if count == self._sending:
+            return
+        kind = MSI if self._capability is None else MSIX
+        if self._sending:
+            self._hardware.set_interrupts(kind, [])
+        self._sending = count
+        if count:
             if not self._eventfds:
-                self._eventfds = self._platform.vectors(self._capability.vectors)
-            self._hardware.set_interrupts(self._eventfds)
-        elif not on and self._sending:
-            self._hardware.set_interrupts([])
-        self._sending = on
+                self._eventfds = self._platform.vectors(self._vectors)
+            self._hardware.set_interrupts(kind, self._eventfds[:count])
 
     def _route(self, vector: int, message: Message | None) -> None:
         if self._eventfds:
@@ -240,7 +262,5 @@ class Function:
     def quiet(self) -> None:
         """No access to memory, no interrupt, nothing mapped: before the device is reset and given away."""
         self._command(0)
-        if self._sending:
-            self._hardware.set_interrupts([])
-            self._sending = False
+        self._send(0)
         self._unmap()

@@ -43,7 +43,8 @@ REGION_CAP_SPARSE_MMAP: Final = 1
 CONFIG_REGION: Final = 7
 BARS: Final = 6
 
-MSIX: Final = 2  # index of these interrupts
+#: Indexes of interrupts by the PCI capability that they are of.
+INTERRUPTS: Final = {0x05: 1, 0x11: 2}
 IRQ_SET_NONE, IRQ_SET_EVENTFD, IRQ_SET_TRIGGER = 1 << 0, 1 << 2, 1 << 5
 
 DMA_READ, DMA_WRITE = 1 << 0, 1 << 1

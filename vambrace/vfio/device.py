@@ -69,10 +69,10 @@ class PciDevice:
         except OSError as error:
             raise KvmError(f"VFIO: a device cannot be written: {error.strerror}") from error
 
-    def set_interrupts(self, eventfds: list[int]) -> None:
-        """MSI-X interrupts signal these, the first one the first; none: they are off."""
+    def set_interrupts(self, kind: int, eventfds: list[int]) -> None:
+        """Interrupts of this kind (MSI or MSI-X, by its capability) signal these, the first the first; none: off."""
         flags = abi.IRQ_SET_TRIGGER | (abi.IRQ_SET_EVENTFD if eventfds else abi.IRQ_SET_NONE)
-        header = struct.pack("<IIIII", 20 + 4 * len(eventfds), flags, abi.MSIX, 0, len(eventfds))
+        header = struct.pack("<IIIII", 20 + 4 * len(eventfds), flags, abi.INTERRUPTS[kind], 0, len(eventfds))
         packed = bytearray(header + struct.pack(f"<{len(eventfds)}i", *eventfds))
         abi.call(self.fd, abi.DEVICE_SET_IRQS, packed, "set a device's interrupts")
 

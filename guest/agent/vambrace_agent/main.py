@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from vambrace_agent import AgentError, channel, confine, monitor, network, settings, system
+from vambrace_agent import AgentError, channel, confine, devices, monitor, network, settings, system
 from vambrace_agent.channel import Channel
 from vambrace_agent.endpoints import Endpoints, listen_vsock
 from vambrace_agent.logs import Log
@@ -125,6 +125,8 @@ def _life(port: Monitor) -> tuple[str, str]:
     system.enable_controllers()
     if wanted.networks:
         network.bring_up(wanted.networks)
+    if wanted.devices:
+        devices.hand_out(wanted.devices, wanted.applications)
     os.makedirs(STATE, mode=0o700, exist_ok=True)
     key, certificate = channel.make_key(STATE)
     context = channel.make_context(key, certificate, wanted.owner_pem)

@@ -52,6 +52,22 @@ class Network:
         self.gateway: str = fields["gateway"]
 
 
+class Device:
+    """A PCI device. It has either ``code``, the beginning of its class code, or ``identity``, vendor:device. The
+    ``application`` whose device it is, and the ``address`` of a network card, may be empty."""
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.name: str = fields["name"]
+        self.code: str = fields["code"]
+        self.identity: str = fields["identity"]
+        self.application: str = fields["application"]
+        self.address: str = fields["address"]
+
+    def fits(self, code: str, identity: str) -> bool:
+        """Whether a device with this class code and identity can be it."""
+        return identity == self.identity if self.identity else code.startswith(self.code)
+
+
 class Settings:
     """``owner`` is the DER form of the certificate of the only user that the agent serves."""
 
@@ -63,6 +79,7 @@ class Settings:
         self.lasting: bool = fields["lasting"]  # a Secure VM: what the applications come to does not end it
         self.endpoints = [Endpoint(item) for item in fields.get("endpoints", ())]
         self.networks = [Network(item) for item in fields.get("networks", ())]
+        self.devices = [Device(item) for item in fields.get("devices", ())]
         self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]
         for application in self.applications:
             application.environment = {**dict(e.variable for e in self.endpoints), **application.environment}

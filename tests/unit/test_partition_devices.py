@@ -8,11 +8,10 @@ import pytest
 from fakes import pci_tree
 from fakes.pci_tree import GPU, NETWORK, NVME, PORT, SOUND
 
+from vambrace.config import DEVICE_KINDS
 from vambrace.errors import CapacityError, PartitionError
-from vambrace.partition.devices import DEVICES, Devices
+from vambrace.partition.devices import DEVICES, Devices, claim
 from vambrace.partition.ledger import Ledger, Request
-
-KINDS = {"nvme": "010802", "network": "0200", "gpu": "03", "accelerator": "12"}
 
 DISK, CARD = "0000:01:00.0", "0000:02:00.0"
 
@@ -21,14 +20,14 @@ DISK, CARD = "0000:01:00.0", "0000:02:00.0"
 def machine(tmp_path: Path) -> Path:
     """A disk and a network card, each below a port of its own, and a card that nobody may have."""
     pci_tree.add(tmp_path, "0000:00:01.0", code=PORT, group=1, driver="pcieport")
-    pci_tree.add(tmp_path, DISK, group=1, driver="nvme")
+    pci_tree.add(tmp_path, DISK, group=1)
     pci_tree.add(tmp_path, CARD, code=NETWORK, group=2, identity="8086:10d3")
     pci_tree.add(tmp_path, "0000:03:00.0", code=NETWORK, group=3, identity="8086:1521", driver="igb")
     return tmp_path
 
 
 def find(machine: Path, *allowed: str, unresettable: bool = False) -> Devices:
-    return Devices(allowed, KINDS, machine, unresettable=unresettable)
+    return Devices(allowed, DEVICE_KINDS, machine, unresettable=unresettable)
 
 
 def test_only_what_the_settings_name_is_given(machine: Path) -> None:
@@ -105,8 +104,9 @@ def test_a_refusal_says_what_is_free_and_who_has_the_rest(machine: Path) -> None
 
 
 def test_devices_are_taken_from_their_drivers(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    devices = find(machine, DISK, CARD)
     folder = machine / "bus/pci/devices"
+    pci_tree.bind(folder / DISK, "nvme")
+    pci_tree.bind(folder / CARD, "")
     real = Path.write_text
 
     def kernel(path: Path, text: str, *arguments: object) -> int:
@@ -117,23 +117,29 @@ def test_devices_are_taken_from_their_drivers(machine: Path, monkeypatch: pytest
             pci_tree.bind(folder / text, (folder / text / "driver_override").read_text())
         return done
 
+    assert [left.why for left in find(machine, DISK).left] == ["the driver vfio-pci does not take it"]
     monkeypatch.setattr(Path, "write_text", kernel)
-    devices.claim()
-    assert (folder / DISK / "driver").readlink().name == "vfio-pci"
-    assert (folder / CARD / "driver").readlink().name == "vfio-pci"
-    assert (folder / "0000:03:00.0/driver").readlink().name == "igb"
-    assert devices.faults() == []
-    devices.claim()
+    for _ in range(2):
+        claim([DISK, "8086:10d3", "0000:00:01.0"], machine)
+        drivers = {path.name: path.joinpath("driver").readlink().name for path in folder.iterdir()}
+        assert drivers == {
+            DISK: "vfio-pci",
+            CARD: "vfio-pci",
+            "0000:00:01.0": "pcieport",
+            "0000:03:00.0": "igb",
+        }
+    assert find(machine, DISK, CARD).faults() == []
 
 
-def test_a_driver_that_does_not_take_a_device_is_an_error(machine: Path) -> None:
-    with pytest.raises(PartitionError, match="vfio-pci does not take device 0000:01:00.0"):
-        find(machine, DISK).claim()
+def test_what_root_may_not_write_is_an_error(machine: Path) -> None:
+    pci_tree.bind(machine / "bus/pci/devices" / DISK, "nvme")
+    (machine / "bus/pci/drivers_probe").unlink()
+    (machine / "bus/pci/drivers_probe").mkdir()
+    with pytest.raises(PartitionError, match="cannot be taken from its driver"):
+        claim([DISK], machine)
 
 
 def test_what_changes_behind_our_back_is_found(machine: Path) -> None:
-    for address in (DISK, CARD):
-        pci_tree.bind(machine / "bus/pci/devices" / address, "vfio-pci")
     devices = find(machine, DISK, CARD)
     assert devices.faults() == []
     pci_tree.bind(machine / "bus/pci/devices" / DISK, "nvme")
