@@ -44,7 +44,7 @@ mmio.Transport.write = wrong
         "a device that failed still has queues",
     ),
     "parts of pages": ("balloon.PAGE = 1024", "no whole pages are discarded"),
-    "a disk without bounds": ("block.READ_LIMIT = 1 << 40", "a kick reads too much of a disk"),
+    "a disk without bounds": ("block.READ_LIMIT = 1 << 40", "a kick moves too much of a disk"),
 }
 
 

@@ -16,8 +16,8 @@ from vambrace.virtio.balloon import PAGE, REPORTING_QUEUES
 from vambrace.virtio.console import AGENT_PORT, RX_AGENT, RX_CONTROL, TX_AGENT, TX_CONTROL
 from vambrace.virtio.mmio import NOTIFY
 
-CONSOLE, DISK, SOCKET, ENTROPY, BALLOON, NET = range(6)
-DEVICES = 6
+CONSOLE, DISK, SOCKET, ENTROPY, BALLOON, NET, OWN = range(7)
+DEVICES = 7
 REGISTERS = (
     0x14,
     0x20,
@@ -66,6 +66,7 @@ def run(data: bytes) -> None:
             ACTIONS[script.number() % len(ACTIONS)](domain, script, sizes)
             domain.check()
         domain.settle()
+        domain.check()
         for slot in range(len(domain.transports)):
             domain.set(slot, STATUS, 0)
             demand(domain.get(slot, STATUS) == 0, "a reset does not reset")
@@ -91,7 +92,7 @@ def select(domain: Domain, script: Script, sizes: list[int]) -> None:
 
 def anywhere(domain: Domain, script: Script, sizes: list[int]) -> None:
     """Any place in the devices' address space and beside it, any width."""
-    address = layout.MMIO - 0x100 + script.number(2) % (7 * layout.MMIO_SIZE)
+    address = layout.MMIO - 0x100 + script.number(2) % (8 * layout.MMIO_SIZE)
     length = script.of((4, 1, 2, 8))
     if script.number() & 1:
         domain.store(address, script.take(length).ljust(length, b"\0"))
@@ -126,12 +127,21 @@ def chain(domain: Domain, script: Script, sizes: list[int]) -> None:
 
 
 def disk(domain: Domain, script: Script, sizes: list[int]) -> None:
-    """A request to the disk, good but for its numbers."""
-    queue = domain.queues.index((DISK, 0))
-    kind, sector, length = script.of((0, 0, 8, 1, 4)), script.of((0, 1, 31, 32, 33, 1 << 55, -1)), script.of(LENGTHS)
+    """A request to a disk, good but for its numbers."""
+    queue = domain.queues.index((script.of((DISK, OWN)), 0))
+    kind, sector, length = (
+        script.of((0, 0, 8, 1, 4, 11, 1)),
+        script.of((0, 1, 31, 32, 33, 1 << 55, -1)),
+        script.of(LENGTHS),
+    )
     domain.put(DATA, struct.pack("<IIQ", kind, 0, sector & (1 << 64) - 1))
+    domain.put(
+        DATA + 0x1000,
+        struct.pack("<QII", script.of((0, 8, 31, 32, -1 & (1 << 64) - 1)), script.edge(), script.below(2)),
+    )
     domain.descriptor(queue, 0, RAM + DATA, 16, NEXT, 1)
-    domain.descriptor(queue, 1, RAM + DATA + 0x1000 + script.number(), length, NEXT | WRITE, 2)
+    way = NEXT if kind in (1, 11) else NEXT | WRITE
+    domain.descriptor(queue, 1, RAM + DATA + 0x1000 + script.number(), length, way, 2)
     domain.descriptor(queue, 2, RAM + DATA + 16, 1, WRITE, 0)
     for _ in range(1 + script.below(8)):
         domain.offer(queue, 0, sizes[queue])
@@ -259,6 +269,10 @@ def works(domain: Domain) -> None:
     demand(domain.kernel.running and domain.kernel.forwards, "vhost does not start anew")
 
     reads(domain)
+    ask(domain, OWN, 0, DATA, (struct.pack("<IIQ", 1, 0, 5) + bytes(range(256)) * 2, 0), (b"\xff", 1))
+    demand(domain.bytes(DATA + 528, 1) == b"\0", "a disk does not write")
+    ask(domain, OWN, 0, DATA, (struct.pack("<IIQ", 0, 0, 5), 0), (b"", 512), (b"\xff", 1))
+    demand(domain.bytes(DATA + 16, 513) == bytes(range(256)) * 2 + b"\0", "a disk gives what was not written")
     written = ask(domain, ENTROPY, 0, DATA, (bytes(32), 32))
     demand(written == 32 and domain.bytes(DATA, 32) != bytes(32), "no entropy")
 
