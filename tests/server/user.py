@@ -28,6 +28,7 @@ class User:
         access = server.access()
         self.home = home
         self.base = base
+        self.platform_owner = access.platform_owner
         self.context = Context(home / "user")
         OwnerIdentity.create(self.context.owner)
         self.owner = OwnerIdentity.load(self.context.owner)
@@ -65,7 +66,8 @@ class User:
 
 
 def _application(name: str, **other: object) -> dict[str, object]:
-    return {
+    """What is None in ``other`` is left out."""
+    described = {
         "name": name,
         "files": str(PROGRAMS / name),
         "command": ["python3", f"{name}.py"],
@@ -73,6 +75,7 @@ def _application(name: str, **other: object) -> dict[str, object]:
         "percent": 50,
         **other,
     }
+    return {key: value for key, value in described.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -222,9 +222,10 @@ class Agent:
 
         def life() -> None:
             states: list[str] = []
-            seconds = monitor.config.collect_seconds
+            config = monitor.config
+            told = (config.collect_seconds, not config.kind.ends_itself)
             ended(
-                *agent_main.run(loop, supervisor, self.service, doors, lambda state, _: states.append(state), seconds)
+                *agent_main.run(loop, supervisor, self.service, doors, lambda state, _: states.append(state), *told)
             )
 
         threading.Thread(target=life, daemon=True).start()

@@ -77,9 +77,9 @@ def test_every_command_of_the_specification_is_there() -> None:
     wanted = {
         *(("server", name) for name in ("build", "up", "down", "status", "reset", "dump")),
         *(("owner", name) for name in ("create", "show")),
-        *(("image", name) for name in ("build", "measure", "inspect")),
+        *(("image", name) for name in ("build", "sign", "measure", "inspect")),
         *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "advise", "partition", "top")),
-        *((name,) for name in ("logs", "results", "destroy")),
+        *((name,) for name in ("logs", "results", "console", "destroy")),
         ("token", "show"),
     }
     assert set(COMMANDS) == wanted

@@ -57,7 +57,7 @@ def describe(value: dict[str, Any], indent: str = "") -> list[str]:
 
 
 def _attest(options: argparse.Namespace, output: Output) -> int:
-    with session.open_realm(options) as realm:
+    with session.open_attested(options) as realm:
         output.progress("asking for evidence")
         verified = realm.attest()
     output.result({"realm": realm.uuid, **verified.as_dict()}, describe(verified.as_dict()))

@@ -13,7 +13,7 @@ from vambrace.cli.parser import Commands, host_option, percent, policy_options
 
 
 def add(commands: Commands) -> None:
-    ps = commands.add("ps", "list the Realms of a host", _ps, "vambrace ps --all")
+    ps = commands.add("ps", "list the domains of a host", _ps, "vambrace ps --all")
     ps.add_argument("--all", action="store_true", help="those that have ended, too")
     encrypt = commands.add(
         "encrypt", "set how much of an application's memory is encrypted", _encrypt,
@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         _results,
         "vambrace results patients --to out --collected",
     )
-    destroy = commands.add("destroy", "end a Realm now", _destroy, "vambrace destroy patients")
+    destroy = commands.add("destroy", "end a domain now", _destroy, "vambrace destroy patients")
     for parser in (ps, encrypt, zones, logs, results, destroy):
         host_option(parser)
     for parser in (encrypt, zones, logs, results, destroy):
@@ -46,11 +46,11 @@ def add(commands: Commands) -> None:
 def _ps(options: argparse.Namespace, output: Output) -> int:
     realms = session.open_host(options, session.open_context()).domains()
     shown = [realm for realm in realms if options.all or not realm.final]
-    rows = [["NAME", "REALM", "STATE", "AGENT", "MEMORY", "STARTED", "REASON"]]
+    rows = [["NAME", "CLASS", "DOMAIN", "STATE", "AGENT", "MEMORY", "STARTED", "REASON"]]
     for realm in shown:
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(realm.created))
         reason = realm.reason + ("; never executed" if realm.final and not realm.executed else "")
-        rows.append([realm.name, realm.uuid, realm.state, realm.agent, size(realm.memory), started, reason])
+        rows.append([realm.name, realm.kind, realm.uuid, realm.state, realm.agent, size(realm.memory), started, reason])
     output.result([realm.raw for realm in shown], table(rows))
     return 0
 
@@ -75,7 +75,7 @@ def _stats(options: argparse.Namespace, output: Output) -> int:
 
 
 def _logs(options: argparse.Namespace, output: Output) -> int:
-    with session.open_realm(options) as realm:
+    with session.open_attested(options) as realm:
         known = [application.name for application in realm.config.applications]
         wanted = [options.app] if options.app else known
         for name in wanted:
@@ -106,7 +106,7 @@ def _logs(options: argparse.Namespace, output: Output) -> int:
 
 
 def _results(options: argparse.Namespace, output: Output) -> int:
-    with session.open_realm(options) as realm:
+    with session.open_attested(options) as realm:
         output.progress("connecting")
         found = realm.results()
         paths = realm.download(options.to, output.progress) if options.to else []

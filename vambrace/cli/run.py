@@ -12,7 +12,10 @@ from vambrace.cli.output import Output
 from vambrace.cli.parser import Commands, hexadecimal, host_option, policy_options
 
 if TYPE_CHECKING:
+    from vambrace.client.attested import Attested
+    from vambrace.client.domain import Domain
     from vambrace.client.realm import Realm
+    from vambrace.client.secure import SecureVm
 
 MANIFESTS = (".yaml", ".yml")
 
@@ -20,7 +23,7 @@ MANIFESTS = (".yaml", ".yml")
 def add(commands: Commands) -> None:
     parser = commands.add(
         "run",
-        "start a Realm: build if needed, verify its token, approve, follow it, take its results",
+        "start a domain: build if needed; verify a Realm's token, approve, follow it, take its results",
         _run,
         "vambrace run examples/patients/manifest.yaml --results out",
     )
@@ -59,8 +62,10 @@ class Lines:
 
 
 def _run(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.client.normal import NormalVm
     from vambrace.client.realm import Realm
-    from vambrace.errors import VerificationError
+    from vambrace.client.secure import SecureVm
+    from vambrace.image.bundle import Bundle
 
     context = session.open_context()
     host = session.open_host(options, context)  # what is missing is said before anything long
@@ -69,7 +74,12 @@ def _run(options: argparse.Namespace, output: Output) -> int:
     if bundle.suffix in MANIFESTS:
         bundle = default_bundle(options.image)
         build_image(options.image, bundle, output.progress, newer=options.newer)
-    realm = Realm.create(
+    kind = Bundle.open(bundle).config.kind
+    if not kind.attested:
+        with NormalVm.create(bundle, host=host, context=context, name=options.name, progress=output.progress) as normal:
+            return _leave(normal, output)
+    its: type[Attested] = Realm if kind.verdict else SecureVm
+    attested = its.create(
         bundle,
         host=host,
         trust=trust,
@@ -78,6 +88,37 @@ def _run(options: argparse.Namespace, output: Output) -> int:
         expected=options.measurement,
         progress=output.progress,
     )
+    with attested as domain:
+        if isinstance(domain, SecureVm):
+            return _secure(domain, output)
+        assert isinstance(domain, Realm)
+        return _realm(domain, options, output)
+
+
+def _leave(domain: Domain, output: Output, value: dict[str, Any] | None = None) -> int:
+    """What does not end by itself is left running."""
+    domain.start(output.progress)
+    domain.detach()
+    name = domain.state.name
+    described = {"uuid": domain.uuid, "name": name, "class": domain.config.kind.name, "state": "running"}
+    lines = [f"{domain.config.kind} {name} ({domain.uuid}) runs; 'vambrace destroy {name}' ends it"]
+    if domain.config.console:
+        lines.append(f"'vambrace console {name}' is its console")
+    output.result(described | (value or {}), lines)
+    return 0
+
+
+def _secure(domain: SecureVm, output: Output) -> int:
+    output.say(f"expected measurement  {domain.state.measurement}")
+    verified = domain.verify(output.progress)
+    output.say(f"token's measurement   {verified.measurement.hex()}: verified")
+    measurement = {"expected": domain.state.measurement, "token": verified.measurement.hex()}
+    return _leave(domain, output, {"measurement": measurement, "verification": verified.as_dict()})
+
+
+def _realm(realm: Realm, options: argparse.Namespace, output: Output) -> int:
+    from vambrace.errors import VerificationError
+
     with realm:
         output.say(f"Realm {realm.state.name} ({realm.uuid})")
         output.say(f"expected measurement  {realm.state.measurement}")
@@ -93,6 +134,7 @@ def _run(options: argparse.Namespace, output: Output) -> int:
         value: dict[str, Any] = {
             "uuid": realm.uuid,
             "name": realm.state.name,
+            "class": realm.config.kind.name,
             "state": "running",
             "measurement": {"expected": realm.state.measurement, "token": verified.measurement.hex()},
             "verification": verified.as_dict(),

@@ -6,12 +6,13 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vambrace.errors import ConfigError, HostUnreachable, UsageError, VambraceError
 
 if TYPE_CHECKING:
     from vambrace.attest.policy import Policy
+    from vambrace.client.attested import Attested
     from vambrace.client.context import Context
     from vambrace.client.host import Host
     from vambrace.client.realm import Realm
@@ -52,9 +53,23 @@ def open_realm(options: argparse.Namespace) -> Realm:
     """The Realm that ``options.realm`` names; leaving it as a context manager closes its channel only."""
     from vambrace.client.realm import Realm
 
+    return _attach(Realm, options)
+
+
+def open_attested(options: argparse.Namespace) -> Attested:
+    """As ``open_realm``, and Secure VMs."""
+    from vambrace.client.attested import Attested
+
+    return _attach(Attested, options)
+
+
+T = TypeVar("T", bound="Attested")
+
+
+def _attach(kind: type[T], options: argparse.Namespace) -> T:
     context = open_context()
     host = open_host(options, context)
-    return Realm.attach(options.realm, host=host, trust=open_trust(options, context), context=context)
+    return kind.attach(options.realm, host=host, trust=open_trust(options, context), context=context)
 
 
 @contextlib.contextmanager

@@ -10,22 +10,20 @@ import base64
 import contextlib
 import json
 import os
-import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from vambrace.attest.chain import UNREADABLE
 from vambrace.attest.verify import VerifiedRealm
-from vambrace.client.host import Host, plain, problem, unreachable
+from vambrace.client.host import Host, plain
+from vambrace.client.websocket import open_websocket
 from vambrace.errors import ChannelClosed, ConfigError, DomainError, HostUnreachable, MalformedEvidence
 
 MAX_LINE = 256 << 10
@@ -66,7 +64,7 @@ class Channel:
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         context = _context(certificate, key)
         self._stack = contextlib.ExitStack()
-        self._socket = self._stack.enter_context(_websocket(host, uuid))
+        self._socket = self._stack.enter_context(open_websocket(host, host.channel_url(uuid)))
         try:
             self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=False)
             self._run(self._tls.do_handshake)
@@ -206,28 +204,3 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
             hint="'vambrace owner create' makes one",
         ) from error
     return context
-
-
-@contextlib.contextmanager
-def _websocket(host: Host, uuid: str) -> Iterator[ClientConnection]:
-    url = urlsplit(host.url)
-    with contextlib.ExitStack() as stack:
-        try:
-            # A socket of our own: no proxy of the environment's comes between.
-            stream = socket.create_connection((url.hostname, url.port or 443), timeout=CONNECT_SECONDS)
-            stack.callback(stream.close)
-            connection = connect(
-                host.channel_url(uuid),
-                sock=stream,
-                ssl=host.tls,
-                server_hostname=url.hostname,
-                compression=None,
-                max_size=MAX_MESSAGE,
-                open_timeout=CONNECT_SECONDS,
-            )
-            opened = stack.enter_context(connection)
-        except InvalidStatus as error:
-            raise problem(error.response.status_code, bytes(error.response.body or b"")) from error
-        except (WebSocketException, OSError) as error:
-            raise unreachable(host.url, error) from error
-        yield opened

@@ -64,6 +64,7 @@ class DomainInfo:
 
     uuid: str
     name: str
+    kind: str
     image: str
     state: str
     reason: str
@@ -90,6 +91,7 @@ class DomainInfo:
         memory, created = value.get("memory"), value.get("created")
         return cls(
             uuid=value["uuid"],
+            kind=plain(value.get("class") or ""),
             executed=value.get("executed") is True,
             instance=instance,
             measurement=measurement,
@@ -226,6 +228,10 @@ class Host:
     def channel_url(self, uuid: str) -> str:
         """Where the WebSocket to the Realm's agent is."""
         return f"wss{self.url.removeprefix('https')}/v1/domains/{uuid}/channel"
+
+    def console_url(self, uuid: str) -> str:
+        """Where the WebSocket to a Normal VM's console is."""
+        return f"wss{self.url.removeprefix('https')}/v1/domains/{uuid}/console"
 
     # One request
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import dataclasses
 import hashlib
 import math
-import os
 import time
-import uuid as uuids
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,144 +15,28 @@ from vambrace.advice import Advice, advise
 from vambrace.attest.owner import Bounds, OwnerIdentity
 from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import VerifiedRealm
-from vambrace.client import changes, names, results, traffic, zones
+from vambrace.classes import REALM
+from vambrace.client import changes, traffic, zones
+from vambrace.client.attested import Attested, OnLog, objects
 from vambrace.client.changes import Change
-from vambrace.client.channel import OTHER_VERSION, Channel
-from vambrace.client.context import Context, DomainState
+from vambrace.client.context import Context
+from vambrace.client.domain import END_SECONDS, POLL_SECONDS
 from vambrace.client.host import DomainInfo, Host, plain
 from vambrace.client.progress import Progress, silent
-from vambrace.client.results import ResultFile
 from vambrace.client.traffic import Traffic
-from vambrace.client.trust import Expected, Trust
-from vambrace.client.zones import ZoneStats
-from vambrace.config import DomainConfig, check_domain_name
-from vambrace.errors import (
-    ChannelClosed,
-    ConfigError,
-    Conflict,
-    DomainError,
-    HostError,
-    HostUnreachable,
-    NotFound,
-    OwnerMismatch,
-    UsageError,
-    VambraceError,
-    VerificationError,
-)
+from vambrace.client.trust import Trust
+from vambrace.errors import ChannelClosed, Conflict, DomainError, NotFound, UsageError, VambraceError, VerificationError
 
-LOAD_SECONDS = 900.0
-START_SECONDS = 300.0
-END_SECONDS = 120.0
-POLL_SECONDS = 1.0
 ADVICE_SECONDS = 10.0
-LOADING = ("created", "loading")
-OnLog = Callable[[str, bytes], None]
 
 
-class Realm:
+class Realm(Attested):
     """One Realm on one host. As a context manager it destroys the Realm when left, unless it was detached.
 
     ``run`` does all of it; ``create``, ``verify``, ``approve`` or ``refuse``, ``start`` are its steps.
     """
 
-    def __init__(
-        self, host: Host, owner: OwnerIdentity, trust: Trust, context: Context, uuid: str, config: DomainConfig
-    ) -> None:
-        self.host, self.owner, self.trust = host, owner, trust
-        self.uuid, self.config = uuid, config
-        self.verified: VerifiedRealm | None = None
-        self._context = context
-        self._channel: Channel | None = None
-        self._detached = False
-
-    @classmethod
-    def create(
-        cls,
-        bundle: Path | str,
-        *,
-        host: Host | None = None,
-        owner: OwnerIdentity | None = None,
-        trust: Trust | None = None,
-        context: Context | None = None,
-        name: str | None = None,
-        expected: bytes | None = None,
-        progress: Progress = silent,
-    ) -> Realm:
-        """Send the bundle if the host has not got it, and ask for a Realm of it (401).
-
-        What is not given is the user's current one. ``expected`` is the launch measurement to insist on,
-        computed from the bundle if not given. Raises ``UsageError`` (name), ``ImageError``, ``OwnerMismatch``,
-        ``HostError``.
-        """
-        from vambrace.image import Bundle
-
-        if name is not None:
-            check_domain_name(name)
-        context = context or Context()
-        owner = owner or OwnerIdentity.load(context.owner)
-        trust = trust or Trust.current(context=context)
-        host = host or Host.current(context=context)
-        path = Path(bundle)
-        progress("checking the image")
-        opened = Bundle.open(path)
-        config = opened.config
-        if config.owner_spki != owner.spki:
-            raise OwnerMismatch(
-                f"{path} is another owner's image",
-                hint="build it with your own certificate ('vambrace owner show')",
-            )
-        measurement = expected or opened.measurement()
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        state = DomainState(
-            uuid=str(uuids.uuid4()),
-            name=name or config.name,
-            host=host.url,
-            image=digest,
-            nonce=os.urandom(32).hex(),
-            measurement=measurement.hex(),
-            created=time.time(),
-        )
-        ours, asked = not host.has_image(digest), False
-        try:
-            if ours:
-                host.upload(path, digest, progress)
-            context.save_domain(state, config=config.encode())
-            progress("asking for the Realm")
-            asked = True
-            host.create(state.uuid, state.name, digest, bytes.fromhex(state.nonce))
-        except BaseException as error:
-            if asked and (isinstance(error, HostUnreachable) or not isinstance(error, VambraceError)):
-                # No answer, or Ctrl-C, say: the host may have made the Realm.
-                with contextlib.suppress(VambraceError):
-                    host.destroy(state.uuid)
-            context.forget_domain(state.uuid)
-            if ours:
-                # A Realm that is refused leaves no image behind. Somebody else's Realm keeps it, if it has one.
-                with contextlib.suppress(VambraceError):
-                    host.delete_image(digest)
-            raise
-        return cls(host, owner, trust, context, state.uuid, config)
-
-    @classmethod
-    def attach(
-        cls,
-        realm: str,
-        *,
-        host: Host | None = None,
-        owner: OwnerIdentity | None = None,
-        trust: Trust | None = None,
-        context: Context | None = None,
-    ) -> Realm:
-        """A Realm that was started before, from here, by its name or identifier. Leaving it ends nothing."""
-        context = context or Context()
-        host = host or Host.current(context=context)
-        uuid = names.resolve(realm, context, host)
-        config = DomainConfig.parse(context.domain_file(uuid, "config.json"))
-        owner = owner or OwnerIdentity.load(context.owner)
-        found = cls(host, owner, trust or Trust.current(context=context), context, uuid, config)
-        found._detached = True
-        return found
+    kinds = (REALM.name,)
 
     @classmethod
     def run(
@@ -193,52 +74,6 @@ class Realm:
             raise
         return realm
 
-    def __enter__(self) -> Realm:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-        if not self._detached:
-            self.abandon()
-
-    def detach(self) -> None:
-        """Let the Realm go on after this object."""
-        self._detached = True
-
-    def close(self) -> None:
-        """Close the channel, if one is open."""
-        if self._channel:
-            self._channel.close()
-            self._channel = None
-
-    def abandon(self) -> None:
-        """Destroy the Realm if it still lives; silent if that fails (the deadline ends it)."""
-        self.close()
-        with contextlib.suppress(VambraceError):
-            if not self.info().final:
-                self.host.destroy(self.uuid)
-
-    # What is known
-
-    @property
-    def state(self) -> DomainState:
-        return self._context.domain(self.uuid)
-
-    @property
-    def expected(self) -> Expected:
-        measurement = bytes.fromhex(self.state.measurement)
-        config = self.config
-        required = config.cache is not None and config.cache.required
-        return Expected(measurement, self.owner.personalization(), config.hash, cache_required=required)
-
-    def info(self) -> DomainInfo:
-        """What the host says of it."""
-        return self.host.domain(self.uuid)
-
-    def token(self) -> bytes:
-        """The launch token, as it was verified and kept."""
-        return self._context.domain_file(self.uuid, "token.cbor")
-
     # 403: the verdict
 
     def verify(self, progress: Progress = silent) -> VerifiedRealm:
@@ -246,22 +81,13 @@ class Realm:
 
         Where it is not to be trusted, the Realm is refused and the ``VerificationError`` raised.
         """
-        info = self.host.wait(
-            self.uuid, lambda info: info.state not in LOADING, timeout=LOAD_SECONDS, progress=progress
-        )
-        if info.final:
-            raise self._ended(info)
+        self._loaded(progress)
         token = self.host.token(self.uuid)
-        state = self.state
         try:
-            seen = self._context.tokens_seen(self.uuid)
-            verified = self.trust.launch(token, bytes.fromhex(state.nonce), self.expected, seen=seen)
+            return self._verify(token)
         except VerificationError:
             self.refuse(token)
             raise
-        self._context.save_domain(dataclasses.replace(state, instance=verified.instance.hex()), token=token)
-        self.verified = verified
-        return verified
 
     def approve(self) -> None:
         """Sign and send the yes. Only for a token that ``verify`` accepted."""
@@ -283,24 +109,6 @@ class Realm:
         return self.host.wait(self.uuid, lambda info: info.final, timeout=END_SECONDS)
 
     # 405: running
-
-    def start(self, progress: Progress = silent) -> None:
-        """Wait until the Realm runs, connect, and start its applications."""
-        info = self.host.wait(self.uuid, lambda info: info.state == "running", timeout=START_SECONDS, progress=progress)
-        if info.final:
-            raise self._ended(info)
-        progress("connecting to the agent")
-        self._ask("start")
-
-    def attest(self) -> VerifiedRealm:
-        """Fresh evidence: a new connection, with a new nonce and a token for it."""
-        self.close()
-        return self._connect().realm
-
-    def status(self) -> dict[str, Any]:
-        """``state``, and for each application ``name``, ``state``, ``exit_code``, ``restarts``."""
-        reply, _ = self._ask("status")
-        return {"state": reply.get("state"), "applications": _objects(reply, "applications")}
 
     def encrypt(self, application: str, percent: int, progress: Progress = silent) -> None:
         """Set the encrypted percentage of an application's zone (or of ``system``), 0 to 100.
@@ -356,15 +164,6 @@ class Realm:
             progress(f"bringing {application} within its bounds")
             time.sleep(changes.LOOK_SECONDS)
 
-    def stats(self) -> list[ZoneStats]:
-        """The statistics of each zone, in the configuration's order.
-
-        Raises ``DomainError`` for what no window of this configuration can have counted.
-        """
-        reply, _ = self._ask("stats")
-        found, autos = self._of_zones(_objects(reply, "zones")), self._of_zones(reply.get("auto"))
-        return [zones.check(*each) for each in zip(self.config.zones, found, autos, strict=True)]
-
     def messages(self) -> list[Traffic]:
         """What has gone through each endpoint of the image so far, by the other Realm. Raises ``DomainError``."""
         if not self.config.endpoints:
@@ -387,55 +186,10 @@ class Realm:
             # Also after Ctrl-C: a Realm must not stay slow because nobody waits any more.
             self._ask("sample", on=False)
         reply, _ = self._ask("reuse")
-        sampled = self._of_zones(_objects(reply, "zones"))
+        sampled = self._of_zones(objects(reply, "zones"))
         stats = self.stats()
         fault = reply.get("fault_ns")
         return [advise(known["name"], known, found, fault) for known, found in zip(stats, sampled, strict=True)]
-
-    def logs(self, application: str, offset: int = 0) -> tuple[int, bytes, bool]:
-        """Output from ``offset`` on: where to go on, the bytes, and whether that is all there will be.
-
-        At most 256 KiB at once; what is too old to be kept is skipped.
-        """
-        reply, data = self._ask("logs", application=application, offset=offset)
-        start, end = reply.get("offset"), reply.get("end")
-        if type(start) is not int or type(end) is not int:
-            raise DomainError("the agent's reply has no offset", hint=OTHER_VERSION)
-        done = start + len(data) >= end and reply.get("state") in ("succeeded", "failed")
-        return start + len(data), data, done
-
-    def follow(self, application: str, poll: float = POLL_SECONDS) -> Iterator[bytes]:
-        """Output as it comes, until the application or the Realm has ended."""
-        self.check_application(application)
-        offset, done = 0, False
-        while not done:
-            try:
-                offset, data, done = self.logs(application, offset)
-            except (ChannelClosed, NotFound, Conflict):
-                if self.info().final:
-                    return
-                raise
-            if data:
-                yield data
-            elif not done:
-                time.sleep(poll)
-
-    def results(self) -> list[ResultFile]:
-        """The results that are there now."""
-        return [ResultFile.decode(item) for item in _objects(self._ask("results")[0], "results")]
-
-    def download(self, directory: Path | str, progress: Progress = silent) -> list[Path]:
-        """Fetch every result into ``directory``, as ``<application>/<file>``; resumes where it was cut."""
-        found = self.results()
-        directory, memory = Path(directory), {zone.name: zone.memory for zone in self.config.zones}
-        return [
-            results.download(file, directory, self.uuid, self._fetch, memory.get(file.application, 0), progress)
-            for file in found
-        ]
-
-    def collected(self) -> None:
-        """Say that all results were taken: the Realm may end."""
-        self._ask("collected")
 
     # 406: the end
 
@@ -478,51 +232,7 @@ class Realm:
             raise DomainError("the Realm ended before its agent said that it succeeded", hint="start it again")
         return info
 
-    def destroy(self) -> DomainInfo:
-        """End the Realm now; returns when nothing of it is left on the host."""
-        self.close()
-        self.host.destroy(self.uuid)
-        return self.host.wait(self.uuid, lambda info: info.final, timeout=END_SECONDS)
-
-    # The channel
-
-    def _connect(self) -> Channel:
-        """The open channel, or a new one: the agent may need a moment until it listens."""
-        if self._channel:
-            return self._channel
-        state = self.state
-        if not state.instance:
-            raise UsageError("this Realm was never approved", hint="'vambrace run' starts one")
-        instance, expected = bytes.fromhex(state.instance), self.expected
-
-        def verify(token: bytes, nonce: bytes, spki: bytes) -> VerifiedRealm:
-            return self.trust.channel(token, nonce, spki, instance, expected)
-
-        owner = self.owner
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                self._channel = Channel(self.host, self.uuid, owner.certificate_path, owner.key_path, verify)
-                return self._channel
-            except Conflict as error:
-                info = self.info()
-                raise (self._ended(info) if info.final else error) from error
-            except (HostError, ChannelClosed) as error:
-                again = isinstance(error, ChannelClosed) or error.status in (429, 503)
-                if not again or time.monotonic() > deadline:
-                    raise
-            time.sleep(POLL_SECONDS)
-
-    def _ask(self, operation: str, **arguments: Any) -> tuple[dict[str, Any], bytes]:
-        """A request that may be repeated: once more, on a new channel, where the first one was cut."""
-        fresh = self._channel is None
-        try:
-            return self._connect().request(operation, **arguments)
-        except ChannelClosed:
-            self.close()
-            if fresh:
-                raise
-        return self._connect().request(operation, **arguments)
+    # Orders
 
     def _order(self, operation: str, sign: Callable[[bytes, int], bytes]) -> tuple[dict[str, Any], int]:
         """Send what ``sign`` makes for this instance and a new counter; returns the reply and the counter.
@@ -542,46 +252,6 @@ class Realm:
         message = sign(bytes.fromhex(self.state.instance), counter)
         reply, _ = self._connect().request(operation, message=base64.b64encode(message).decode())
         return reply, counter
-
-    def _of_zones(self, items: Any) -> list[Any]:
-        """What the agent says of each zone."""
-        if not isinstance(items, list) or len(items) != len(self.config.zones):
-            raise DomainError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
-        return items
-
-    def _fetch(self, application: str, path: str, offset: int) -> tuple[int, bytes]:
-        reply, data = self._ask("result", application=application, path=path, offset=offset)
-        size = reply.get("size")
-        if type(size) is not int or reply.get("offset") != offset:
-            raise DomainError("the agent's reply is not the part that was asked for", hint=OTHER_VERSION)
-        return size, data
-
-    def _drain(self, application: str, offset: int, on_log: OnLog | None) -> int:
-        while True:
-            offset, data, _ = self.logs(application, offset)
-            if not data or on_log is None:
-                return offset
-            on_log(application, data)
-
-    def check_application(self, name: str) -> None:
-        """Raises ``ConfigError`` unless the image has an application called ``name``."""
-        known = [application.name for application in self.config.applications]
-        if name not in known:
-            raise ConfigError(f"{name}: no such application", hint=f"there are {', '.join(known)}")
-
-    def _ended(self, info: DomainInfo) -> DomainError:
-        unexecuted = "" if info.executed else "; it never executed"
-        return DomainError(
-            f"the Realm is {info.state}: {info.reason or 'no reason given'}{unexecuted}",
-            hint="'vambrace ps --all' shows how it ended",
-        )
-
-
-def _objects(reply: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    items = reply.get(key)
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise DomainError(f"the agent's reply has no {key}", hint=OTHER_VERSION)
-    return items
 
 
 def _summary(status: dict[str, Any]) -> str:

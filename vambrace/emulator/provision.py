@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from vambrace.attest.endorsement import VendorAuthority, key_usage
+from vambrace.attest.owner import KEY_FILE, OwnerIdentity
 from vambrace.debian import tools
 from vambrace.files import write_whole
 
@@ -72,6 +73,15 @@ def vendor(directory: Path) -> tuple[VendorAuthority, Path]:
 
         write_whole(rot_key, _key_pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
     return VendorAuthority.load(key, certificate), rot_key
+
+
+def platform_owner(home: Path) -> OwnerIdentity:
+    """Key and certificate of the platform's owner, made at the first call."""
+    directory = home / "platform-owner"
+    if not (directory / KEY_FILE).exists():
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return OwnerIdentity.create(directory, "platform owner")
+    return OwnerIdentity.load(directory)
 
 
 def make_state_disk(path: Path, credentials: Credentials) -> None:

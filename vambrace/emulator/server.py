@@ -62,6 +62,7 @@ class Access:
     ca: Path
     vendor_root: Path
     references: Path
+    platform_owner: Path  # the private key
 
 
 class Server:
@@ -147,6 +148,7 @@ class Server:
             self.credentials.ca,
             self.published / "vendor-root.pem",
             self.published / "reference-values.corim",
+            provision.platform_owner(self.home).key_path,
         )
 
     def running_port(self) -> int:
@@ -201,6 +203,7 @@ class Server:
         try:
             how = self._start(machine, progress, cold=cold)
             self._endorse(progress)
+            self._own(progress)
         except BaseException:
             self._down()
             raise
@@ -401,6 +404,13 @@ class Server:
         certificate = authority.certify(bytes.fromhex(platform["platform_key"]))
         lock = "?lock=1" if not self.insecure else ""
         self._request("PUT", f"/v1/platform/endorsement{lock}", certificate.public_bytes(Encoding.PEM), timeout=120)
+
+    def _own(self, progress: Progress) -> None:
+        """Whoever has the server at hand is the platform's owner: the key that Secure VMs' images are signed with."""
+        if self._get("/v1/platform", timeout=60)["owner"] is None:
+            progress("the platform gets its owner's key")
+            owner = provision.platform_owner(self.home)
+            self._request("PUT", "/v1/platform/owner", owner.certificate_pem.encode(), timeout=60)
 
     def _get(self, path: str, *, timeout: float) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self._request("GET", path, None, timeout=timeout))

@@ -1,0 +1,295 @@
+"""A domain that answers for itself: its token, its agent over attested TLS, its logs and results."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from vambrace.attest.owner import OwnerIdentity
+from vambrace.attest.verify import VerifiedRealm
+from vambrace.classes import CLASSES
+from vambrace.client import results, zones
+from vambrace.client.channel import OTHER_VERSION, Channel
+from vambrace.client.context import Context
+from vambrace.client.domain import (
+    LOAD_SECONDS,
+    LOADING,
+    POLL_SECONDS,
+    START_SECONDS,
+    Domain,
+    ask_for,
+    found,
+)
+from vambrace.client.host import DomainInfo, Host
+from vambrace.client.progress import Progress, silent
+from vambrace.client.results import ResultFile
+from vambrace.client.trust import Expected, Trust
+from vambrace.client.zones import ZoneStats
+from vambrace.config import DomainConfig, check_domain_name
+from vambrace.errors import (
+    ChannelClosed,
+    ConfigError,
+    Conflict,
+    DomainError,
+    HostError,
+    NotFound,
+    OwnerMismatch,
+    UsageError,
+)
+
+OnLog = Callable[[str, bytes], None]
+
+
+class Attested(Domain):
+    """``create``, ``verify`` and ``start`` are what a Realm and a Secure VM have in common."""
+
+    kinds = tuple(kind.name for kind in CLASSES.values() if kind.attested)
+
+    def __init__(
+        self, host: Host, owner: OwnerIdentity, trust: Trust, context: Context, uuid: str, config: DomainConfig
+    ) -> None:
+        super().__init__(host, context, uuid, config)
+        self.owner, self.trust = owner, trust
+        self.verified: VerifiedRealm | None = None
+        self._channel: Channel | None = None
+
+    @classmethod
+    def create(
+        cls,
+        bundle: Path | str,
+        *,
+        host: Host | None = None,
+        owner: OwnerIdentity | None = None,
+        trust: Trust | None = None,
+        context: Context | None = None,
+        name: str | None = None,
+        expected: bytes | None = None,
+        progress: Progress = silent,
+    ) -> Self:
+        """Send the bundle if the host has not got it, and ask for a domain of it (401).
+
+        What is not given is the user's current one. ``expected`` is the launch measurement to insist on,
+        computed from the bundle if not given. Raises ``UsageError`` (name, class), ``ImageError``, ``OwnerMismatch``,
+        ``HostError``.
+        """
+        from vambrace.image import Bundle
+
+        if name is not None:
+            check_domain_name(name)
+        context = context or Context()
+        owner = owner or OwnerIdentity.load(context.owner)
+        trust = trust or Trust.current(context=context)
+        host = host or Host.current(context=context)
+        progress("checking the image")
+        opened = Bundle.open(bundle)
+        if opened.config.kind.name not in cls.kinds:
+            raise UsageError(f"{bundle} is the image of a {opened.config.kind}", hint="'vambrace run' starts any")
+        if opened.config.owner_spki != owner.spki:
+            raise OwnerMismatch(
+                f"{bundle} is another owner's image",
+                hint="build it with your own certificate ('vambrace owner show')",
+            )
+        measurement = expected or opened.measurement()
+        uuid = ask_for(opened, measurement, host=host, context=context, name=name, progress=progress)
+        return cls(host, owner, trust, context, uuid, opened.config)
+
+    @classmethod
+    def attach(
+        cls,
+        realm: str,
+        *,
+        host: Host | None = None,
+        owner: OwnerIdentity | None = None,
+        trust: Trust | None = None,
+        context: Context | None = None,
+    ) -> Self:
+        """One that was started before, from here, by its name or identifier. Leaving it ends nothing."""
+        context = context or Context()
+        host = host or Host.current(context=context)
+        uuid, config = found(realm, host, context, cls.kinds)
+        owner = owner or OwnerIdentity.load(context.owner)
+        its = cls(host, owner, trust or Trust.current(context=context), context, uuid, config)
+        its._detached = True
+        return its
+
+    def close(self) -> None:
+        """Close the channel, if one is open."""
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+
+    @property
+    def expected(self) -> Expected:
+        measurement = bytes.fromhex(self.state.measurement)
+        config = self.config
+        required = config.cache is not None and config.cache.required
+        return Expected(measurement, self.owner.personalization(), config.hash, cache_required=required)
+
+    def token(self) -> bytes:
+        """The launch token, as it was verified and kept."""
+        return self._context.domain_file(self.uuid, "token.cbor")
+
+    def _loaded(self, progress: Progress) -> DomainInfo:
+        """Wait for the launch token. Raises ``DomainError``: it has ended."""
+        info = self.host.wait(
+            self.uuid, lambda info: info.state not in LOADING, timeout=LOAD_SECONDS, progress=progress
+        )
+        if info.final:
+            raise self._ended(info)
+        return info
+
+    def _verify(self, token: bytes) -> VerifiedRealm:
+        """Judge the launch token, and keep it. Raises ``VerificationError``."""
+        state = self.state
+        seen = self._context.tokens_seen(self.uuid)
+        verified = self.trust.launch(token, bytes.fromhex(state.nonce), self.expected, seen=seen)
+        self._context.save_domain(dataclasses.replace(state, instance=verified.instance.hex()), token=token)
+        self.verified = verified
+        return verified
+
+    # 405: running
+
+    def start(self, progress: Progress = silent) -> None:
+        """Wait until the Realm runs, connect, and start its applications."""
+        super().start(progress)
+        progress("connecting to the agent")
+        self._ask("start")
+
+    def attest(self) -> VerifiedRealm:
+        """Fresh evidence: a new connection, with a new nonce and a token for it."""
+        self.close()
+        return self._connect().realm
+
+    def status(self) -> dict[str, Any]:
+        """``state``, and for each application ``name``, ``state``, ``exit_code``, ``restarts``."""
+        reply, _ = self._ask("status")
+        return {"state": reply.get("state"), "applications": objects(reply, "applications")}
+
+    def stats(self) -> list[ZoneStats]:
+        """The statistics of each zone, in the configuration's order.
+
+        Raises ``DomainError`` for what no window of this configuration can have counted.
+        """
+        reply, _ = self._ask("stats")
+        found, autos = self._of_zones(objects(reply, "zones")), self._of_zones(reply.get("auto"))
+        return [zones.check(*each) for each in zip(self.config.zones, found, autos, strict=True)]
+
+    def logs(self, application: str, offset: int = 0) -> tuple[int, bytes, bool]:
+        """Output from ``offset`` on: where to go on, the bytes, and whether that is all there will be.
+
+        At most 256 KiB at once; what is too old to be kept is skipped.
+        """
+        reply, data = self._ask("logs", application=application, offset=offset)
+        start, end = reply.get("offset"), reply.get("end")
+        if type(start) is not int or type(end) is not int:
+            raise DomainError("the agent's reply has no offset", hint=OTHER_VERSION)
+        done = start + len(data) >= end and reply.get("state") in ("succeeded", "failed")
+        return start + len(data), data, done
+
+    def follow(self, application: str, poll: float = POLL_SECONDS) -> Iterator[bytes]:
+        """Output as it comes, until the application or the Realm has ended."""
+        self.check_application(application)
+        offset, done = 0, False
+        while not done:
+            try:
+                offset, data, done = self.logs(application, offset)
+            except (ChannelClosed, NotFound, Conflict):
+                if self.info().final:
+                    return
+                raise
+            if data:
+                yield data
+            elif not done:
+                time.sleep(poll)
+
+    def results(self) -> list[ResultFile]:
+        """The results that are there now."""
+        return [ResultFile.decode(item) for item in objects(self._ask("results")[0], "results")]
+
+    def download(self, directory: Path | str, progress: Progress = silent) -> list[Path]:
+        """Fetch every result into ``directory``, as ``<application>/<file>``; resumes where it was cut."""
+        found = self.results()
+        directory, memory = Path(directory), {zone.name: zone.memory for zone in self.config.zones}
+        return [
+            results.download(file, directory, self.uuid, self._fetch, memory.get(file.application, 0), progress)
+            for file in found
+        ]
+
+    def collected(self) -> None:
+        """Say that all results were taken: the Realm may end."""
+        self._ask("collected")
+
+    # The channel
+
+    def _connect(self) -> Channel:
+        """The open channel, or a new one: the agent may need a moment until it listens."""
+        if self._channel:
+            return self._channel
+        state = self.state
+        if not state.instance:
+            raise UsageError("this Realm was never approved", hint="'vambrace run' starts one")
+        instance, expected = bytes.fromhex(state.instance), self.expected
+
+        def verify(token: bytes, nonce: bytes, spki: bytes) -> VerifiedRealm:
+            return self.trust.channel(token, nonce, spki, instance, expected)
+
+        owner = self.owner
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self._channel = Channel(self.host, self.uuid, owner.certificate_path, owner.key_path, verify)
+                return self._channel
+            except Conflict as error:
+                info = self.info()
+                raise (self._ended(info) if info.final else error) from error
+            except (HostError, ChannelClosed) as error:
+                again = isinstance(error, ChannelClosed) or error.status in (429, 503)
+                if not again or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_SECONDS)
+
+    def _ask(self, operation: str, **arguments: Any) -> tuple[dict[str, Any], bytes]:
+        """A request that may be repeated: once more, on a new channel, where the first one was cut."""
+        fresh = self._channel is None
+        try:
+            return self._connect().request(operation, **arguments)
+        except ChannelClosed:
+            self.close()
+            if fresh:
+                raise
+        return self._connect().request(operation, **arguments)
+
+    def _of_zones(self, items: Any) -> list[Any]:
+        """What the agent says of each zone."""
+        if not isinstance(items, list) or len(items) != len(self.config.zones):
+            raise DomainError("the Realm reports other zones than its configuration has", hint=OTHER_VERSION)
+        return items
+
+    def _fetch(self, application: str, path: str, offset: int) -> tuple[int, bytes]:
+        reply, data = self._ask("result", application=application, path=path, offset=offset)
+        size = reply.get("size")
+        if type(size) is not int or reply.get("offset") != offset:
+            raise DomainError("the agent's reply is not the part that was asked for", hint=OTHER_VERSION)
+        return size, data
+
+    def _drain(self, application: str, offset: int, on_log: OnLog | None) -> int:
+        while True:
+            offset, data, _ = self.logs(application, offset)
+            if not data or on_log is None:
+                return offset
+            on_log(application, data)
+
+    def check_application(self, name: str) -> None:
+        """Raises ``ConfigError`` unless the image has an application called ``name``."""
+        known = [application.name for application in self.config.applications]
+        if name not in known:
+            raise ConfigError(f"{name}: no such application", hint=f"there are {', '.join(known)}")
+
+def objects(reply: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    items = reply.get(key)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise DomainError(f"the agent's reply has no {key}", hint=OTHER_VERSION)
+    return items

@@ -1,0 +1,42 @@
+"""A WebSocket to a host, over TLS with our client certificate."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from vambrace.client.host import Host, problem, unreachable
+
+CONNECT_SECONDS = 30
+MAX_MESSAGE = 1 << 20
+
+
+@contextlib.contextmanager
+def open_websocket(host: Host, url: str) -> Iterator[ClientConnection]:
+    """Raises ``HostUnreachable``, and what the host refuses with."""
+    place = urlsplit(host.url)
+    with contextlib.ExitStack() as stack:
+        try:
+            # A socket of our own: no proxy of the environment's comes between.
+            stream = socket.create_connection((place.hostname, place.port or 443), timeout=CONNECT_SECONDS)
+            stack.callback(stream.close)
+            connection = connect(
+                url,
+                sock=stream,
+                ssl=host.tls,
+                server_hostname=place.hostname,
+                compression=None,
+                max_size=MAX_MESSAGE,
+                open_timeout=CONNECT_SECONDS,
+            )
+            opened = stack.enter_context(connection)
+        except InvalidStatus as error:
+            raise problem(error.response.status_code, bytes(error.response.body or b"")) from error
+        except (WebSocketException, OSError) as error:
+            raise unreachable(host.url, error) from error
+        yield opened
