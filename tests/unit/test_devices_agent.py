@@ -41,9 +41,11 @@ def add(bus: Path, address: str, code: str, identity: str = "1b36:0010") -> Path
 def bus(tmp_path: Path) -> Path:
     bus = tmp_path / "bus"
     disk = add(bus, "0000:00:01.0", NVME)
-    for part in ("nvme/nvme0/block/nvme0n1", "nvme/nvme0/block/nvme0n1/nvme0n1p1", "nvme/nvme0/hwmon0"):
-        (disk / part).mkdir(parents=True)
-    (disk / "nvme/nvme0/block/nvme0n1/dev").touch()
+    # As Linux has it: the disk and its generic character device stand below the controller.
+    for part, subsystem in (("", "nvme"), ("nvme0n1", "block"), ("nvme0n1/nvme0n1p1", "block"), ("ng0n1", "generic")):
+        (disk / "nvme/nvme0" / part).mkdir(parents=True)
+        (disk / "nvme/nvme0" / part / "dev").touch()
+        (disk / "nvme/nvme0" / part / "subsystem").symlink_to(tmp_path / subsystem)
     card = add(bus, "0000:00:02.0", NETWORK, "1af4:1041")
     (card / "virtio5/net/eth0").mkdir(parents=True)
     add(bus, "0000:00:03.0", NVME, "144d:a80a")
@@ -65,7 +67,7 @@ def test_an_application_gets_the_files_of_its_device_alone(
     monkeypatch.setattr(os, "chown", lambda path, uid, gid: owners.update({path: (uid, gid)}))
     dev = tmp_path / "dev"
     dev.mkdir()
-    for name in ("nvme0", "nvme0n1"):
+    for name in ("nvme0", "nvme0n1", "nvme0n1p1"):
         (dev / name).touch(mode=0o666)
     said: list[tuple[str, ...]] = []
     wanted = [
@@ -74,7 +76,7 @@ def test_an_application_gets_the_files_of_its_device_alone(
     ]
     devices.hand_out(wanted, [application()], bus=str(bus), dev=str(dev), ip=lambda *words: said.append(words))
     uid = application().uid
-    assert owners == {f"{dev}/nvme0n1": (uid, uid)}
+    assert owners == {f"{dev}/nvme0n1": (uid, uid), f"{dev}/nvme0n1p1": (uid, uid)}
     assert stat.S_IMODE((dev / "nvme0n1").stat().st_mode) == 0o600
     assert said == [("address", "add", "192.0.2.7/24", "dev", "eth0"), ("link", "set", "eth0", "up")]
 

@@ -77,7 +77,8 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         base.mount_word("/dev/vda", "/"),
         apps.mount_word("/dev/vdb", "/app"),
         *(["vambrace.network"] if manifest.networks else []),
-        *(("vambrace.devices",) if manifest.devices else ()),
+        # Drivers of devices wait for the IOMMU's, however long that takes: without it nothing is mapped for them.
+        *(["vambrace.devices", "deferred_probe_timeout=-1"] if manifest.devices else []),
         f"vambrace.init={INIT}",
     ]
     return DomainConfig(

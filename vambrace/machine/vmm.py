@@ -406,9 +406,9 @@ class Machine:
         self._stop_threads()
         window, self._window = self._window, None
         if window is not None:
+            if self._pci:
+                self._pci.quiet()
             if window.failure() is None:
-                if self._pci:
-                    self._pci.quiet()
                 for transport in self._transports:
                     transport.reset()
             # Threads that wait for a page of a failed window are let go by this, and a change of percentage ends.

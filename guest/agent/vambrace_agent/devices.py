@@ -15,9 +15,9 @@ from vambrace_agent.settings import Application, Device
 
 BUS = "/sys/bus/pci/devices"
 DEV = "/dev"
-SECONDS = 20.0
-#: What a driver makes of a device of a class: folders below the device's that have names of device files.
-_FILES = ("block", "drm", "accel")
+SECONDS = 60.0
+#: Subsystems whose device files are for who uses a device, not for who manages it.
+_FOR_USE = ("block", "drm", "accel")
 
 
 def hand_out(
@@ -62,9 +62,9 @@ def find(devices: Sequence[Device], bus: str = BUS) -> list[str]:
 def files(folder: str) -> list[str]:
     """Device files, below /dev, of a device and of its parts."""
     found = []
-    for where, folders, _ in os.walk(folder):
-        if os.path.basename(where) in _FILES:
-            found += [name for name in folders if os.path.exists(f"{where}/{name}/dev")]
+    for where, _, names in os.walk(folder):
+        if "dev" in names and os.path.basename(os.path.realpath(f"{where}/subsystem")) in _FOR_USE:
+            found.append(os.path.basename(where))
     return sorted(found)
 
 
