@@ -103,6 +103,7 @@ def test_programs_are_told_where() -> None:
             "name": "r",
             "owner": certificate("alice"),
             "collect_seconds": 1,
+            "lasting": False,
             "applications": [fields, fields | {"environment": {"ENDPOINT_RAW_DATA": "mine"}}],
             "endpoints": [{"name": "raw-data", "role": "connect", "port": 9000}],
         }

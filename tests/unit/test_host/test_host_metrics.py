@@ -23,7 +23,7 @@ from vambrace.host import metrics
 from vambrace.host.metrics import GRAIN, PAGE, Coarse, summed
 
 LIVING = ("created", "loading", "awaiting-verdict", "encrypting", "running", "destroying")
-FINAL = ("succeeded", "refused", "failed", "destroyed")
+FINAL = ("succeeded", "stopped", "refused", "failed", "destroyed")
 SETTLED = ("vambrace_host_uptime_seconds", "vambrace_memory_limit_bytes")
 WINDOW = {
     "vambrace_window_faults_total": GRAIN,
