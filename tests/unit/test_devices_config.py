@@ -23,7 +23,7 @@ from vambrace.config import (
 )
 from vambrace.errors import ConfigError
 from vambrace.image.build import agent_settings
-from vambrace.image.manifest import Manifest, read_manifest
+from vambrace.image.manifest import Manifest, NormalManifest, read_manifest
 from vambrace.machine import layout, plan_boot
 
 DISK, CARD = Device("disk", "nvme"), Device("card", "1af4:1041")
@@ -96,7 +96,9 @@ devices:
 def read(folder: Path, text: str = MANIFEST) -> Manifest:
     (folder / "owner.pem").write_text(owner()[0])
     (folder / "manifest.yaml").write_text(text)
-    return read_manifest(folder / "manifest.yaml")
+    manifest = read_manifest(folder / "manifest.yaml")
+    assert isinstance(manifest, Manifest)
+    return manifest
 
 
 def test_a_manifest_names_devices_and_what_they_may_reach(tmp_path: Path) -> None:
@@ -135,6 +137,19 @@ def test_each_mistake_in_a_manifest(tmp_path: Path, old: str, new: str, message:
     with pytest.raises(ConfigError, match=message) as error:
         read(tmp_path, MANIFEST.replace(old, new))
     assert error.value.line == line
+
+
+NORMAL = "name: debian\nclass: normal\nmemory: 128M\ndebian: {}\ndevices: [{name: disk, kind: nvme}]\n"
+
+
+def test_a_normal_vm_names_devices_too(tmp_path: Path) -> None:
+    (tmp_path / "manifest.yaml").write_text(NORMAL)
+    manifest = read_manifest(tmp_path / "manifest.yaml")
+    assert isinstance(manifest, NormalManifest)
+    assert manifest.devices == (DISK,)
+    (tmp_path / "manifest.yaml").write_text(NORMAL.replace("nvme", "nvme, address: 10.0.3.15/24"))
+    with pytest.raises(ConfigError, match="only name and kind"):
+        read_manifest(tmp_path / "manifest.yaml")
 
 
 def tree_of(config: DomainConfig) -> fdt.FDT:

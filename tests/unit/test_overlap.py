@@ -295,6 +295,24 @@ def test_a_network_card(start: Start) -> None:
             os.close(tap)
 
 
+def test_iommu_groups(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal stands for a group's device file: it is its domain's, and nobody else has it open."""
+    ours, theirs = os.openpty()
+    folder, _, number = os.ttyname(theirs).rpartition("/")
+    monkeypatch.setattr(overlap, "VFIO", f"{folder}/")
+    takes = f"kept = os.open({os.ttyname(theirs)!r}, os.O_RDWR | os.O_NOCTTY)"
+    try:
+        mine = {"iommu_groups": frozenset((number,))}
+        assert look(start(takes), **mine).passed
+        line = only(look(start(takes)))
+        assert line == f"first: it has IOMMU group {number} open, whose devices it was not given"
+        found = look(start(takes), start(takes), **mine)
+        assert only(found) == f"first and second have the same device open: {folder}/{number}"
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_sockets_and_pipes(start: Start) -> None:
     one, other = socket.socketpair()
     reader, writer = os.pipe()

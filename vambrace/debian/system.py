@@ -29,7 +29,7 @@ PACKAGES = (
     *("apt", "dbus", "e2fsprogs", "iproute2", "kmod", "libpam-modules", "libpam-runtime", "passwd", "procps"),
     *("systemd", "systemd-sysv", "udev"),
 )
-MODULES = ("virtio_mmio", "virtio_blk", "ext4", "virtio_console", "virtio-rng", "virtio_balloon")
+MODULES = ("virtio_mmio", "virtio_blk", "ext4", "virtio_console", "virtio-rng", "virtio_balloon", "virtio_iommu")
 SLACK = 96 << 20  # bytes that are free on the disk
 _APPLETS = ("sh", "mount", "umount", "insmod", "cat", "sleep", "poweroff", "switch_root")
 _UUID = "76616d62-7261-6365-8000-000000000002"

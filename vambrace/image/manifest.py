@@ -163,6 +163,7 @@ class NormalManifest:
     files: Path | None
     cache: CacheShare | None = None
     networks: tuple[str, ...] = ()
+    devices: tuple[Device, ...] = ()
 
 
 def read_manifest(path: Path) -> Manifest | NormalManifest:
@@ -233,10 +234,19 @@ def _normal(path: Path, top: Mapping, kind: DomainClass) -> NormalManifest:
     with top.at("networks"):
         networks = top.strings("networks")
         check_networks(networks)
+    devices = tuple(_device(item) for item in top.maps("devices", required=False))
     top.done()
     return NormalManifest(
-        path, kind, name, vcpus, memory, cmdline, kernel, initrd, disks, files, cache, tuple(networks)
+        path, kind, name, vcpus, memory, cmdline, kernel, initrd, disks, files, cache, tuple(networks), devices
     )
+
+
+def _device(item: Mapping) -> Device:
+    """A device of a Normal VM: what becomes of it is its own business."""
+    hardware = _hardware(item, [])
+    if hardware.application or hardware.address:
+        raise ConfigError(f"device {hardware.device.name}: only name and kind", hint="the system does the rest")
+    return hardware.device
 
 
 def _existing(folder: Path, name: str) -> Path:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from vambrace.config import BLOCK, SYSTEM, Disk, DomainConfig, Zone
+from vambrace.config import BLOCK, PAGE, PIN_HEADROOM, SYSTEM, Disk, DomainConfig, Zone
 from vambrace.debian.system import System, make_ext4
 from vambrace.errors import BuildError, ConfigError
 from vambrace.image.bundle import Bundle, write_bundle
@@ -29,15 +29,19 @@ def build_normal(manifest: NormalManifest, out: Path, system: System | None) -> 
             assert system is not None
             kernel, initrd, disks = system.kernel, system.initrd, [work / "root.ext4"]
             make_ext4([system.tree, *([manifest.files] if manifest.files else [])], disks[0])
+        # Nothing is encrypted, so its devices may reach all of it but what no window lets go.
+        pins = manifest.memory - PIN_HEADROOM * PAGE if manifest.devices else 0
+        words = [manifest.cmdline, *(["deferred_probe_timeout=-1"] if manifest.devices else [])]
         config = DomainConfig(
             kind=manifest.kind,
             name=manifest.name,
-            cmdline=manifest.cmdline,
+            cmdline=" ".join(words),
             vcpus=manifest.vcpus,
-            zones=(Zone(SYSTEM, manifest.memory, 0),),
+            zones=(Zone(SYSTEM, manifest.memory, 0, pins=pins),),
             disks=tuple(_disk(path) for path in disks),
             cache=manifest.cache,
             networks=manifest.networks,
+            devices=manifest.devices,
         )
         plan_boot(config, kernel.read_bytes(), initrd.read_bytes())
         return write_bundle(out, config, kernel, initrd, disks)
