@@ -26,13 +26,15 @@ def step_of(kind: bytes, stream: socket.socket) -> Callable[[], None]:
         stream.sendall(buffer)
 
     def receive() -> None:
-        stream.recv_into(buffer, MIB, socket.MSG_WAITALL)
+        if stream.recv_into(buffer, MIB, socket.MSG_WAITALL) != MIB:
+            raise ConnectionError("the other Realm is gone")
 
     def ask() -> None:
         stream.sendall(b"?")
         if not stream.recv(1):
             raise ConnectionError("the other Realm is gone")
 
+    stream.settimeout(None)  # with one, nothing waits for all
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     stream.sendall(kind)
     return {b"s": send, b"d": receive, b"e": ask}[kind]

@@ -217,7 +217,8 @@ def card_receive(chance: random.Random) -> Step:
     peer, buffer = _peer(b"d"), bytearray(MIB)
 
     def step() -> int:
-        peer.recv_into(buffer, MIB, socket.MSG_WAITALL)
+        if peer.recv_into(buffer, MIB, socket.MSG_WAITALL) != MIB:
+            raise RuntimeError("the host sent less")
         return 1
 
     return step
@@ -238,6 +239,7 @@ def card_ask(chance: random.Random) -> Step:
 
 def _peer(kind: bytes) -> socket.socket:
     peer = socket.create_connection(PEER, timeout=60)
+    peer.settimeout(None)  # with one, nothing waits for all
     peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     peer.sendall(kind)
     return peer
