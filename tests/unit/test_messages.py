@@ -40,7 +40,8 @@ from vambrace.host import __main__ as daemon
 from vambrace.host import messages
 from vambrace.host.agent import Bucket
 from vambrace.host.lifecycle import Lifecycle, State
-from vambrace.host.messages import CHUNK, GRAIN, STREAMS, Messages, Pair, agreed, pump, unsent
+from vambrace.host.messages import GRAIN, STREAMS, Messages, Pair, agreed
+from vambrace.host.relay import CHUNK, UNSENT, pump, unsent
 
 
 @pytest.fixture
@@ -501,7 +502,7 @@ def test_a_guest_that_takes_more_than_it_reads(monkeypatch: pytest.MonkeyPatch) 
         feeding = asyncio.create_task(loop.sock_sendall(feeder, content))
         pumping = asyncio.create_task(pump(source, target, Bucket(1 << 30, 4 << 20), count))
         await asyncio.sleep(0.5)
-        assert unsent(target) <= messages.UNSENT + CHUNK
+        assert unsent(target) <= UNSENT + CHUNK
         held = done[0]
         received = bytearray()
         while len(received) < len(content):

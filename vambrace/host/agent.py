@@ -78,13 +78,26 @@ class Bucket:
         self._last = time.monotonic()
         self._first = asyncio.Lock()
 
+    def take_at_once(self, cost: float) -> bool:
+        """Take ``cost`` tokens if they are there and nobody waits for some; else nothing is taken."""
+        if self._first.locked():
+            return False
+        self._fill()
+        if self._tokens < cost:
+            return False
+        self._tokens -= cost
+        return True
+
+    def _fill(self) -> None:
+        now = time.monotonic()
+        self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
+        self._last = now
+
     async def take(self, cost: float) -> None:
         """Wait until ``cost`` tokens (at most the burst) are there, and take them."""
         async with self._first:
             while True:
-                now = time.monotonic()
-                self._tokens = min(self._burst, self._tokens + (now - self._last) * self._rate)
-                self._last = now
+                self._fill()
                 if self._tokens >= cost:
                     self._tokens -= cost
                     return

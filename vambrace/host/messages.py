@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import socket
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -28,22 +26,17 @@ from vambrace.errors import CapacityError, Conflict, UsageError
 from vambrace.host.agent import Bucket
 from vambrace.host.coarse import REFRESH_SECONDS, Coarse
 from vambrace.host.lifecycle import Lifecycle, State
+from vambrace.host.relay import CHUNK, UNSENT, pump
 from vambrace.host.store import DomainRecord
 from vambrace.host.vsock import MESSAGE_PORT, Connector
 
 STREAMS: Final = 16  # of each endpoint of each Realm at a time
-CHUNK: Final = 64 << 10
-#: What the host's kernel may hold for one guest and stream; a guest says itself how much it takes.
-UNSENT: Final = 256 << 10
 #: Host memory for each endpoint of a Realm: of each stream one of the two buffers, what waits for the guest in the
 #: kernel (a buffer more, as it is looked at before it is given one), and what waits for the daemon there.
 ENDPOINT_MEMORY: Final = STREAMS * (CHUNK + UNSENT + CHUNK + (256 << 10))
 BURST: Final = 4 << 20
-LEAST_COST: Final = 16 << 10  # of a buffer, however little is in it
 CONNECT_SECONDS: Final = 10.0
-PAUSE: Final = 0.005
 GRAIN: Final = 1 << 20
-_SIOCOUTQ: Final = 0x5411
 
 log = logging.getLogger(__name__)
 
@@ -298,37 +291,6 @@ def header(role: str, number: int) -> bytes:
     ``connect``: it is the agent's own stream of that number; ``offer``: it is for that endpoint.
     """
     return struct.pack(">cI", b"c" if role == CONNECT else b"o", number)
-
-
-async def pump(source: socket.socket, target: socket.socket, bucket: Bucket, count: Callable[[int], None]) -> None:
-    """Copy until ``source`` ends or either fails, then end this direction at both; the other one may go on."""
-    loop = asyncio.get_running_loop()
-    buffer = bytearray(CHUNK)
-    view = memoryview(buffer)
-    try:
-        while length := await loop.sock_recv_into(source, buffer):
-            await bucket.take(max(length, LEAST_COST))
-            while unsent(target) > UNSENT:
-                await asyncio.sleep(PAUSE)
-            await loop.sock_sendall(target, view[:length])
-            count(length)
-            # Where neither call has to wait, neither lets anybody else run.
-            await asyncio.sleep(0)
-    except OSError:
-        pass  # one of the two is gone: the same end, for a stream of a guest's has no other
-    finally:
-        view[:] = bytes(CHUNK)
-        for stream, way in ((source, socket.SHUT_RD), (target, socket.SHUT_WR)):
-            with contextlib.suppress(OSError):
-                stream.shutdown(way)
-
-
-def unsent(stream: socket.socket) -> int:
-    """Bytes that wait in the kernel until the guest takes them; 0 where the kernel does not say (before Linux 6.12)."""
-    try:
-        return int(struct.unpack("i", fcntl.ioctl(stream, _SIOCOUTQ, bytes(4)))[0])
-    except OSError:
-        return 0
 
 
 def _row(endpoint: Endpoint, peer: str | None, tally: Tally, streams: int) -> dict[str, Any]:
