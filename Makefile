@@ -5,10 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES ?= yes
 
-.PHONY: demo test unit lint bench soak fuzz packages clean
+.PHONY: demo demo-domains test unit lint bench soak fuzz packages clean
 
 demo: $(VENV)/ready
 	$(BIN)/python -m examples.patients.demo
+
+demo-domains: $(VENV)/ready
+	$(BIN)/python -m examples.domains.demo
 
 # The server's tests share one emulated machine, which needs all processors.
 test: lint

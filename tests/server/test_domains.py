@@ -110,7 +110,7 @@ def test_three_classes_at_once_and_a_scan(user: User, tmp_path: Path) -> None:
                 realm.abandon()
     for name, seconds in took.items():
         print(f"{seconds:7.1f} s  {name}")
-    assert user.host.partition().domains == ()
+    assert user.host.partition().owners == ()
 
 
 def secure_vm(user: User, folder: Path) -> SecureVm:

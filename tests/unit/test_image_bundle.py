@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from vambrace.errors import ConfigError, ImageError
 from vambrace.image import Bundle, write_bundle
+from vambrace.image.bundle import MAX_SIGNATURE, sign_bundle
 
 DISKS = [b"d" * 8192, b"e" * 8192]
 Members = dict[str, bytes]
@@ -206,3 +207,32 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "none")
     with pytest.raises(ImageError, match="directory"):
         build(tmp_path, tmp_path / "none" / "out")
+
+
+# --- signatures -------------------------------------------------------------------------------------------
+
+
+def test_a_signature_leaves_the_image_what_it_was(bundle: Bundle, tmp_path: Path) -> None:
+    signed = sign_bundle(bundle, b"signature", tmp_path / "signed.vambrace")
+    assert signed.signature is not None and signed.signature.read() == b"signature"
+    assert (signed.manifest_digest, signed.config) == (bundle.manifest_digest, bundle.config)
+    # Once more: another takes its place; the same gives the same bits.
+    again = sign_bundle(signed, b"another", tmp_path / "again.vambrace")
+    assert again.signature is not None and again.signature.read() == b"another"
+    back = sign_bundle(again, b"signature", tmp_path / "back.vambrace")
+    assert back.path.read_bytes() == signed.path.read_bytes()
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    path = signed.unpack(folder).signature_path
+    assert path is not None and path.read_bytes() == b"signature"
+    (tmp_path / "plain").mkdir()
+    assert bundle.unpack(tmp_path / "plain").signature_path is None
+
+
+@pytest.mark.parametrize("size", [MAX_SIGNATURE, MAX_SIGNATURE + 1])
+def test_a_signature_has_a_bound(bundle: Bundle, tmp_path: Path, size: int) -> None:
+    if size <= MAX_SIGNATURE:
+        sign_bundle(bundle, bytes(size), tmp_path / "signed.vambrace")
+        return
+    with pytest.raises(ImageError, match="larger than"):
+        sign_bundle(bundle, bytes(size), tmp_path / "signed.vambrace")

@@ -9,9 +9,10 @@ from config_factory import MIB, make_certificate, owner
 
 from vambrace.cache import CacheShare
 from vambrace.certificate import owner_public_key, personalization
+from vambrace.classes import NORMAL, SECURE
 from vambrace.config import Endpoint
 from vambrace.errors import ConfigError
-from vambrace.image.manifest import parse_memory, read_manifest
+from vambrace.image.manifest import Manifest, NormalManifest, parse_memory, read_manifest
 
 GOOD = """\
 name: patients
@@ -266,3 +267,39 @@ def test_networks_that_are_wrong(folder: Path, items: str) -> None:
     with pytest.raises(ConfigError) as found:
         read(folder, f"{GOOD}networks: {items}\n")
     assert found.value.line == len(GOOD.splitlines()) + 1
+
+
+# --- classes ----------------------------------------------------------------------------------------------
+
+
+def test_a_secure_vm_has_no_percentages(folder: Path) -> None:
+    text = "name: vault\nclass: secure\nowner: owner.pem\napplications:\n  - {name: a, files: a, command: x}\n"
+    (folder / "a").mkdir(exist_ok=True)
+    found = read(folder, text)
+    assert isinstance(found, Manifest)
+    assert found.kind is SECURE and [zone.percent for zone in (found.system, found.programs[0].zone)] == [0, 0]
+    assert not found.system.follow
+    for line in ("verdict_seconds: 60", "cipher: sm4-gcm", "endpoints: []", "debian: {}"):
+        with pytest.raises(ConfigError, match="unknown key"):
+            read(folder, text + line + "\n")
+    with pytest.raises(ConfigError, match="unknown key 'percent'"):
+        read(folder, text.replace("command: x", "command: x, percent: 5"))
+
+
+def test_a_normal_vm_is_a_system(folder: Path) -> None:
+    for name in ("vmlinuz", "initrd.img", "root.ext4"):
+        (folder / name).write_bytes(bytes(4096))
+    text = "name: debian\nclass: normal\nkernel: vmlinuz\ninitrd: initrd.img\ndisks: [root.ext4]\n"
+    found = read(folder, text + "memory: 256M\nvcpus: 2\nnetworks: [lab]\n")
+    assert isinstance(found, NormalManifest)
+    assert (found.kind, found.memory, found.vcpus, found.networks) == (NORMAL, 256 << 20, 2, ("lab",))
+    assert (found.kernel, found.disks) == (folder / "vmlinuz", (folder / "root.ext4",))
+    stock = read(folder, "name: debian\nclass: normal\ndebian: {}\n")
+    assert isinstance(stock, NormalManifest) and stock.kernel is None and "root=/dev/vda" in stock.cmdline
+    for line in ("owner: owner.pem", "applications: []", "hash: sm3", "system: {memory: 1G}", "debug: true"):
+        with pytest.raises(ConfigError, match="unknown key"):
+            read(folder, text + line + "\n")
+    with pytest.raises(ConfigError, match="does not exist"):
+        read(folder, text.replace("vmlinuz", "other"))
+    with pytest.raises(ConfigError, match="'other' is not known"):
+        read(folder, text.replace("normal", "other"))

@@ -19,6 +19,7 @@ from vambrace.virtio.console import (
     AGENT_PORT,
     PENDING_LIMIT,
     RX_AGENT,
+    RX_CONSOLE,
     RX_CONTROL,
     TX_AGENT,
     TX_CONSOLE,
@@ -32,6 +33,8 @@ from vambrace.virtio.vsock import Vsock
 WRITE = 2
 NEEDS_RESET = 64
 READY, OPEN = 3, 6
+FLUSH, DISCARD = 1 << 9, 1 << 13
+OK, IO_ERROR, UNSUPPORTED = 0, 1, 2
 
 
 @pytest.fixture
@@ -47,6 +50,17 @@ def disk(tmp_path: Path) -> Iterator[tuple[Driver, bytes]]:
 
 def request(kind: int, sector: int) -> tuple[bytes, int]:
     return struct.pack("<IIQ", kind, 0, sector), 0
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[tuple[Driver, Path]]:
+    """A disk that the guest may write to: 16 blocks of ones."""
+    path = tmp_path / "volume"
+    path.write_bytes(b"\1" * (64 << 10))
+    driver = Driver(Block(os.open(path, os.O_RDWR), "root", writable=True))
+    driver.start(VERSION_1 | FLUSH | DISCARD)
+    yield driver, path
+    driver.close()
 
 
 # --- transport --------------------------------------------------------------------------------------------
@@ -368,3 +382,96 @@ def test_vsock_refuses_addresses_that_are_no_guests(cid: int) -> None:
         Vsock(device, cid)
     with pytest.raises(OSError):
         os.fstat(device)
+
+
+# --- a disk that is written to ----------------------------------------------------------------------------
+
+
+def ask(driver: Driver, *parts: tuple[bytes, int]) -> int:
+    """Send one request without data to read; its status."""
+    head = driver.ask(0, [*parts, (b"\xff", WRITE)])
+    return driver.answer(0, head, len(parts), 1)[0]
+
+
+def test_what_is_written_is_on_the_disk(volume: tuple[Driver, Path]) -> None:
+    driver, path = volume
+    data = os.urandom(1536)
+    assert ask(driver, request(1, 3), (data[:700], 0), (data[700:], 0)) == OK
+    assert path.read_bytes() == b"\1" * 1536 + data + b"\1" * (61 * 1024 + 512 - 512)
+    # The header and what follows in one buffer, as no driver of Linux does.
+    header, _ = request(1, 0)
+    assert ask(driver, (header + bytes(512), 0)) == OK
+    assert path.read_bytes()[:1024] == bytes(512) + b"\1" * 512
+    assert ask(driver, request(4, 0)) == OK  # flush
+
+
+def test_writes_that_cannot_be_change_nothing(volume: tuple[Driver, Path]) -> None:
+    driver, path = volume
+    before = path.read_bytes()
+    last = (64 << 10) // 512
+    for sector, data in ((last, bytes(512)), (last - 1, bytes(1024)), (1 << 60, bytes(512)), (0, bytes(100))):
+        assert ask(driver, request(1, sector), (data, 0)) == IO_ERROR
+    assert ask(driver, request(99, 0)) == UNSUPPORTED
+    assert path.read_bytes() == before and path.stat().st_size == len(before)
+
+
+def test_discarded_space_goes_back_and_reads_as_zeros(volume: tuple[Driver, Path]) -> None:
+    driver, path = volume
+    os.sync()
+    blocks = path.stat().st_blocks
+    pieces = struct.pack("<QII", 8, 16, 0) + struct.pack("<QII", 64, 8, 0)
+    assert ask(driver, request(11, 0), (pieces, 0)) == OK
+    found = path.read_bytes()
+    assert found == b"\1" * 4096 + bytes(8192) + b"\1" * 20480 + bytes(4096) + b"\1" * 28672
+    assert path.stat().st_blocks < blocks and path.stat().st_size == 64 << 10
+
+
+@pytest.mark.parametrize(
+    ("piece", "status"),
+    [
+        (struct.pack("<QII", 120, 16, 0), IO_ERROR),  # beyond the end
+        (struct.pack("<QII", 1 << 60, 8, 0), IO_ERROR),
+        (struct.pack("<QII", 0, 8, 1), UNSUPPORTED),  # a flag
+        (struct.pack("<QII", 0, 8, 0)[:15], UNSUPPORTED),
+        (struct.pack("<QII", 0, 8, 0) * 17, UNSUPPORTED),
+        # The second one is wrong: nor is the first one done.
+        (struct.pack("<QII", 0, 8, 0) + struct.pack("<QII", 0, 1 << 23, 0), IO_ERROR),
+    ],
+)
+def test_discards_that_cannot_be_change_nothing(volume: tuple[Driver, Path], piece: bytes, status: int) -> None:
+    driver, path = volume
+    assert ask(driver, request(11, 0), (piece, 0)) == status
+    assert path.read_bytes() == b"\1" * (64 << 10)
+
+
+def test_a_read_only_disk_takes_no_write_flush_or_discard(disk: tuple[Driver, bytes]) -> None:
+    driver, contents = disk
+    assert ask(driver, request(1, 0), (bytes(512), 0)) == IO_ERROR
+    assert ask(driver, request(4, 0)) == UNSUPPORTED
+    assert ask(driver, request(11, 0), (struct.pack("<QII", 0, 8, 0), 0)) == UNSUPPORTED
+    head = driver.ask(0, [request(0, 0), (bytes(512), WRITE), (b"\xff", WRITE)])
+    assert driver.answer(0, head, 1, 512) == contents[:512]
+
+
+def test_a_console_for_the_operator_alone() -> None:
+    """No agent's port is announced; what is typed waits until the guest has its console open."""
+    printed: list[bytes] = []
+    console = Console(None, printed.append)
+    driver = Driver(console)
+    driver.start(VERSION_1 | 2)
+    for _ in range(4):
+        driver.queues[RX_CONTROL].add([(bytes(64), WRITE)])
+    driver.ask(TX_CONTROL, [(struct.pack("<IHH", 0, 0, 1), 0)])  # the driver is ready
+    told = [driver.answer(RX_CONTROL, head, 0, 8) for head, _ in driver.queues[RX_CONTROL].used()]
+    assert told == [struct.pack("<IHH", 0, 1, 1)]  # one port is added, the console
+    assert console.send(RX_CONSOLE, b"root\r")
+    head = driver.queues[RX_CONSOLE].add([(bytes(64), WRITE)])
+    driver.transport.process(RX_CONSOLE)
+    assert driver.queues[RX_CONSOLE].used() == []
+    driver.ask(TX_CONTROL, [(struct.pack("<IHH", 0, OPEN, 1), 0)])
+    driver.transport.process(RX_CONSOLE)
+    assert driver.queues[RX_CONSOLE].used() == [(head, 5)]
+    assert driver.answer(RX_CONSOLE, head, 0, 5) == b"root\r"
+    driver.ask(TX_CONSOLE, [(b"login: ", 0)])
+    assert printed == [b"login: "]
+    driver.close()

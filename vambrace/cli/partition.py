@@ -44,11 +44,12 @@ def _partition(options: argparse.Namespace, output: Output) -> int:
 
         draw(options.picture, partition)
     value = {**partition.raw, "verification": found.raw} if found else partition.raw
-    output.result(value, [*_lines(partition), *(_found(found) if found else ())])
+    output.result(value, [*table_of(partition), *(_found(found) if found else ())])
     return HostError.exit_code if found and not found.passed else 0
 
 
-def _lines(partition: Partition) -> list[str]:
+def table_of(partition: Partition) -> list[str]:
+    """Lines for people: who has what."""
     rows = [["DOMAIN", "MEMORY", *(kind.name.upper() for kind in partition.kinds), "SHARED PROCESSORS"]]
     for owner in partition.owners:
         own = (_items(owner.items.get(kind.name, ())) for kind in partition.kinds)

@@ -7,6 +7,7 @@ A volume may grow to its full size, so that much is set aside for it when its do
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ class Volumes:
     @property
     def outstanding(self) -> int:
         """Bytes that were set aside and are not on the disk yet."""
-        return sum(max(0, size - self._allocated(uuid)) for uuid, size in self._reserved.items())
+        return sum(max(0, size - self._allocated(uuid)) for uuid, size in tuple(self._reserved.items()))
 
     def reserve(self, uuid: str, size: int, free: int) -> None:
         """Set ``size`` bytes aside of the ``free`` ones. Raises ``CapacityError``: then nothing is."""
@@ -68,9 +69,9 @@ class Volumes:
 
     def _allocated(self, uuid: str) -> int:
         total = 0
-        folder = self._directory / uuid
-        if folder.is_dir():
-            for path in folder.iterdir():
+        # Its domain may end meanwhile, and its folder go.
+        with contextlib.suppress(FileNotFoundError):
+            for path in (self._directory / uuid).iterdir():
                 total += path.stat().st_blocks * BLOCK
         return total
 
