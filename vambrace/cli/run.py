@@ -66,15 +66,17 @@ def _run(options: argparse.Namespace, output: Output) -> int:
     from vambrace.client.realm import Realm
     from vambrace.client.secure import SecureVm
     from vambrace.image.bundle import Bundle
+    from vambrace.image.manifest import read_manifest
 
     context = session.open_context()
     host = session.open_host(options, context)  # what is missing is said before anything long
-    trust = session.open_trust(options, context)
-    bundle = options.image
-    if bundle.suffix in MANIFESTS:
+    bundle: Path = options.image
+    manifest = bundle.suffix in MANIFESTS
+    kind = read_manifest(bundle).kind if manifest else Bundle.open(bundle).config.kind
+    trust = session.open_trust(options, context) if kind.attested else None
+    if manifest:
         bundle = default_bundle(options.image)
         build_image(options.image, bundle, output.progress, newer=options.newer)
-    kind = Bundle.open(bundle).config.kind
     if not kind.attested:
         with NormalVm.create(bundle, host=host, context=context, name=options.name, progress=output.progress) as normal:
             return _leave(normal, output)
