@@ -14,6 +14,7 @@ import os
 import select
 import subprocess
 import sys
+from pathlib import Path
 
 from vambrace.errors import PartitionError
 from vambrace.partition import cards
@@ -23,6 +24,9 @@ HEADER = bytes(12)
 EVERYBODY = b"\xff" * 6
 #: An Ethernet type for experiments (IEEE 802).
 KIND = b"\x88\xb5"
+SPANNING_TREE = bytes.fromhex("0180c2000000")
+#: Best of all bridges (IEEE 802.1D, section 9.3.1: LLC, protocol and version, flags, root, cost, bridge, port, times).
+POSE = bytes.fromhex("424203 0000 00 00 00 0000000000000001 00000000 0000000000000001 8001 0000 1400 0200 0f00")
 
 
 def run(command: str) -> None:
@@ -109,6 +113,15 @@ def main() -> None:
         results["sizes"] = send(one, two.mac, "odd", header=bytes(header))
         send(one, two.mac, "even")
         results["even"] = outcome()
+        # A bridge that takes part in spanning trees: a guest would be the root of one, and move what others send.
+        run("ip link add tree type bridge stp_state 1")
+        run("ip link set tree up")
+        rival = card(Network("tree", "tree"))
+        before = Path("/sys/class/net/tree/bridge/root_id").read_text()
+        packet = SPANNING_TREE + rival.mac + len(POSE).to_bytes(2, "big") + POSE
+        os.write(rival.tap, HEADER + packet.ljust(60, b"\0"))
+        results["root"] = Path("/sys/class/net/tree/bridge/root_id").read_text() == before
+        results["rival"] = Path(f"/sys/class/net/{rival.interface}/brport/state").read_text().strip()
     results["left"] = cards.leftovers()
     try:
         open_card(Network("none", "nothing"), new_address())

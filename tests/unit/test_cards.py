@@ -45,6 +45,12 @@ def test_isolated_cards_reach_the_outside_only(world: dict[str, Any]) -> None:
     assert world["outside"] == {"uplink": ["out"], "alone": ["in"]}
 
 
+def test_no_card_poses_as_a_bridge(world: dict[str, Any]) -> None:
+    """Who speaks of spanning trees has its port closed (state 0)."""
+    assert world["root"] is True
+    assert world["rival"] == "0"
+
+
 def test_hostile_headers_are_refused_and_harm_nothing(world: dict[str, Any]) -> None:
     assert world["header"] == world["sizes"] == "Invalid argument"
     assert world["even"] == {"two": ["even"]}

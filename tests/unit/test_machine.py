@@ -14,7 +14,7 @@ from config_factory import make_realm
 from virtio_driver import guest_memory
 
 from vambrace.config import DomainConfig
-from vambrace.errors import ConfigError, PagerError, UsageError
+from vambrace.errors import ConfigError, KvmError, PagerError, UsageError
 from vambrace.machine import layout, vmm
 from vambrace.machine.change import Progress
 from vambrace.machine.descriptors import Descriptors
@@ -165,6 +165,23 @@ def test_a_thread_that_does_not_stop_keeps_what_it_uses(monkeypatch: pytest.Monk
     machine._io.join()
     transport.close()
     os.close(machine._io_wake)
+
+
+class Broken(Entropy):
+    """A device that does not let go."""
+
+    def reset(self) -> None:
+        raise KvmError("the kernel refuses")
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_broken_device_keeps_nothing_from_being_wiped() -> None:
+    window = Window([(64, 0)], bytes(32), bytes(16))
+    machine = loaded(window)
+    machine._transports += [Transport(Broken(), guest_memory()), Transport(Entropy(), guest_memory())]
+    machine.close()
+    with pytest.raises(PagerError):
+        window.stats(0)
 
 
 class Held(Window):

@@ -9,7 +9,7 @@ from fakes.fake_pci import FakeDevice, FakeMachine, config_space
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vambrace.errors import ConfigError
+from vambrace.errors import ConfigError, KvmError
 from vambrace.pci.bridge import BUS, HostBridge
 from vambrace.pci.config import MASTER, MEMORY, ConfigSpace, capabilities, memory_bars
 from vambrace.pci.function import Function, Region, Window
@@ -177,6 +177,13 @@ def test_what_cannot_be_mapped_is_read_one_by_one() -> None:
     guest.bridge.write(0x2000_0000, b"abcd")
 
 
+def test_what_reaches_into_the_interrupts_reads_nothing_of_the_device_s(guest: Guest) -> None:
+    guest.device.memory[0][0x1FF8:0x2008] = b"before..behind.."  # behind: where the host's interrupts go
+    guest.place(0x1000_0000)
+    assert guest.bridge.read(0x1000_1FF8, 8) == b"before.."
+    assert guest.bridge.read(0x1000_1FFC, 8) == b"\xff" * 8
+
+
 def test_a_small_region_ends_where_it_ends() -> None:
     guest = Guest(FakeDevice(regions=(Region(0x4000, ()), *(Region(0, ()),) * 5)))
     guest.place(0x1000_0000)
@@ -196,6 +203,29 @@ def test_bus_master_is_off_until_the_guest_wants_it(guest: Guest) -> None:
     guest.bridge.quiet()
     assert guest.device.command == 0
     assert not guest.machine.mapped
+
+
+def test_one_device_that_is_broken_leaves_no_other_with_memory() -> None:
+    class Broken(FakeDevice):
+        gone = False
+
+        def write_config(self, offset: int, data: bytes) -> None:
+            if self.gone:
+                raise KvmError("gone")
+            super().write_config(offset, data)
+
+    devices = [Broken(), FakeDevice()]
+    functions = [
+        Function(number << 3, device, FakeMachine(), (LOW, HIGH)) for number, device in enumerate(devices, 1)
+    ]
+    bridge = HostBridge(functions)
+    for number in (1, 2):
+        bridge.write_config((number << 15) + 4, MASTER.to_bytes(2, "little"))
+    assert [device.command for device in devices] == [MEMORY | MASTER] * 2
+    Broken.gone = True
+    with pytest.raises(KvmError):
+        bridge.quiet()
+    assert devices[1].command == 0
 
 
 def program(guest: Guest, vector: int, address: int, data: int, control: int) -> None:

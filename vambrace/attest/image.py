@@ -57,17 +57,22 @@ def verify_image(message: bytes, spki: bytes) -> ImageStatement:
     return ImageStatement(kind, algorithm, measurement, config)
 
 
-def sign_successor(key: EllipticCurvePrivateKey, successor: bytes, counter: int) -> bytes:
-    """The present owner's word that ``successor`` (SubjectPublicKeyInfo, DER) signs from now on, for one platform.
+def sign_successor(key: EllipticCurvePrivateKey, platform: bytes, successor: bytes, counter: int) -> bytes:
+    """The present owner's word that ``successor`` (SubjectPublicKeyInfo, DER) signs from now on, for one platform: that
+    with the attestation key ``platform``, and no other of the same owner's.
 
     ``counter`` is one more than that of the platform's last change.
     """
-    return sign1(key, encode({"type": "platform-owner", "key": successor, "counter": counter}))
+    body = {"type": "platform-owner", "platform": platform, "key": successor, "counter": counter}
+    return sign1(key, encode(body))
 
 
-def verify_successor(message: bytes, spki: bytes, counter: int) -> bytes:
-    """The next owner's key (DER). Raises ``MessageRefused``, also for a message of another change than ``counter``."""
-    body = _verify(message, spki, "platform-owner", {"key", "counter"})
+def verify_successor(message: bytes, spki: bytes, platform: bytes, counter: int) -> bytes:
+    """The next owner's key (DER). Raises ``MessageRefused``, also for a message of another change than ``counter``, or
+    for another platform."""
+    body = _verify(message, spki, "platform-owner", {"platform", "key", "counter"})
+    if body["platform"] != platform:
+        raise MessageRefused("the message is for another platform")
     if type(body["counter"]) is not int or body["counter"] != counter:
         raise MessageRefused(f"the message is not about change {counter} of the platform owner's key")
     check_public_key(body["key"])

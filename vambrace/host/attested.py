@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 from vambrace.attest.challenge import launch_challenge
 from vambrace.errors import AgentFlood, CapacityError, DomainError, UsageError
@@ -56,7 +55,7 @@ class Attested(Domain):
             if state == "ready" and self.record.agent:
                 raise UsageError("the agent was ready before")
             self.record.agent = state
-            self.record.events.append({"name": f"agent {state}", "step": 405, "at": time.time()})
+            self._note(f"agent {state}", 405)
             self._ready.set()
 
     # Stages

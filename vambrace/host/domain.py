@@ -30,6 +30,8 @@ from vambrace.host.store import DomainRecord, Store, StoredImage
 from vambrace.host.vmm import Choose, ConsoleBytes, Died, Ended, Event, Vmm, printable, started_at
 
 CONSOLE_LIMIT = 256 << 10
+#: Events that are no states, of one domain: its guest decides how many there are.
+NOTES_KEPT = 32
 
 log = logging.getLogger(__name__)
 
@@ -282,6 +284,14 @@ class Domain(ABC):
 
     def _event(self, state: State) -> None:
         self.record.events.append({"name": state.value, "step": state.step, "at": time.time()})
+
+    def _note(self, name: str, step: int) -> None:
+        """Remember what a guest can bring about again and again: the last few times."""
+        self.record.events.append({"name": name, "step": step, "at": time.time()})
+        states = {state.value for state in State}
+        noted = [event for event in self.record.events if event["name"] not in states]
+        for event in noted[:-NOTES_KEPT]:
+            self.record.events.remove(event)
 
     async def _save(self, **changes: Any) -> None:
         """Write the record, with ``changes``, which are made in memory once they are on the disk.

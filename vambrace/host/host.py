@@ -68,7 +68,7 @@ class Host:
         self.settings = settings
         self.store = store
         self.platform = platform
-        self.owner = PlatformOwner(settings.state / "platform-owner.json")
+        self.owner = PlatformOwner(settings.state / "platform-owner.json", platform.platform_key)
         # Lazily faulted guests do not show in MemAvailable, so it is read once, before there are any.
         self.memory_limit = settings.guest_memory or max(0, memory_available() - HOST_RESERVE)
         self.shares = Shares(settings, self.memory_limit)

@@ -25,9 +25,11 @@ class NormalVm(Domain):
     def __init__(self, admitted: Admitted, services: Services) -> None:
         super().__init__(admitted, services)
         self._reset = asyncio.Event()
+        self._copying: asyncio.Task[None] | None = None
 
     async def _stages(self) -> None:
-        await asyncio.to_thread(self._make_disks)
+        self._copying = asyncio.create_task(asyncio.to_thread(self._make_disks))
+        await asyncio.shield(self._copying)
         await self._spawn()
         await self._move(State.LOADING)
         await self._load()
@@ -48,9 +50,10 @@ class NormalVm(Domain):
         await asyncio.shield(asyncio.create_task(self._vmm.destroy()))
         await self._spawn()
         await self._load()
-        await self._request("start")
+        # From here on it is the new one that resets itself, perhaps before it is known that it runs.
         self._reset.clear()
-        self.record.events.append({"name": "restarted", "step": State.RUNNING.step, "at": time.time()})
+        await self._request("start")
+        self._note("restarted", State.RUNNING.step)
         await self._save()
 
     def _disks(self) -> Mapping[str, Path]:
@@ -58,6 +61,10 @@ class NormalVm(Domain):
 
     async def _clear(self) -> None:
         await super()._clear()
+        if self._copying is not None:
+            # A thread cannot be cancelled, and what it writes later would stay.
+            self._store.volumes.stop(self.record.uuid)
+            await asyncio.wait([self._copying])
         await asyncio.to_thread(self._store.volumes.release, self.record.uuid)
 
     def _on_event(self, event: Event) -> None:

@@ -136,7 +136,7 @@ class Parts:
     def _most(self, part: Part) -> int:
         """So many pages can be looked at: what nobody has, and what admitted domains do not use yet, which wait until
         this one has its frames."""
-        unused = sum(other.guest for other in self._parts.values() if other.window is None)
+        unused = sum(other.guest for other in tuple(self._parts.values()) if other.window is None)
         spare = min(self._ledger.memory_free + unused, memory_available() - RESERVE)
         return max(spare, part.guest) // PAGE
 
@@ -173,7 +173,7 @@ class Parts:
                 if not known:
                     log.error("the page frames of a domain are not its own any more: %s", finding)
 
-        await watch(lambda: [domain for domain, part in self._parts.items() if part.window is not None], look)
+        await watch(lambda: [domain for domain, part in tuple(self._parts.items()) if part.window is not None], look)
 
     def state(self, part: Part) -> CachePartition:
         """What can be said of a domain's part now."""

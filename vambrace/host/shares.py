@@ -72,7 +72,13 @@ class Place:
 
     async def open_devices(self, stack: ExitStack) -> tuple[Opened, ...]:
         """Its devices, reset, until ``stack`` ends. Raises ``PartitionError``."""
-        return await asyncio.to_thread(self.shares.assigned.open, self.devices, stack)
+        opening = asyncio.create_task(asyncio.to_thread(self.shares.assigned.open, self.devices, stack))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled: what it opened once ``stack`` has ended would be nobody's, and never closed.
+            await asyncio.wait([opening])
+            raise
 
     async def leave(self) -> None:
         """Whatever still runs there ends, and what the domain had is free again; twice does no harm.
@@ -200,7 +206,7 @@ class Shares:
             part = await asyncio.to_thread(self.parts.create, share, guest)
             place = self._places[uuid] = Place(self, uuid, label, memory, cpus, bool(own), part, at, given)
             await asyncio.to_thread(self._create, place, vcpus)
-        except (PartitionError, CapacityError):
+        except BaseException:
             with contextlib.suppress(PartitionError):
                 await asyncio.to_thread(self.parts.leave, uuid)
             self._forget(uuid)

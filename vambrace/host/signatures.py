@@ -29,10 +29,13 @@ log = logging.getLogger(__name__)
 
 
 class PlatformOwner:
-    """``path`` is where the key is kept. One that cannot be read any more counts as set to nobody's: fail closed."""
+    """``path`` is where the key is kept. One that cannot be read any more counts as set to nobody's: fail closed.
+    ``platform`` is the platform's own key, which says of which platform an owner speaks."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, platform: bytes) -> None:
         self._path = path
+        self._platform = platform
+        self._putting = asyncio.Lock()
         self.spki: bytes | None = None
         self.changes = 0
         self._locked = path.exists()
@@ -61,6 +64,10 @@ class PlatformOwner:
         """
         if len(body) > MAX_BODY:
             raise ConfigError(f"the platform owner's key is longer than {MAX_BODY} bytes")
+        async with self._putting:  # of two that come together, the second finds what the first has set
+            await self._put(body)
+
+    async def _put(self, body: bytes) -> None:
         if body.startswith(PEM):
             spki = _certified(body)
             if spki == self.spki:
@@ -75,7 +82,8 @@ class PlatformOwner:
         elif self.spki is None:
             raise Conflict("this platform has no owner whose word could count", hint="send a certificate", status=409)
         else:
-            await self._keep(verify_successor(body, self.spki, self.changes + 1), self.changes + 1)
+            spki = verify_successor(body, self.spki, self._platform, self.changes + 1)
+            await self._keep(spki, self.changes + 1)
 
     async def _keep(self, spki: bytes, changes: int) -> None:
         text = json.dumps({"key": spki.hex(), "changes": changes})

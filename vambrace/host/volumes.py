@@ -48,7 +48,8 @@ class Volumes:
         return self._directory / uuid / name
 
     def create(self, uuid: str, name: str, source: Path, size: int) -> None:
-        """Copy the image's disk ``source``. Raises ``CapacityError``; blocks of zeros take no space."""
+        """Copy the image's disk ``source``; blocks of zeros take no space. Raises ``CapacityError``, also where nothing
+        is set aside for the domain any more."""
         target = self.path(uuid, name)
         try:
             target.parent.mkdir(mode=0o700, exist_ok=True)
@@ -56,11 +57,17 @@ class Volumes:
                 os.fchmod(out.fileno(), 0o600)
                 out.truncate(size)
                 for offset, data in _chunks(file.fileno()):
+                    if uuid not in self._reserved:
+                        raise CapacityError("the domain ends while its disks are copied")
                     os.pwrite(out.fileno(), data, offset)
         except OSError as error:
             raise CapacityError(
                 f"the disk {name} cannot be copied: {error.strerror}", hint="look at the host's state disk"
             ) from error
+
+    def stop(self, uuid: str) -> None:
+        """The domain ends: what ``create`` does for it in another thread ends soon."""
+        self._reserved.pop(uuid, None)
 
     def release(self, uuid: str) -> None:
         """The domain has ended: its disks go, and what was set aside is free. Twice does no harm."""

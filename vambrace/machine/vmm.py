@@ -406,11 +406,13 @@ class Machine:
         self._stop_threads()
         window, self._window = self._window, None
         if window is not None:
-            if self._pci:
-                self._pci.quiet()
+            users = [self._pci.quiet] if self._pci else []
             if window.failure() is None:
-                for transport in self._transports:
-                    transport.reset()
+                users += [transport.reset for transport in self._transports]
+            for let_go in users:
+                # A device that is broken keeps nobody's keys and memory from being wiped.
+                with contextlib.suppress(Exception):
+                    let_go()
             # Threads that wait for a page of a failed window are let go by this, and a change of percentage ends.
             window.close()
             self._stop_threads()

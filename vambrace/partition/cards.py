@@ -5,7 +5,8 @@ whatever way, the card is gone.
 
 What a guest may do is bounded by its port. It has one address, which the bridge does not learn but is told: packets
 from another one are dropped there (a locked port), nobody else's packets move it (a sticky entry), and packets to
-addresses that the bridge does not know are not sent to it. Isolated ports do not reach each other, only others.
+addresses that the bridge does not know are not sent to it. Where the bridge takes part in a spanning tree, a guest that
+poses as another bridge has its port closed (a guarded port). Isolated ports do not reach each other, only others.
 Sources: Documentation/networking/tuntap.rst, bridge.rst; include/uapi/linux/if_tun.h.
 """
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vambrace.errors import PartitionError
-from vambrace.partition.rtnetlink import ISOLATED, LEARNING, LOCKED, UNICAST_FLOOD, rtnetlink
+from vambrace.partition.rtnetlink import GUARD, ISOLATED, LEARNING, LOCKED, UNICAST_FLOOD, rtnetlink
 
 TUN, VHOST = "net/tun", "vhost-net"
 DEVICES, SYSFS, MODULES = Path("/dev"), Path("/sys/class/net"), Path("/sys/module")
@@ -124,7 +125,7 @@ def _connect(interface: str, network: Network, mac: bytes, mtu: int) -> None:
         # The tap's own address is no one's. A bridge that was given none takes the least of its ports': not this one.
         kernel.set_link(index, address=bytes([0xFE, *mac[1:]]), mtu=mtu, queue_length=QUEUE)
         kernel.set_link(index, master=socket.if_nametoindex(network.bridge))
-        flags = {LEARNING: False, UNICAST_FLOOD: False, LOCKED: True, ISOLATED: network.isolated}
+        flags = {GUARD: True, LEARNING: False, UNICAST_FLOOD: False, LOCKED: True, ISOLATED: network.isolated}
         kernel.set_port(index, flags)
         kernel.pin_address(index, mac)
         kernel.set_link(index, up=True)

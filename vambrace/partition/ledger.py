@@ -91,7 +91,7 @@ class Ledger:
 
     @property
     def memory_used(self) -> int:
-        return sum(share.memory for share in self._shares.values())
+        return sum(share.memory for share in self.shares)
 
     @property
     def memory_free(self) -> int:
@@ -104,7 +104,7 @@ class Ledger:
 
     def holder(self, kind: str, item: Item) -> Share | None:
         """Who has ``item``."""
-        return next((share for share in self._shares.values() if item in share.of(kind)), None)
+        return next((share for share in self.shares if item in share.of(kind)), None)
 
     def reserve(self, domain: str, label: str, request: Request) -> Share:
         """All of ``request`` for ``domain``, which has nothing yet.
@@ -143,7 +143,7 @@ class Ledger:
         return self.kinds[name]
 
     def _held(self, kind: str) -> set[Item]:
-        return {item for share in self._shares.values() for item in share.of(kind)}
+        return {item for share in self.shares for item in share.of(kind)}
 
     def _pick(self, name: str, count: int, named: Sequence[Item]) -> tuple[Item, ...]:
         """Whole free groups: those with a named item, then others until there are ``count`` items, or all."""

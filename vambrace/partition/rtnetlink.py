@@ -22,7 +22,7 @@ _UP = 1
 # IFLA_* of include/uapi/linux/if_link.h
 _ADDRESS, _MTU, _MASTER, _PORT, _QUEUE_LENGTH = 1, 4, 10, 12, 13
 # IFLA_BRPORT_*
-LEARNING, UNICAST_FLOOD, ISOLATED, LOCKED = 8, 9, 33, 39
+GUARD, LEARNING, UNICAST_FLOOD, ISOLATED, LOCKED = 5, 8, 9, 33, 39
 # include/uapi/linux/neighbour.h: an entry that the bridge neither learnt nor may move to another port.
 _LINK_ADDRESS = 2
 _STATIC = 0x40

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final
 
+from vambrace.errors import KvmError
 from vambrace.pci.function import Function
 
 #: Bytes of configuration addresses of one bus: 4 KiB for each of 256 functions.
@@ -50,10 +51,16 @@ class HostBridge:
                     return
 
     def quiet(self) -> None:
-        """As ``Function.quiet``, for all."""
+        """As ``Function.quiet``, for all, whatever becomes of one. Raises ``KvmError`` if any did not."""
+        failed: KvmError | None = None
         with self._lock:
             for function in self._functions.values():
-                function.quiet()
+                try:
+                    function.quiet()
+                except KvmError as error:
+                    failed = error
+        if failed is not None:
+            raise failed
 
 
 def _whole(offset: int, length: int) -> bool:

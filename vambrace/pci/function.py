@@ -138,7 +138,8 @@ class Function:
         if self._in_pending(place.bar.number, offset):
             return bytes(length)  # none: what is masked here waits in its eventfd
         region = self._hardware.regions[place.bar.number]
-        if offset + length > region.size:
+        last = offset + length - 1
+        if last >= region.size or not self._is_free(place.bar.number, last):
             return b"\xff" * length
         return self._hardware.read(place.bar.number, offset, length)
 

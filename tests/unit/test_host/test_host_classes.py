@@ -6,6 +6,8 @@ import asyncio
 import base64
 import hashlib
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from vambrace.attest.image import ImageStatement, public_key, sign_image, sign_s
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.classes import NORMAL, SECURE
 from vambrace.config import Disk, Zone
+from vambrace.host.volumes import Volumes
 
 #: A configuration of each class, as changes to the harness's Realm.
 SECURE_CHANGES: dict[str, Any] = {
@@ -156,7 +159,8 @@ def test_the_platform_owner_s_key_is_set_once_and_handed_over(
         return (await daemon.call("PUT", "/v1/platform/owner", data=body)).status
 
     async def test(daemon: Daemon) -> None:
-        handover = sign_successor(keeper.key, public_key(second.key), 1)
+        platform = bytes.fromhex((await daemon.get("/v1/platform")).json["platform_key"])
+        handover = sign_successor(keeper.key, platform, public_key(second.key), 1)
         assert (await daemon.get("/v1/platform")).json["owner"] is None
         assert await put(daemon, handover) == 409
         assert await put(daemon, b"-----BEGIN nonsense") == 422
@@ -164,14 +168,16 @@ def test_the_platform_owner_s_key_is_set_once_and_handed_over(
         first = (await daemon.get("/v1/platform")).json["owner"]
         assert await put(daemon, keeper.certificate_pem.encode()) == 200  # the same once more changes nothing
         assert await put(daemon, second.certificate_pem.encode()) == 409
-        assert await put(daemon, sign_successor(second.key, public_key(second.key), 1)) == 403
-        assert await put(daemon, sign_successor(keeper.key, public_key(second.key), 2)) == 403
+        assert await put(daemon, sign_successor(second.key, platform, public_key(second.key), 1)) == 403
+        assert await put(daemon, sign_successor(keeper.key, platform, public_key(second.key), 2)) == 403
+        elsewhere = sign_successor(keeper.key, b"another platform", public_key(second.key), 1)
+        assert await put(daemon, elsewhere) == 403  # the same owner's other platform
         assert (await daemon.get("/v1/platform")).json["owner"] == first
         assert await put(daemon, handover) == 200
         assert await put(daemon, handover) == 403  # used
-        assert await put(daemon, sign_successor(second.key, public_key(keeper.key), 2)) == 200
+        assert await put(daemon, sign_successor(second.key, platform, public_key(keeper.key), 2)) == 200
         assert await put(daemon, handover) == 403  # and not again, though its signer is back
-        assert await put(daemon, sign_successor(keeper.key, public_key(third.key), 3)) == 200
+        assert await put(daemon, sign_successor(keeper.key, platform, public_key(third.key), 3)) == 200
         await daemon.stop()
         await daemon.start()
         view = (await daemon.get("/v1/platform")).json
@@ -182,6 +188,21 @@ def test_the_platform_owner_s_key_is_set_once_and_handed_over(
         await daemon.start()
         assert (await daemon.get("/v1/platform")).json["owner"] is None
         assert await put(daemon, keeper.certificate_pem.encode()) == 409
+
+    run(tmp_path, certificates, test)
+
+
+def test_of_two_who_would_own_the_platform_one_does(
+    tmp_path: Path, certificates: Certificates, keeper: OwnerIdentity
+) -> None:
+    second = OwnerIdentity.create(tmp_path / "second")
+
+    async def test(daemon: Daemon) -> None:
+        bodies = [one.certificate_pem.encode() for one in (keeper, second)]
+        answers = await asyncio.gather(*(daemon.call("PUT", "/v1/platform/owner", data=body) for body in bodies))
+        assert sorted(answer.status for answer in answers) == [200, 409]
+        told = next(answer.json["owner"] for answer in answers if answer.status == 200)
+        assert (await daemon.get("/v1/platform")).json["owner"] == told
 
     run(tmp_path, certificates, test)
 
@@ -262,6 +283,80 @@ def test_a_reset_starts_it_anew_with_its_disks(
         assert [event["name"] for event in (await daemon.get(f"/v1/domains/{handle}")).json["events"]].count(
             "restarted"
         ) == 1
+
+    run(tmp_path, certificates, test)
+
+
+def test_a_guest_that_resets_itself_at_once_starts_again(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the daemon hears of it before it knows that the new VMM runs. Its record does not grow with that."""
+    monkeypatch.setattr("vambrace.host.normal.RESTART_SECONDS", 0.0)
+
+    async def test(daemon: Daemon) -> None:
+        handle, vmm = await started(daemon)
+        for _ in range(3):
+            await vmm.emit(event="ended", reason="reset", detail="", ran=0.0)
+            await vmm.emit_exit()
+            vmm = await daemon.vmm()
+            await vmm.request("load")
+            # The request that follows finds this before its answer.
+            await vmm.emit(event="ended", reason="reset", detail="", ran=0.0)
+            await vmm.request("start")
+        await (await daemon.vmm()).request("load")
+        assert (await daemon.get(f"/v1/domains/{handle}")).json["state"] == "running"
+
+    run(tmp_path, certificates, test)
+
+
+def test_what_a_guest_brings_about_is_not_remembered_for_ever(
+    tmp_path: Path, certificates: Certificates, keeper: OwnerIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vambrace.host.domain.NOTES_KEPT", 3)
+
+    async def test(daemon: Daemon) -> None:
+        await daemon.provision(keeper)
+        handle = await daemon.create(await signed(daemon, keeper), "vault")
+        vmm = await daemon.vmm()
+        for op in ("load", "start"):
+            await vmm.request(op)
+        await daemon.state(handle, "running")
+        for state in ("ready", *("failed", "succeeded") * 4):
+            assert (await vmm.ask("report", state=state))["ok"]
+        names = [event["name"] for event in (await daemon.get(f"/v1/domains/{handle}")).json["events"]]
+        assert names[:3] == ["created", "loading", "running"]
+        assert names[3:] == ["agent succeeded", "agent failed", "agent succeeded"]
+
+    run(tmp_path, certificates, test)
+
+
+def test_who_is_destroyed_while_its_disks_are_copied_leaves_none(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    stop = Volumes.stop
+
+    def slowly(file: int) -> Iterator[tuple[int, bytes]]:
+        begun.set()
+        go_on.wait(10)
+        try:
+            yield 0, b"x" * 512
+        finally:
+            ended.set()
+
+    def stopping(volumes: Volumes, uuid: str) -> None:
+        stop(volumes, uuid)
+        go_on.set()
+
+    monkeypatch.setattr("vambrace.host.volumes._chunks", slowly)
+    monkeypatch.setattr(Volumes, "stop", stopping)
+
+    async def test(daemon: Daemon) -> None:
+        handle = await daemon.create(await daemon.upload(**normal()), "debian")
+        assert await asyncio.to_thread(begun.wait, 10)
+        assert (await daemon.call("DELETE", f"/v1/domains/{handle}")).json["state"] == "destroyed"
+        assert ended.is_set()  # nobody writes any more
+        assert list((daemon.settings.state / "volumes").iterdir()) == []
 
     run(tmp_path, certificates, test)
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import threading
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fakes import pci_tree
 
 from vambrace.errors import CapacityError, ConfigError
 from vambrace.host.assigned import Assigned
+from vambrace.host.parts import Part
 from vambrace.host.settings import parse_settings
+from vambrace.host.shares import Place
 from vambrace.partition.devices import DEVICES
 from vambrace.partition.ledger import Ledger, Request
 
@@ -48,6 +56,41 @@ def test_a_host_without_devices_says_so(machine: Path) -> None:
     assert assigned.pick("first", []) == ()
     with pytest.raises(CapacityError, match="first cannot be given nvme: this host gives no devices"):
         assigned.pick("first", ["nvme"])
+
+
+def test_devices_opened_for_one_that_is_destroyed_meanwhile_are_closed(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    opened: list[int] = []
+
+    def slowly(devices: object, stack: ExitStack, **_: object) -> tuple[()]:
+        begun.set()
+        go_on.wait(10)
+        opened.append(os.open("/dev/null", os.O_RDONLY))
+        stack.callback(os.close, opened[0])
+        return ()
+
+    monkeypatch.setattr("vambrace.host.assigned.hand_over", slowly)
+    assigned, _ = of_host(machine, DISK)
+    shares: Any = SimpleNamespace(assigned=assigned)
+    place = Place(shares, "1", "first", 0, (), True, Part("1", "first", 0, 0))
+
+    async def load() -> None:
+        with ExitStack() as stack:
+            await place.open_devices(stack)
+
+    async def test() -> None:
+        loading = asyncio.create_task(load())
+        await asyncio.to_thread(begun.wait, 10)
+        loading.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+
+    asyncio.run(test())
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(opened[0])
 
 
 @pytest.mark.parametrize("name", ["nvme", "01:00.0", "0000:01:00.8", "1b36-0010", "../../etc"])

@@ -107,6 +107,24 @@ def test_every_domain_has_colours(tmp_path: Path) -> None:
     run(test)
 
 
+def test_what_fails_in_a_way_that_nobody_foresaw_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        shares = host(tmp_path, BY_COLOURS)
+        before = shares.describe()
+
+        def broken(*_: object, **__: object) -> None:
+            raise OSError("the kernel says something new")
+
+        monkeypatch.setattr(shares, "_create", broken)
+        with pytest.raises(OSError, match="something new"):
+            await make(shares, "first", HALF)
+        assert shares.describe() == before
+
+    run(test)
+
+
 def test_more_colours_than_asked_where_the_memory_needs_them(tmp_path: Path) -> None:
     async def test() -> None:
         shares = host(tmp_path, BY_COLOURS)
