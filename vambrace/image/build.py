@@ -77,8 +77,9 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         base.mount_word("/dev/vda", "/"),
         apps.mount_word("/dev/vdb", "/app"),
         *(["vambrace.network"] if manifest.networks else []),
-        # Drivers of devices wait for the IOMMU's, however long that takes: without it nothing is mapped for them.
-        *(["vambrace.devices", "deferred_probe_timeout=-1"] if manifest.devices else []),
+        # Drivers of devices wait for the IOMMU's, however long that takes: without it nothing is mapped for them. A disk
+        # has one way that leads to it.
+        *(["vambrace.devices", "deferred_probe_timeout=-1", "nvme_core.multipath=N"] if manifest.devices else []),
         f"vambrace.init={INIT}",
     ]
     return DomainConfig(
