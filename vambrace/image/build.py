@@ -77,8 +77,8 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         base.mount_word("/dev/vda", "/"),
         apps.mount_word("/dev/vdb", "/app"),
         *(["vambrace.network"] if manifest.networks else []),
-        # Drivers of devices wait for the IOMMU's, however long that takes: without it nothing is mapped for them. A disk
-        # has one way that leads to it.
+        # Drivers of devices wait for the IOMMU's, however long that takes: without it nothing is mapped for them.
+        # And one way leads to a disk.
         *(["vambrace.devices", "deferred_probe_timeout=-1", "nvme_core.multipath=N"] if manifest.devices else []),
         f"vambrace.init={INIT}",
     ]
