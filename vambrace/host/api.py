@@ -269,6 +269,8 @@ async def get_console(request: web.Request) -> web.StreamResponse:
     domain = _living(request)
     if domain.terminal is None:
         raise Conflict(f"the console of a {domain.config.kind} is nobody's", status=409)
+    if domain.lifecycle.state is State.DESTROYING:  # whoever comes now would be told of no end
+        raise Conflict("the domain is being destroyed", status=409)
     return await console.serve(request, domain.terminal, domain.closers)
 
 

@@ -25,7 +25,8 @@ class Viewer:
     def __init__(self, kept: bytes) -> None:
         self._waiting = bytearray(kept)
         self._arrived = asyncio.Event()
-        self._arrived.set()
+        if kept:
+            self._arrived.set()
 
     def feed(self, data: bytes) -> None:
         self._waiting += data

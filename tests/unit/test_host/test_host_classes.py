@@ -333,7 +333,7 @@ def test_what_a_guest_brings_about_is_not_remembered_for_ever(
 def test_who_is_destroyed_while_its_disks_are_copied_leaves_none(
     tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    begun, stopped, go_on, ended = (threading.Event() for _ in range(4))
     stop = Volumes.stop
 
     def slowly(file: int) -> Iterator[tuple[int, bytes]]:
@@ -346,7 +346,7 @@ def test_who_is_destroyed_while_its_disks_are_copied_leaves_none(
 
     def stopping(volumes: Volumes, uuid: str) -> None:
         stop(volumes, uuid)
-        go_on.set()
+        stopped.set()
 
     monkeypatch.setattr("vambrace.host.volumes._chunks", slowly)
     monkeypatch.setattr(Volumes, "stop", stopping)
@@ -354,7 +354,13 @@ def test_who_is_destroyed_while_its_disks_are_copied_leaves_none(
     async def test(daemon: Daemon) -> None:
         handle = await daemon.create(await daemon.upload(**normal()), "debian")
         assert await asyncio.to_thread(begun.wait, 10)
-        assert (await daemon.call("DELETE", f"/v1/domains/{handle}")).json["state"] == "destroyed"
+        ending = asyncio.create_task(daemon.call("DELETE", f"/v1/domains/{handle}"))
+        assert await asyncio.to_thread(stopped.wait, 10)
+        # Who comes to the console now would wait for ever.
+        answer = await daemon.get(f"/v1/domains/{handle}/console")
+        assert answer.status == 409 and "being destroyed" in answer.json["detail"]
+        go_on.set()
+        assert (await ending).json["state"] == "destroyed"
         assert ended.is_set()  # nobody writes any more
         assert list((daemon.settings.state / "volumes").iterdir()) == []
 
