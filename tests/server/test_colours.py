@@ -38,7 +38,7 @@ pid, colours = sys.argv[1], int(sys.argv[2])
 found = set()
 smaps = pathlib.Path(f"/proc/{pid}/smaps").read_text()
 for start, end, flags in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw-p .*?^VmFlags: (.*?)$", smaps, re.S | re.M):
-    if "nh" not in flags.split() or int(end, 16) - int(start, 16) < 1 << 20:  # a window has no huge pages
+    if not {"nh", "dd", "dc"} <= set(flags.split()):  # a window: no huge pages, no dump, no copy for a child
         continue
     with open(f"/proc/{pid}/pagemap", "rb") as pagemap:
         pagemap.seek(int(start, 16) // 4096 * 8)
