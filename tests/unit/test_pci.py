@@ -203,6 +203,9 @@ def test_bus_master_is_off_until_the_guest_wants_it(guest: Guest) -> None:
     guest.bridge.quiet()
     assert guest.device.command == 0
     assert not guest.machine.mapped
+    guest.place(0x1000_0000, MEMORY | MASTER)  # too late
+    assert guest.device.command == 0
+    assert not guest.machine.mapped
 
 
 def test_one_device_that_is_broken_leaves_no_other_with_memory() -> None:

@@ -51,10 +51,13 @@ class HostBridge:
                     return
 
     def quiet(self) -> None:
-        """As ``Function.quiet``, for all, whatever becomes of one. Raises ``KvmError`` if any did not."""
+        """As ``Function.quiet``, for all, whatever becomes of one; from then on nothing is there. Raises ``KvmError`` if
+        any did not."""
         failed: KvmError | None = None
         with self._lock:
-            for function in self._functions.values():
+            # A vCPU that did not stop in time may come yet.
+            functions, self._functions = self._functions, {}
+            for function in functions.values():
                 try:
                     function.quiet()
                 except KvmError as error:
