@@ -59,7 +59,8 @@ class Volumes:
                 for offset, data in _chunks(file.fileno()):
                     if uuid not in self._reserved:
                         raise CapacityError("the domain ends while its disks are copied")
-                    os.pwrite(out.fileno(), data, offset)
+                    out.seek(offset)
+                    out.write(data)  # all of it, or an error
         except OSError as error:
             raise CapacityError(
                 f"the disk {name} cannot be copied: {error.strerror}", hint="look at the host's state disk"

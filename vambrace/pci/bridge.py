@@ -51,8 +51,8 @@ class HostBridge:
                     return
 
     def quiet(self) -> None:
-        """As ``Function.quiet``, for all, whatever becomes of one; from then on nothing is there. Raises ``KvmError`` if
-        any did not."""
+        """As ``Function.quiet``, for all, whatever becomes of one; from then on nothing is there. Raises ``KvmError``
+        if any did not."""
         failed: KvmError | None = None
         with self._lock:
             # A vCPU that did not stop in time may come yet.
