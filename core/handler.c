@@ -222,7 +222,12 @@ static void *handler_main(void *argument)
 {
 	struct vb_handler *self = argument;
 	struct vb_window *window = self->window;
+	/* A handler that wakes does not take the CPU from a vCPU that runs: it comes when this one waits. */
+	const struct sched_param parameters = {0};
 
+	/* From here, not from outside: for another thread's name the C library opens a file, which a jailed process cannot. */
+	pthread_setname_np(pthread_self(), "pager");
+	(void)pthread_setschedparam(pthread_self(), SCHED_BATCH, &parameters);
 	if (serve_all(window, self))
 		await_end(window);
 	pthread_mutex_lock(&window->roster); /* no bell rings for a thread that is no more */
@@ -255,8 +260,6 @@ static int pin_to(pthread_attr_t *attributes, int cpu)
 
 static int start_one(struct vb_handler *handler)
 {
-	/* A handler that wakes does not take the CPU from a vCPU that runs: it comes when this one waits. */
-	const struct sched_param parameters = {0};
 	pthread_attr_t attributes;
 	sigset_t all, before;
 	int error = pthread_attr_init(&attributes);
@@ -275,8 +278,6 @@ static int start_one(struct vb_handler *handler)
 	pthread_attr_destroy(&attributes);
 	if (error)
 		return -error;
-	pthread_setname_np(handler->thread, "pager");
-	(void)pthread_setschedparam(handler->thread, SCHED_BATCH, &parameters);
 	return VB_OK;
 }
 

@@ -18,6 +18,7 @@ import json
 import os
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -62,10 +63,10 @@ def answer(work: Callable[[dict[str, Any], Any], dict[str, Any]]) -> None:
 
 
 def boot_realm(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
-    """As vambrace.host.vmm starts and drives it."""
-    command = vmm_command()
+    """As the daemon has it started, and drives it."""
+    launcher = new_launcher()
     started = time.monotonic()
-    process, ours = start_realm(command, errors)
+    process, ours = start_realm(launcher, errors)
     with process, Control(ours) as control:
         try:
             # The answer to any request shows that it takes them. The first comes when the process has started: in
@@ -91,25 +92,46 @@ def boot_realm(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
             process.kill()
 
 
-def vmm_command() -> tuple[str, ...]:
-    from vambrace.host.settings import Settings
+def new_launcher() -> Any:
+    """The host's own, which the daemon has from its start on."""
+    from vambrace.jail.launcher import Launcher
 
-    return Settings.vmm_command
+    return Launcher()
 
 
-def start_realm(command: Sequence[str], errors: Any) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A VMM process that was told nothing yet, and our end of its control socket."""
+def start_realm(launcher: Any, errors: Any) -> tuple[Jailed, socket.socket]:
+    """A VMM process, in its jail, that was told nothing yet, and our end of its control socket."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process = subprocess.Popen(
-        [*command, "--control", str(theirs.fileno())],
-        pass_fds=(theirs.fileno(),),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        env={key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ},
-    )
-    theirs.close()
-    return process, ours
+    with theirs:
+        return Jailed(launcher, launcher.bring_in(theirs.fileno(), errors.fileno())), ours
+
+
+class Jailed:
+    """What a launcher has started: the part of Popen's interface that is used here."""
+
+    def __init__(self, launcher: Any, started: Any) -> None:
+        self._launcher = launcher
+        self._handle: int = started.process
+        self.pid: int = started.pid
+        self._ended = False
+
+    def __enter__(self) -> Jailed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+    def kill(self) -> None:
+        if not self._ended:
+            signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+
+    def wait(self, seconds: float | None = None) -> None:
+        if self._ended:
+            return
+        if not select.select([self._handle], [], [], seconds)[0]:
+            raise RuntimeError("the VMM does not end")
+        self._launcher.reap(self.pid)
+        self._ended = True
 
 
 class Control:
@@ -405,7 +427,7 @@ def phases(started: float, ready: float, loaded: float) -> dict[str, Any]:
     return {"request": ready - started, "load": loaded - ready, "run": time.monotonic() - loaded}
 
 
-def seconds_to_end(process: subprocess.Popen[bytes], ask: Callable[[], Any]) -> float:
+def seconds_to_end(process: subprocess.Popen[bytes] | Jailed, ask: Callable[[], Any]) -> float:
     """From asking a VMM to end until its process is gone."""
     asked = time.monotonic()
     ask()

@@ -26,7 +26,7 @@ class RealmGuest:
     """A guest of our VMM, booted until its driver waits for requests."""
 
     def __init__(self, stack: ExitStack, specification: dict[str, Any], errors: Any) -> None:
-        process, connection = runner.start_realm(runner.vmm_command(), errors)
+        process, connection = runner.start_realm(runner.new_launcher(), errors)
         stack.enter_context(process)
         stack.callback(process.kill)
         self._control = stack.enter_context(runner.Control(connection))

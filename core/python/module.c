@@ -6,6 +6,9 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+
 #include "../status.h"
 #include "../timing.h"
 #include "../window.h"
@@ -33,6 +36,27 @@ static PyObject *lock_process(PyObject *module, PyObject *unused)
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 || mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0)
 		return vb_python_fail(module, -errno);
 	Py_RETURN_NONE;
+}
+
+/* Binds this process to the system calls that a program of struct sock_filter allows, for good. It has one thread yet. */
+static PyObject *restrict_calls(PyObject *module, PyObject *arguments)
+{
+	Py_buffer program;
+	struct sock_fprog filter = {0};
+	int status = VB_INVALID;
+
+	if (!PyArg_ParseTuple(arguments, "y*", &program))
+		return NULL;
+	if (program.len && program.len % (Py_ssize_t)sizeof *filter.filter == 0 &&
+	    program.len / (Py_ssize_t)sizeof *filter.filter <= BPF_MAXINSNS) {
+		filter.len = (unsigned short)(program.len / (Py_ssize_t)sizeof *filter.filter);
+		filter.filter = program.buf;
+		status = prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter)
+				 ? -errno
+				 : VB_OK;
+	}
+	PyBuffer_Release(&program);
+	return status ? vb_python_fail(module, status) : Py_NewRef(Py_None);
 }
 
 static PyObject *time_walk(PyObject *module, PyObject *arguments)
@@ -78,6 +102,7 @@ static PyMethodDef module_methods[] = {
 	{"address_of", address_of, METH_O, NULL},
 	{"time_walk", time_walk, METH_VARARGS, NULL},
 	{"lock_process", lock_process, METH_NOARGS, NULL},
+	{"restrict_calls", restrict_calls, METH_VARARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };
 

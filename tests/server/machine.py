@@ -160,7 +160,7 @@ def one_waits(host: door.Door) -> bool:
 
 def vmm_of(host: door.Door, uuid: str) -> int:
     """The process that runs Realm ``uuid``."""
-    record = json.loads(host.run("cat", f"/state/host/realms/{uuid}.json").output)
+    record = json.loads(host.run("cat", f"/state/host/domains/{uuid}.json").output)
     assert record["vmm_pid"] in vmms(host)
     return int(record["vmm_pid"])
 

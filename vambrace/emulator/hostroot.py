@@ -31,6 +31,7 @@ PACKAGES = (
     "python3-aiohttp",
     "python3-cryptography",
     "python3-prometheus-client",
+    "python3-seccomp",
     "tee-supplicant",
 )
 SYSROOT_PACKAGES = ("libc6-dev", "libpython3.13-dev", "libssl-dev")
@@ -43,8 +44,8 @@ MODULES = (
 APPLETS = ("sh", "blockdev", "mount", "mkdir", "mkfifo", "ip", "sleep", "poweroff", "false")
 # What a host runs; the user's side of vambrace stays with the user.
 PARTS = (
-    *("attest", "host", "image", "kvm", "machine", "measure", "pager", "partition", "pci", "trustzone", "vfio"),
-    "virtio",
+    *("attest", "host", "image", "jail", "kvm", "machine", "measure", "pager", "partition", "pci", "trustzone"),
+    *("vfio", "virtio"),
 )
 FILES = (
     *("__init__.py", "advice.py", "cache.py", "canonical.py", "certificate.py", "classes.py", "config.py"),

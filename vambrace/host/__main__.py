@@ -24,15 +24,23 @@ from aiohttp import web
 from vambrace.errors import HostError, VambraceError
 from vambrace.host.api import application, tls_context
 from vambrace.host.host import Host
+from vambrace.host.launcher import JailLauncher, Launcher
 from vambrace.host.platform import Platform, Session
 from vambrace.host.settings import Settings, load_settings
 from vambrace.host.store import Store
 from vambrace.host.vsock import Connector, connect_vsock
+from vambrace.jail import linux
 from vambrace.trustzone import TrustZone
 from vambrace.trustzone.insecure import InsecurePlatform
 
 # Two for each stream between Realms, which may be some hundreds for each of them.
 DESCRIPTORS = 1 << 16
+#: The capabilities that the daemon keeps: to read the page maps of VMMs, which are another user's, to put them into
+#: their places, and end them; to see to cards and devices; and to listen on any port.
+KEPT = (
+    *(linux.CAP_DAC_OVERRIDE, linux.CAP_DAC_READ_SEARCH, linux.CAP_KILL, linux.CAP_NET_BIND_SERVICE),
+    *(linux.CAP_NET_ADMIN, linux.CAP_SYS_PTRACE, linux.CAP_SYS_ADMIN, linux.CAP_SYS_NICE, linux.CAP_SYS_RESOURCE),
+)
 
 log = logging.getLogger("vambrace.host")
 
@@ -45,10 +53,13 @@ def main() -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     # Requests are their users' business: aiohttp would log each.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    launcher = JailLauncher()
     if arguments.gate:
         pass_gate(arguments.gate)
+    allow_descriptors()
+    give_up_capabilities()
     try:
-        asyncio.run(serve(load_settings(arguments.config)))
+        asyncio.run(serve(load_settings(arguments.config), launcher))
     except VambraceError as error:
         print(f"vambrace-host: {error}", file=sys.stderr)
         if error.hint:
@@ -82,20 +93,32 @@ def allow_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def give_up_capabilities() -> None:
+    """What the launcher needs the daemon does not. Not once there is a second thread: each has its own capabilities."""
+    linux.no_new_privileges()
+    linux.bound_capabilities(KEPT)
+    linux.set_capabilities(KEPT)
+
+
 async def serve(
-    settings: Settings, *, connect: Connector = connect_vsock, ready: asyncio.Future[int] | None = None
+    settings: Settings,
+    launcher: Launcher,
+    *,
+    connect: Connector = connect_vsock,
+    ready: asyncio.Future[int] | None = None,
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT; ``ready`` is given the port. Raises ``VambraceError``."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    allow_descriptors()
     context = tls_context(settings)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(launcher.close)
+        await launcher.open()
         session = stack.enter_context(_session(settings))
         store = Store(settings.state)
         platform = Platform(session, settings.endorsement, settings.vendor_root, insecure=bool(settings.insecure))
-        host = Host(settings, store, platform, connect)
+        host = Host(settings, store, platform, launcher, connect)
         stack.push_async_callback(host.close)
         host.recover()
         runner = web.AppRunner(application(host, connect), access_log=None, shutdown_timeout=2)

@@ -203,6 +203,8 @@ class Domain(ABC):
                     self._image, self.config, self._disks(), self._place.networks, self._settings.devices, handed
                 )
             )
+            if self._vmm is not None and (volumes := [disk.size for disk in self.config.disks if disk.plain]):
+                self._vmm.allow_writes(max(volumes))
             answer = await self._request(
                 "load",
                 descriptors=its.descriptors,

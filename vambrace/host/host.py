@@ -18,6 +18,7 @@ from vambrace import __version__
 from vambrace.classes import NORMAL, REALM, SECURE, DomainClass
 from vambrace.errors import CapacityError, ConfigError, Conflict, ImageError, NotFound
 from vambrace.host.domain import Admitted, Domain, Services
+from vambrace.host.launcher import Launcher
 from vambrace.host.lifecycle import State
 from vambrace.host.messages import ENDPOINT_MEMORY, Messages, Party
 from vambrace.host.metrics import Metrics, Watched, WindowTotals
@@ -63,7 +64,12 @@ class Host:
     """Created in the event loop; ``recover`` before anything else, ``close`` at the end."""
 
     def __init__(
-        self, settings: Settings, store: Store, platform: Platform, connect: Connector = connect_vsock
+        self,
+        settings: Settings,
+        store: Store,
+        platform: Platform,
+        launcher: Launcher,
+        connect: Connector = connect_vsock,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -72,7 +78,7 @@ class Host:
         # Lazily faulted guests do not show in MemAvailable, so it is read once, before there are any.
         self.memory_limit = settings.guest_memory or max(0, memory_available() - HOST_RESERVE)
         self.shares = Shares(settings, self.memory_limit)
-        self._standby = Standby(settings, self.shares.waiting)
+        self._standby = Standby(launcher, self.shares.waiting)
         self._living: dict[str, Domain] = {}
         self._ended: dict[str, Domain] = {}
         self._past: dict[str, DomainRecord] = {}

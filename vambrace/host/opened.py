@@ -12,7 +12,8 @@ from typing import Any
 from vambrace.config import DomainConfig
 from vambrace.errors import DomainError
 from vambrace.host.store import StoredImage
-from vambrace.machine.descriptors import CARD, KINDS, device_names, expected
+from vambrace.jail.kinds import KINDS
+from vambrace.machine.descriptors import CARD, device_names, expected
 from vambrace.partition import handover
 from vambrace.partition.cards import Network, new_address, open_card
 

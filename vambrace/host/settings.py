@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 import tomllib
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -72,8 +71,7 @@ class Settings:
     message_rate: int = 256 << 20
     cache: CacheSettings = field(default_factory=CacheSettings)
     networks: tuple[Network, ...] = ()
-    # Not in the file: the program that is started for each domain, and where the devices are that it gets.
-    vmm_command: tuple[str, ...] = (sys.executable, "-m", "vambrace.machine")
+    # Not in the file: where the devices are that domains get.
     devices: Path = Path("/dev")
 
     def __post_init__(self) -> None:
@@ -97,7 +95,7 @@ NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vm
 STRINGS = frozenset(("listen", "insecure"))
 PROCESSORS = frozenset(("vmm_cpus", "shared_cpus"))
 LISTS = frozenset(("pci_devices",))
-INTERNAL = frozenset(("vmm_command", "devices"))
+INTERNAL = frozenset(("devices",))
 
 _NETWORK = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 #: What the kernel takes as the name of an interface.

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from vambrace.errors import DomainError
-from vambrace.host.settings import Settings
+from vambrace.host.launcher import Launcher
 from vambrace.host.vmm import Event, Vmm
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,8 @@ class Standby:
     Like every VMM it ends when the daemon does: its control socket closes.
     """
 
-    def __init__(self, settings: Settings, cpus: Sequence[int]) -> None:
-        self._settings = settings
+    def __init__(self, launcher: Launcher, cpus: Sequence[int]) -> None:
+        self._launcher = launcher
         self._cpus = cpus  # where it waits
         self._waiting: asyncio.Task[Vmm] | None = None
         self._closed = False
@@ -52,7 +52,7 @@ class Standby:
                 await (await waiting).destroy()
 
     async def _spawn(self, on_event: Callable[[Event], None]) -> Vmm:
-        return await Vmm.spawn(self._settings.vmm_command, on_event, cpus=self._cpus)
+        return await Vmm.spawn(self._launcher, on_event, cpus=self._cpus)
 
 
 def _nobody(event: Event) -> None:

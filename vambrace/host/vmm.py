@@ -16,12 +16,14 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vambrace.errors import DomainError
 from vambrace.host.agent import Bucket
+from vambrace.host.launcher import Launcher, Process
 
 PACKET_LIMIT = 64 << 10
 AGENT_CHUNK = 32 << 10
@@ -74,10 +76,15 @@ class Vmm:
     """Client of one VMM process. ``on_event`` is called in the event loop; after ``Died`` nothing can be relied on."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, control: socket.socket, on_event: Callable[[Event], None]
+        self,
+        process: Process,
+        control: socket.socket,
+        errors: asyncio.StreamReader,
+        on_event: Callable[[Event], None],
     ) -> None:
         self._process = process
         self._control = control
+        self._errors = errors
         self._on_event = on_event
         self._replies: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next = 0
@@ -88,32 +95,24 @@ class Vmm:
         self._stderr = asyncio.create_task(self._drain_stderr())
 
     @classmethod
-    async def spawn(cls, command: Sequence[str], on_event: Callable[[Event], None], *, cpus: Sequence[int] = ()) -> Vmm:
-        """Start ``command`` with ``--control FD``; raises ``DomainError`` if it cannot be started."""
+    async def spawn(cls, launcher: Launcher, on_event: Callable[[Event], None], *, cpus: Sequence[int] = ()) -> Vmm:
+        """Have ``launcher`` start one, to wait on ``cpus``; raises ``DomainError`` if it cannot be started."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                "--control",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                env={key: os.environ[key] for key in ("PATH", "PYTHONPATH") if key in os.environ},
-            )
-        except OSError as error:
-            ours.close()
-            raise DomainError(f"the VMM cannot be started: {error.strerror}") from error
-        finally:
-            theirs.close()
-        with contextlib.suppress(ProcessLookupError):
-            # Guest memory must not end in a core file. The process has nothing secret before "load".
-            resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
-            if cpus:
-                os.sched_setaffinity(process.pid, cpus)
+        output, errors = os.pipe()
+        with ExitStack() as stack:
+            stack.callback(ours.close)
+            written = stack.enter_context(os.fdopen(output, "rb", buffering=0))
+            try:
+                process = await launcher.start(theirs.fileno(), errors, cpus)
+            finally:
+                theirs.close()
+                os.close(errors)
+            stack.pop_all()
         ours.setblocking(False)
-        return cls(process, ours, on_event)
+        reader = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), written)
+        return cls(process, ours, reader, on_event)
 
     @property
     def pid(self) -> int:
@@ -197,6 +196,11 @@ class Vmm:
         except OSError:  # a TimeoutError is one, too
             raise DomainError("the VMM is gone") from None
 
+    def allow_writes(self, size: int) -> None:
+        """Up to ``size`` bytes of files that it has open for it: at first it can write to none. It may be gone."""
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(self.pid, resource.RLIMIT_FSIZE, (size, size))
+
     async def destroy(self) -> None:
         """Ask the VMM to wipe and exit, kill it if it does not, and reap it. Never raises."""
         self._closing = True
@@ -265,9 +269,8 @@ class Vmm:
 
     async def _drain_stderr(self) -> None:
         """Keep the end of what the VMM wrote on stderr; log it only if the process died by itself."""
-        assert self._process.stderr is not None
         tail = b""
-        while chunk := await self._process.stderr.read(4096):
+        while chunk := await self._errors.read(4096):
             tail = (tail + chunk)[-STDERR_LIMIT:]
         status = await self._process.wait()
         if status != 0 and tail:

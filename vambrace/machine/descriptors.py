@@ -3,8 +3,8 @@
 A VMM opens nothing by a path. Whoever may (the daemon) opens what a domain needs, and sends the descriptors along with
 the request ``load``, which names them in the same order. Both sides take names and kinds from here.
 
-To give domains one more thing, add its kind to KINDS. What a domain of a certain configuration must get, no more and no
-less, is what ``expected`` names: ``KIND`` alone, or ``KIND:WHICH`` where it may have several.
+What a domain of a certain configuration must get, no more and no less, is what ``expected`` names: ``KIND`` alone, or
+``KIND:WHICH`` where it may have several. The kinds are those of ``vambrace/jail/kinds.py``, where one more is added.
 """
 
 from __future__ import annotations
@@ -15,45 +15,13 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import NamedTuple
 
 from vambrace.config import DomainConfig
 from vambrace.errors import UsageError
+from vambrace.jail.kinds import KINDS
 
 #: More than any domain has; the kernel's own bound for one packet is 253.
 MOST = 96
-
-
-class Kind(NamedTuple):
-    """What a descriptor of this kind must be: a device, which has the name ``device`` below /dev, or a file, to read or
-    ``writable``.
-
-    ``hint`` is what to do where the device cannot be opened. ``handed``: it has no name there, and comes from whoever
-    gives domains their PCI devices.
-    """
-
-    device: str = ""
-    hint: str = ""
-    writable: bool = False
-    handed: bool = False
-
-
-KINDS = {
-    "config": Kind(),
-    "kernel": Kind(),
-    "initrd": Kind(),
-    "disk": Kind(),
-    "volume": Kind(writable=True),
-    "kvm": Kind("kvm", "the host must be arm64 Linux started at EL2, with KVM"),
-    "userfaultfd": Kind("userfaultfd", "run Linux 6.8 or newer, with userfaultfd"),
-    "vhost-vsock": Kind("vhost-vsock", "load the module vhost_vsock"),
-    "net": Kind("net/tun", "load the module tun"),
-    "vhost-net": Kind("vhost-net", "load the module vhost_net"),
-    # A PCI device, its IOMMU group and the container that this is in.
-    "vfio": Kind(handed=True),
-    "vfio-group": Kind(handed=True),
-    "vfio-container": Kind(handed=True),
-}
 #: What a network card has: a tap that is attached, and the device that serves it.
 CARD = ("net", "vhost-net")
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from enum import Enum, auto
 from functools import partial
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from vambrace.config import MAX_CONFIG_BYTES, Disk, DomainConfig
 from vambrace.errors import ConfigError, UsageError
@@ -22,6 +22,7 @@ from vambrace.kvm import Crashed, Interrupted, MmioRead, MmioWrite, SystemEvent,
 from vambrace.machine import layout
 from vambrace.machine.change import Change, Progress
 from vambrace.machine.descriptors import CARD, Descriptors, expected
+from vambrace.machine.pci import Pci, assigned
 from vambrace.machine.plan import BootPlan, plan_boot
 from vambrace.measure import LaunchMeasurement
 from vambrace.pager import Place, Reuse, Window, ZoneStats
@@ -37,9 +38,6 @@ from vambrace.virtio.memory import GuestMemory
 from vambrace.virtio.mmio import NOTIFY, Transport
 from vambrace.virtio.net import Card, Net
 from vambrace.virtio.vsock import Vsock
-
-if TYPE_CHECKING:
-    from vambrace.machine.pci import Pci
 
 _KICK = signal.SIGUSR1  # makes a vCPU thread leave the kernel
 #: Bytes whose hashing takes longer than to start a thread.
@@ -487,9 +485,6 @@ def _card(files: Descriptors, number: int, mac: bytes, mtu: int) -> Net:
 def _make_pci(
     vm: Vm, memory: GuestMemory, window: Window, end: int, files: Descriptors, config: DomainConfig
 ) -> Pci:
-    # Only where there are devices: the process starts with little.
-    from vambrace.machine.pci import Pci, assigned
-
     return Pci(vm, memory, window, end, assigned(files, [device.name for device in config.devices]))
 
 

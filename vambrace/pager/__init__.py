@@ -11,6 +11,7 @@ from vambrace.pager.window import (
     ZoneStats,
     address_of,
     lock_process,
+    restrict_calls,
     window_pages,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "ZoneStats",
     "address_of",
     "lock_process",
+    "restrict_calls",
     "window_pages",
 ]

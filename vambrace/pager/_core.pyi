@@ -65,6 +65,9 @@ class Window(Buffer):
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 def lock_process() -> None: ...
+
+# This process may from now on make only the system calls that the kernel's filter (struct sock_filter …) lets pass.
+def restrict_calls(program: Buffer) -> None: ...
 def address_of(memory: Buffer) -> int: ...  # where this process has it, valid as long as the memory is there
 
 # How many ns it takes to read lines of page `target` of `memory` (page-aligned, zeros) after those of `pages` (an array

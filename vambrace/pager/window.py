@@ -320,6 +320,15 @@ def lock_process() -> None:
         ) from None
 
 
+def restrict_calls(program: bytes) -> None:
+    """Binds this process, which has one thread yet, for good to the system calls that ``program`` allows, a filter as
+    the kernel takes it (seccomp(2)). Raises PagerError: it is none."""
+    try:
+        _core.restrict_calls(program)
+    except _core.Error as error:
+        raise PagerError("this process cannot be bound to its system calls: the filter is not one") from error
+
+
 def _place(core: _core.Window, pages: int, place: Place) -> None:
     """Draws and keeps pages until each of the window's has its frame."""
     missing, left = pages, place.most

@@ -35,6 +35,10 @@ DEVICE_RESET: Final = 0x3B6F
 DEVICE_GET_HOT_RESET_INFO: Final = 0x3B70
 DEVICE_HOT_RESET: Final = 0x3B71
 
+#: What a VMM asks: in its jail it can ask nothing else (vambrace/jail/kinds.py). The rest is the daemon's.
+CONTAINER_REQUESTS: Final = (IOMMU_GET_INFO, IOMMU_MAP_DMA, IOMMU_UNMAP_DMA)
+DEVICE_REQUESTS: Final = (DEVICE_GET_INFO, DEVICE_GET_REGION_INFO, DEVICE_SET_IRQS)
+
 DEVICE_FLAG_RESET: Final = 1 << 0
 DEVICE_FLAG_PCI: Final = 1 << 1
 

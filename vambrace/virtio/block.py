@@ -25,6 +25,7 @@ _HEADER = struct.Struct("<IIQ")
 _PIECE = struct.Struct("<QII")  # sector, sectors, flags
 # FS_IOC_UNRESVSP64 with struct space_resv (linux/falloc.h): a hole in a file, for who has no fallocate(2).
 _PUNCH = 0x4030582B
+REQUESTS = (_PUNCH,)  # all that a file is asked (vambrace/jail/kinds.py)
 _SPACE = struct.Struct("=hhxxxxqqiI16x")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from vambrace.errors import KvmError
 from vambrace.record import Record
+from vambrace.virtio import vhost
 from vambrace.virtio.device import VERSION_1, KernelDevice, Ring
 from vambrace.virtio.memory import GuestFault, GuestMemory
 from vambrace.virtio.queue import Queue
@@ -21,6 +22,9 @@ LEAST_MTU, MOST_MTU = 68, 65535
 
 _SET_BACKEND = 0x4008AF30  # of vhost-net: the tap that a ring's packets come from or go to, or -1
 _SET_OFFLOAD = 0x400454D0  # TUNSETOFFLOAD (include/uapi/linux/if_tun.h)
+#: All that these devices are asked (vambrace/jail/kinds.py).
+TAP_REQUESTS = (_SET_OFFLOAD,)
+REQUESTS = (*vhost.REQUESTS, _SET_BACKEND)
 
 _CSUM, _GUEST_CSUM, _MTU, _MAC = 1 << 0, 1 << 1, 1 << 3, 1 << 5
 _GUEST_TSO4, _GUEST_TSO6, _HOST_TSO4, _HOST_TSO6 = 1 << 7, 1 << 8, 1 << 11, 1 << 12

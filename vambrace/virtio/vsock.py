@@ -9,6 +9,7 @@ import struct
 from collections.abc import Sequence
 
 from vambrace.errors import KvmError
+from vambrace.virtio import vhost
 from vambrace.virtio.device import VERSION_1, KernelDevice, Ring
 from vambrace.virtio.memory import GuestFault, GuestMemory
 from vambrace.virtio.queue import Queue
@@ -17,6 +18,8 @@ from vambrace.virtio.vhost import Vhost, all_set_up
 FIRST_CID, LAST_CID = 3, 0xFFFF_FFFE  # smaller ones are the hypervisor's and the host's
 
 _SET_CID, _SET_RUNNING = 0x4008AF60, 0x4004AF61
+#: All that this device is asked (vambrace/jail/kinds.py).
+REQUESTS = (*vhost.REQUESTS, _SET_CID, _SET_RUNNING)
 
 _RINGS = 2  # received, sent; the third queue, for events, never has any
 

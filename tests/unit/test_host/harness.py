@@ -26,9 +26,13 @@ from vambrace.config import Application, Disk, DomainConfig, Zone
 from vambrace.host.__main__ import serve
 from vambrace.host.settings import NO_TRUSTZONE, Settings
 from vambrace.image import write_bundle
-from vambrace.machine.descriptors import KINDS
+from vambrace.jail.kinds import KINDS
 
 FAKES = Path(__file__).parents[2] / "fakes"
+sys.path.append(str(FAKES))
+
+from plain_launcher import PlainLauncher  # noqa: E402
+
 MIB = 1 << 20
 PATIENCE = 15.0
 #: Domains share what the tests may use, and nothing of the machine's is changed.
@@ -144,10 +148,10 @@ class Daemon:
             vendor_root=certificates.vendor_root,
             listen="127.0.0.1",
             insecure=NO_TRUSTZONE,
-            vmm_command=(sys.executable, str(FAKES / "fake_vmm.py")),
             devices=devices,
             **(PROCESSORS | {"port": 0, "guest_memory": 1 << 30, "cgroups": directory / "no-cgroups"} | changes),
         )
+        self.launcher = PlainLauncher(sys.executable, str(FAKES / "fake_vmm.py"))
         self.hub_path = directory / "hub"
         self.hub = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.hub.bind(str(self.hub_path))
@@ -166,7 +170,7 @@ class Daemon:
 
     async def start(self, *, endorse: bool = True) -> None:
         ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self.task = asyncio.create_task(serve(self.settings, connect=self.connect, ready=ready))
+        self.task = asyncio.create_task(serve(self.settings, self.launcher, connect=self.connect, ready=ready))
         await asyncio.wait((self.task, ready), return_when=asyncio.FIRST_COMPLETED, timeout=PATIENCE)
         if self.task.done():
             self.task.result()

@@ -20,6 +20,7 @@ import asyncio, sys
 from pathlib import Path
 from vambrace.host.__main__ import serve
 from vambrace.host.settings import Settings
+from plain_launcher import PlainLauncher
 
 keys, state, devices, port, *vmm = sys.argv[1:]
 keys, state, devices = Path(keys), Path(state), Path(devices)
@@ -27,10 +28,10 @@ settings = Settings(
     certificate=keys / "server.pem", key=keys / "server.key", client_ca=keys / "ca.pem", state=state,
     endorsement=state / "endorsement.pem", vendor_root=keys / "vendor-root.pem",
     listen="127.0.0.1", port=int(port), guest_memory=1 << 30,
-    insecure="no-trustzone", vmm_command=tuple(vmm), vmm_cpus=(0,), shared_cpus=(0,), allow_affinity=True,
+    insecure="no-trustzone", vmm_cpus=(0,), shared_cpus=(0,), allow_affinity=True,
     cgroups=state / "no-cgroups", devices=devices,
 )
-asyncio.run(serve(settings))
+asyncio.run(serve(settings, PlainLauncher(*vmm)))
 """
 
 
@@ -47,7 +48,9 @@ class DaemonProcess(Daemon):
         arguments = [str(settings.certificate.parent), str(settings.state), str(settings.devices), str(settings.port)]
         root = Path(__file__).parents[3]
         self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", _DAEMON, *arguments, sys.executable, str(FAKES / "fake_vmm.py")), cwd=root
+            *(sys.executable, "-c", _DAEMON, *arguments, sys.executable, str(FAKES / "fake_vmm.py")),
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": str(FAKES)},
         )
         self.url = f"https://127.0.0.1:{settings.port}"
         connector = aiohttp.TCPConnector(ssl=self.certificates.client_context())

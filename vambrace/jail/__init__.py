@@ -1,0 +1,8 @@
+"""The jail of VMM processes, and the launcher that starts each in its own (docs/architecture.md, section 17).
+
+    kinds.py       what is handed in: kinds of descriptors, and the requests that a VMM may make of each device
+    calls.py       the system calls that a VMM may make, as a program for the kernel
+    walls.py       the rest: namespaces, root, identity, limits
+    launcher.py    puts them up around one process after the other; its process is ``python3 -m vambrace.jail``
+    linux.py       the system calls that this takes, which Python's library has not
+"""
