@@ -12,19 +12,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vambrace.attest.owner import OwnerIdentity as Owner
     from vambrace.client.host import Host
+    from vambrace.client.normal import NormalVm
     from vambrace.client.realm import Realm
+    from vambrace.client.secure import SecureVm
     from vambrace.client.trust import Trust
     from vambrace.errors import VambraceError
     from vambrace.image import Bundle
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "Host", "Owner", "Realm", "Trust", "VambraceError", "__version__"]
+__all__ = ["Bundle", "Host", "NormalVm", "Owner", "Realm", "SecureVm", "Trust", "VambraceError", "__version__"]
 
 _PUBLIC = {
     "Bundle": ("vambrace.image", "Bundle"),
     "Host": ("vambrace.client.host", "Host"),
+    "NormalVm": ("vambrace.client.normal", "NormalVm"),
     "Owner": ("vambrace.attest.owner", "OwnerIdentity"),
     "Realm": ("vambrace.client.realm", "Realm"),
+    "SecureVm": ("vambrace.client.secure", "SecureVm"),
     "Trust": ("vambrace.client.trust", "Trust"),
     "VambraceError": ("vambrace.errors", "VambraceError"),
 }

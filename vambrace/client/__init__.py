@@ -1,7 +1,9 @@
 """The user's side: hosts, Realms, attested channels.
 
     context    the user's state directory          channel    attested TLS to a Realm's agent
-    host       the host's HTTP API                 realm      a Realm from its bundle to its end
+    host       the host's HTTP API                 domain     what a domain of any class is to its user
+    attested   a domain with a token and an agent  realm, secure, normal   domains from their bundles to their ends
+    console    of a Normal VM
     trust      vendor roots, reference values      results    files of a Realm, safely on disk
     progress   how far a long step is
 
