@@ -115,7 +115,9 @@ def play(work: Path, server: Server, story: Story) -> None:
                 NormalVm.create(images["debian"], host=scene.host, context=scene.context, progress=story.progress)
             )
             normal.start(story.progress)
-            story.say("Debian boots beside what follows")
+            console = stack.enter_context(Console(scene.host, normal.uuid))
+            console.expect(b"primes below", PATIENCE)
+            story.say("Debian has booted, and its service writes to the console")
         with story.step("secure", "A Secure VM", "it starts by the platform owner's signature only"):
             secure = stack.enter_context(scene.attested(SecureVm, scene.signed(images["vault"])))
             assert isinstance(secure, SecureVm)
@@ -131,14 +133,15 @@ def play(work: Path, server: Server, story: Story) -> None:
                 realm.start(story.progress)
                 story.claim(f"the token of {realm.state.name}", f"verified, {measured.hex()[:16]}…", True)
         with story.step("work", "All four at work", "each does what it is for"):
-            console = stack.enter_context(Console(scene.host, normal.uuid))
             printed = console.expect(b"primes below", PATIENCE) + console.read(2)
             counted = re.search(r"debian: \d+ primes", printed.decode(errors="replace"))
             story.claim("the Normal VM, on its console", counted[0] if counted else "nothing", counted is not None)
             line = await_log(secure, "notary", b"entry 5")
             story.claim("the Secure VM", line, bool(line))
             line = await_log(realms[0], "server", b"asked about north")
-            story.claim("the first Realm", line, bool(line))
+            story.claim("the first Realm, by a message of the second", line, bool(line))
+            line = await_log(realms[1], "client", b"beds of all")
+            story.claim("the second Realm", line, bool(line))
         with story.step("partition", "Who has what", "no page frame, processor or file of one is another's"):
             for line in table_of(scene.host.partition()):
                 story.say(line)

@@ -30,7 +30,7 @@ PACKAGES = (
     *("systemd", "systemd-sysv", "udev"),
 )
 MODULES = ("virtio_mmio", "virtio_blk", "ext4", "virtio_console", "virtio-rng", "virtio_balloon", "virtio_iommu")
-SLACK = 96 << 20  # bytes that are free on the disk
+SLACK = 48 << 20  # bytes that are free on the disk
 _APPLETS = ("sh", "mount", "umount", "insmod", "cat", "sleep", "poweroff", "switch_root")
 _UUID = "76616d62-7261-6365-8000-000000000002"
 # What pam-auth-update writes where no further module is installed.

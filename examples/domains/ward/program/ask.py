@@ -1,4 +1,4 @@
-"""Asks about every ward, where the environment says; the registry may come later."""
+"""Asks about every ward for a while, where the environment says; the registry may come later."""
 
 import os
 import socket
@@ -20,6 +20,9 @@ def ask(question: str) -> str:
         time.sleep(1)
 
 
-beds = {name: int(ask(name)) for name in ("north", "south", "west")}
-print(f"beds of all wards: {sum(beds.values())}", flush=True)
+end = time.monotonic() + 90
+while time.monotonic() < end:
+    beds = {name: int(ask(name)) for name in ("north", "south", "west")}
+    print(f"beds of all wards: {sum(beds.values())}", flush=True)
+    time.sleep(5)
 ask("thanks")
