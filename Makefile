@@ -25,7 +25,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# What needs long: fuzzing, each test for VAMBRACE_SOAK_SECONDS, and many power cuts and Realms on the emulated server.
+# What needs long: property tests, each for VAMBRACE_SOAK_SECONDS, and many power cuts and Realms on the emulated server.
 soak: $(VENV)/ready
 	$(BIN)/pytest --soak -m soak
 

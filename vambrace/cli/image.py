@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
         "sign",
         "sign what a bundle measures as, with the platform owner's key",
         _sign,
-        "vambrace image sign vault.vambrace --key platform-owner.key",
+        "vambrace image sign vault.vambrace --key platform-owner/key.pem",
     )
     sign.add_argument("bundle", type=Path)
     sign.add_argument("--key", type=Path, required=True, metavar="FILE", help="the platform owner's private key (PEM)")

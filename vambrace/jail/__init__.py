@@ -1,4 +1,4 @@
-"""The jail of VMM processes, and the launcher that starts each in its own (docs/architecture.md, section 17).
+"""The jail of VMM processes, and the launcher that starts each in its own (docs/architecture.md, section 19).
 
     kinds.py       what is handed in: kinds of descriptors, and the requests that a VMM may make of each device
     calls.py       the system calls that a VMM may make, as a program for the kernel

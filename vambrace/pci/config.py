@@ -135,7 +135,6 @@ class ConfigSpace:
     ) -> None:
         """``space``: the first 256 bytes of the device's own; ``several``: other functions are in the same slot."""
         self._bars = {bar.number: bar for bar in bars}
-        self._high = {bar.number + 1: bar for bar in bars if bar.wide}
         self._changed = changed
         self._bytes = bytearray(SIZE)
         self._writable = bytearray(SIZE)  # which bits
