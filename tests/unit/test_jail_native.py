@@ -412,3 +412,26 @@ def test_nothing_without_root() -> None:
     assert done.returncode != 0 and "by root only" in done.stderr
 
 
+
+
+def test_a_process_that_cannot_be_made() -> None:
+    """The launcher goes on: whoever comes next is the first process of a namespace of its own."""
+    program = """
+import os, sys
+from testbed.attacker import Vmm, launcher_of
+launcher, fork = launcher_of(), os.fork
+def refuse():
+    raise BlockingIOError
+os.fork = refuse
+for _ in range(2):
+    try:
+        launcher.start(0, 2)
+    except BlockingIOError:
+        print("refused")
+os.fork = fork
+with Vmm(launcher) as vmm:
+    status = open(f"/proc/{vmm._newcomer.pid}/status").read()
+    print(next(line for line in status.splitlines() if line.startswith("NSpid")).split()[-1])
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["refused", "refused", "1"], done.stderr

@@ -64,10 +64,12 @@ class Launcher:
             stack.enter_context(theirs)
             stack.callback(ours.close)
             linux.unshare(linux.CLONE_NEWPID)
-            pid = os.fork()
-            if pid == 0:
-                self._become(user, cpus, control, errors, theirs)
-            linux.set_namespace(self._own, linux.CLONE_NEWPID)
+            try:
+                pid = os.fork()
+                if pid == 0:
+                    self._become(user, cpus, control, errors, theirs)
+            finally:  # also where there could be no process: the next one gets a namespace of its own, too
+                linux.set_namespace(self._own, linux.CLONE_NEWPID)
             self._users[pid] = user
             process = os.pidfd_open(pid)
             stack.pop_all()
