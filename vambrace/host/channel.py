@@ -11,11 +11,11 @@ from vambrace.errors import CapacityError, Conflict, HostError
 from vambrace.host.attested import Attested
 from vambrace.host.lifecycle import State
 from vambrace.host.vsock import OWNER_PORT, Connector
+from vambrace.host.websocket import until_one_ends, websocket
 
 CHUNK = 64 << 10
 MESSAGE_LIMIT = 1 << 20
 CONNECT_SECONDS = 30
-HEARTBEAT = 60
 
 
 async def relay(request: web.Request, domain: Attested, connect: Connector, limit: int) -> web.StreamResponse:
@@ -27,11 +27,7 @@ async def relay(request: web.Request, domain: Attested, connect: Connector, limi
         raise Conflict(f"the domain is {domain.lifecycle.state.value}", hint="wait until it is running", status=409)
     if len(domain.closers) >= limit:
         raise CapacityError(f"the domain has {limit} channels", hint="close one of them", status=429)
-    socket_ = web.WebSocketResponse(max_msg_size=MESSAGE_LIMIT, heartbeat=HEARTBEAT, compress=False)
-    if not socket_.can_prepare(request):
-        raise HostError("this is a WebSocket", hint="ask for an upgrade to websocket", status=426)
-    task = asyncio.current_task()
-    assert task is not None
+    socket_ = websocket(request, MESSAGE_LIMIT)
     ending = asyncio.Event()
     domain.closers.add(ending.set)
     try:
@@ -42,17 +38,7 @@ async def relay(request: web.Request, domain: Attested, connect: Connector, limi
             raise HostError("the agent does not answer yet", hint="try again in a moment", status=503) from None
         with stream:
             await socket_.prepare(request)
-            work = {
-                asyncio.create_task(_upwards(socket_, stream)),
-                asyncio.create_task(_downwards(socket_, stream)),
-                asyncio.create_task(ending.wait()),
-            }
-            try:
-                await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for part in work:
-                    part.cancel()
-                await asyncio.gather(*work, return_exceptions=True)
+            await until_one_ends(_upwards(socket_, stream), _downwards(socket_, stream), ending.wait())
         await socket_.close(code=WSCloseCode.GOING_AWAY if ending.is_set() else WSCloseCode.OK)
     finally:
         domain.closers.discard(ending.set)

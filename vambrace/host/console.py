@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from vambrace.errors import CapacityError, HostError
+from vambrace.errors import CapacityError
+from vambrace.host.websocket import until_one_ends, websocket
 
 KEPT = 64 << 10
 BEHIND = 256 << 10  # bytes that a reader may be behind; then it misses some
 VIEWERS = 4
 INPUT = 4 << 10  # bytes of one message
-HEARTBEAT = 60
 
 
 class Viewer:
@@ -68,32 +68,18 @@ class Terminal:
         self._viewers.discard(viewer)
 
 
-async def serve(
-    request: web.Request, terminal: Terminal, closers: set[Callable[[], None]]
-) -> web.StreamResponse:
+async def serve(request: web.Request, terminal: Terminal, closers: set[Callable[[], None]]) -> web.StreamResponse:
     """A WebSocket of binary messages, until either side closes; one of ``closers`` ends it with the domain.
 
     Raises ``CapacityError`` (429), ``HostError`` (426).
     """
-    socket = web.WebSocketResponse(max_msg_size=INPUT, heartbeat=HEARTBEAT, compress=False)
-    if not socket.can_prepare(request):
-        raise HostError("this is a WebSocket", hint="ask for an upgrade to websocket", status=426)
+    socket = websocket(request, INPUT)
     viewer = terminal.open()
     ending = asyncio.Event()
     closers.add(ending.set)
     try:
         await socket.prepare(request)
-        work = {
-            asyncio.create_task(_downwards(socket, viewer)),
-            asyncio.create_task(_upwards(socket, terminal)),
-            asyncio.create_task(ending.wait()),
-        }
-        try:
-            await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for part in work:
-                part.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
+        await until_one_ends(_downwards(socket, viewer), _upwards(socket, terminal), ending.wait())
         await socket.close(code=WSCloseCode.GOING_AWAY if ending.is_set() else WSCloseCode.OK)
     finally:
         closers.discard(ending.set)

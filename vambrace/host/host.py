@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vambrace import __version__
@@ -35,6 +34,7 @@ from vambrace.host.usage import INTERVAL, Usage
 from vambrace.host.vmm import kill_leftover
 from vambrace.host.vsock import Connector, connect_vsock
 from vambrace.partition.cards import CARD_MEMORY
+from vambrace.partition.memory import memory_available
 from vambrace.partition.overlap import Verification
 
 # What a VMM process takes beyond guest memory, and what the host keeps for itself.
@@ -342,15 +342,6 @@ class Host:
                 for uuid, domain in self._living.items()
             ],
         }
-
-
-def memory_available() -> int:
-    """Bytes that the kernel can give without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) << 10
-    return 0
 
 
 def _check_size(size: int, limit: int) -> None:

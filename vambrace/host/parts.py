@@ -8,7 +8,6 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vambrace.cache import CacheShare
@@ -18,6 +17,7 @@ from vambrace.host.placing import Placing, watch
 from vambrace.host.settings import COLOURS, WAYS
 from vambrace.partition import CachePartition, placement, processors
 from vambrace.partition.ledger import Ledger, Request, Share
+from vambrace.partition.memory import memory_available
 from vambrace.partition.pagemap import PAGE
 
 #: In the account, what the host keeps of the cache is a share like any other.
@@ -203,12 +203,3 @@ class Parts:
 
 def _numbers(share: Share, kind: str) -> tuple[int, ...]:
     return tuple(item for item in share.of(kind) if isinstance(item, int))
-
-
-def memory_available() -> int:
-    """Bytes that the kernel can give without swapping."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) << 10
-    return 0
