@@ -10,7 +10,6 @@ Standard library only, and few modules of it: the VMM process imports this file.
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
@@ -18,8 +17,20 @@ from typing import Any, Final
 from vambrace.cache import CacheShare
 from vambrace.canonical import BUILD_AGAIN, Object, canonical, decode_json, unknown_keys
 from vambrace.certificate import owner_public_key, personalization
+from vambrace.checks import (
+    MAX_ITEMS,
+    check_below,
+    check_boolean,
+    check_choice,
+    check_hex,
+    check_integer,
+    check_name,
+    check_strings,
+    check_text,
+    check_unique,
+)
 from vambrace.classes import REALM, DomainClass, domain_class
-from vambrace.errors import ConfigError, UsageError
+from vambrace.errors import ConfigError
 from vambrace.record import Record
 
 SCHEMA: Final = "vambrace.domain/1"
@@ -39,8 +50,6 @@ MAX_VCPUS: Final = 16
 MAX_CMDLINE: Final = 2047  # arm64 COMMAND_LINE_SIZE is 2048 with its NUL
 MAX_SECONDS: Final = 7 * 24 * 3600
 MAX_RESTARTS: Final = 1000
-MAX_STRING: Final = 4096
-MAX_ITEMS: Final = 256
 
 MEMORY_STEP: Final = 2 << 20
 MIN_SYSTEM_MEMORY: Final = 96 << 20
@@ -60,10 +69,8 @@ DEVICE_KINDS: Final[Mapping[str, str]] = {
     "accelerator": "12",
 }
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
-_HEX = re.compile(r"(?:[0-9a-f]{2})*")
 
 
 class Zone(Record):
@@ -81,7 +88,7 @@ class Zone(Record):
         least = MIN_SYSTEM_MEMORY if self.name == SYSTEM else MIN_APPLICATION_MEMORY
         check_memory(self.memory, least, f"zone {self.name}")
         check_percent(self.percent, f"zone {self.name}")
-        _boolean(self.follow, f"zone {self.name}: follow")
+        check_boolean(self.follow, f"zone {self.name}: follow")
         check_pins(self.pins, self.memory, self.percent, f"zone {self.name}")
 
     @property
@@ -104,11 +111,11 @@ class Application(Record):
         where = f"application {self.name}"
         if self.name == SYSTEM:
             raise ConfigError(f"{where}: the name is the system zone's", hint="choose another name")
-        _items(self.command, f"{where}: command")
+        check_strings(self.command, f"{where}: command")
         if not self.command or not self.command[0]:
             raise ConfigError(f"{where}: the command is empty", hint='for example ["python3", "main.py"]')
         for argument in self.command:
-            _text(argument, f"{where}: command")
+            check_text(argument, f"{where}: command")
         if not isinstance(self.environment, Mapping) or len(self.environment) > MAX_ITEMS:
             raise ConfigError(f"{where}: environment must map names to strings", hint=f"at most {MAX_ITEMS} of them")
         for variable, value in self.environment.items():
@@ -117,13 +124,13 @@ class Application(Record):
                     f"{where}: {variable!r} is no name of an environment variable",
                     hint="letters, digits and _, not starting with a digit",
                 )
-            _text(value, f"{where}: environment variable {variable}")
+            check_text(value, f"{where}: environment variable {variable}")
         check_below(self.directory, f"/app/{self.name}", f"{where}: directory", itself=True)
         check_integer(self.restarts, 0, MAX_RESTARTS, f"{where}: restarts")
-        _items(self.results, f"{where}: results")
+        check_strings(self.results, f"{where}: results")
         for path in self.results:
             check_below(path, f"/results/{self.name}", f"{where}: result")
-        _unique(self.results, f"{where}: result")
+        check_unique(self.results, f"{where}: result")
 
 
 class Disk(Record):
@@ -142,14 +149,14 @@ class Disk(Record):
     def __post_init__(self) -> None:
         check_name(self.name, "disk")
         where = f"disk {self.name}"
-        _hex(self.sha256, 32, f"{where}: sha256")
+        check_hex(self.sha256, 32, f"{where}: sha256")
         if self.plain:
             check_integer(self.size, BLOCK, MAX_DISK, f"{where}: size")
             if self.size % BLOCK or self.verity_root or self.verity_salt:
                 raise ConfigError(f"{where}: not whole blocks without dm-verity", hint=BUILD_AGAIN)
             return
-        _hex(self.verity_root, 32, f"{where}: verity_root")
-        _hex(self.verity_salt, None, f"{where}: verity_salt")
+        check_hex(self.verity_root, 32, f"{where}: verity_root")
+        check_hex(self.verity_salt, None, f"{where}: verity_salt")
         check_integer(self.data_size, BLOCK, MAX_DISK, f"{where}: data_size")
         check_integer(self.size, self.data_size, MAX_DISK, f"{where}: size")
         if self.data_size % BLOCK or self.size % BLOCK:
@@ -186,11 +193,11 @@ class Endpoint(Record):
         where = f"endpoint {self.name}"
         check_choice(self.role, ROLES, f"{where}: role")
         check_integer(self.port, FIRST_PORT, LAST_PORT, f"{where}: port")
-        _hex(self.owner, 64, f"{where}: owner")
+        check_hex(self.owner, 64, f"{where}: owner")
         if self.realm != "":
             check_name(self.realm, f"{where}: realm")
         if self.measurement != "":
-            _hex(self.measurement, 32, f"{where}: measurement")
+            check_hex(self.measurement, 32, f"{where}: measurement")
 
 
 class Device(Record):
@@ -237,13 +244,13 @@ class DomainConfig(Record):
 
     def __post_init__(self) -> None:
         check_name(self.name, self.kind.title)
-        _boolean(self.debug, "debug")
+        check_boolean(self.debug, "debug")
         check_integer(self.vcpus, 1, MAX_VCPUS, "vcpus")
-        _text(self.cmdline, "cmdline", MAX_CMDLINE)
+        check_text(self.cmdline, "cmdline", MAX_CMDLINE)
         if not self.cmdline.isascii() or not self.cmdline.isprintable():
             raise ConfigError("cmdline: not printable ASCII", hint="take other characters out of it")
         self._check_zones()
-        _unique([disk.name for disk in self.disks], "disk")
+        check_unique([disk.name for disk in self.disks], "disk")
         if len(self.disks) > MAX_DISKS:
             raise ConfigError(f"{len(self.disks)} disks", hint=f"at most {MAX_DISKS}")
         if any(disk.plain == self.kind.measured for disk in self.disks):
@@ -275,7 +282,7 @@ class DomainConfig(Record):
         if self.kind.attested:
             check_application_count(len(self.applications))
         names = [application.name for application in self.applications]
-        _unique(names, "application")
+        check_unique(names, "application")
         if [zone.name for zone in self.zones] != [SYSTEM, *names]:
             raise ConfigError(
                 "zones: they are not the system's and one for each application, in order", hint=BUILD_AGAIN
@@ -488,22 +495,6 @@ _READERS: Final[dict[str, Callable[[Object], Any]]] = {
 # --- checks, shared with the manifest ---------------------------------------------------------------------
 
 
-def check_name(name: object, what: str) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{what}: {str(name)[:40]!r} is not a valid name",
-            hint="1 to 32 of a-z, 0-9 and -, with no - at either end",
-        )
-
-
-def check_domain_name(name: object) -> None:
-    """For the name that a call gives a domain, in place of the configuration's. Raises ``UsageError``."""
-    try:
-        check_name(name, "domain")
-    except ConfigError as error:
-        raise UsageError(error.message, hint=error.hint) from None
-
-
 def check_application_count(count: int) -> None:
     if count == 0:
         raise ConfigError("applications: there are none", hint="a Realm runs at least one application")
@@ -518,7 +509,7 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
     """Several offers may lead to one port; of those that the agent listens on, each is another."""
     if len(endpoints) > MAX_ENDPOINTS:
         raise ConfigError(f"{len(endpoints)} endpoints", hint=f"at most {MAX_ENDPOINTS}")
-    _unique([endpoint.name for endpoint in endpoints], "endpoint")
+    check_unique([endpoint.name for endpoint in endpoints], "endpoint")
     listening = [endpoint.port for endpoint in endpoints if endpoint.role == CONNECT]
     for endpoint in endpoints:
         if listening.count(endpoint.port) > (endpoint.role == CONNECT):
@@ -533,7 +524,7 @@ def check_networks(names: Sequence[str]) -> None:
         raise ConfigError(f"{len(names)} networks", hint=f"at most {MAX_NETWORKS}")
     for name in names:
         check_name(name, "network")
-    _unique(names, "network")
+    check_unique(names, "network")
 def window_bytes(memory: int, percent: int) -> int:
     """How much of a zone may be plaintext (docs/architecture.md, section 4)."""
     return min(memory, max((100 - percent) * (memory // PAGE) // 100, MINIMUM_WINDOW) * PAGE)
@@ -554,7 +545,7 @@ def check_pins(pins: object, memory: int, percent: int, where: str) -> None:
 def check_devices(devices: Sequence[Device], zones: Sequence[Zone]) -> None:
     if len(devices) > MAX_PCI_DEVICES:
         raise ConfigError(f"{len(devices)} devices", hint=f"at most {MAX_PCI_DEVICES}")
-    _unique([device.name for device in devices], "device")
+    check_unique([device.name for device in devices], "device")
     if devices and not zones[0].pins:
         raise ConfigError(
             "devices: the system may pin nothing for them", hint="give the system pins: what its drivers need"
@@ -575,66 +566,3 @@ def check_memory(memory: object, least: int, where: str) -> None:
     check_integer(memory, least, MAX_MEMORY, f"{where}: memory", unit=" bytes")
     if int(str(memory)) % MEMORY_STEP:
         raise ConfigError(f"{where}: memory must be a multiple of 2 MiB", hint='for example "128M"')
-
-
-def check_integer(value: object, least: int, most: int, where: str, unit: str = "") -> None:
-    if type(value) is not int:
-        raise ConfigError(f"{where}: a whole number is expected", hint=f"from {least} to {most}{unit}")
-    if not least <= value <= most:
-        raise ConfigError(f"{where} is {str(value)[:24]}{unit}", hint=f"from {least} to {most}{unit}")
-
-
-def check_choice(value: object, choices: Sequence[str], where: str) -> None:
-    if value not in choices:
-        raise ConfigError(f"{where}: {str(value)[:40]!r} is not known", hint="one of " + ", ".join(choices))
-
-
-def check_below(path: object, folder: str, where: str, *, itself: bool = False) -> None:
-    """``path`` must be absolute, normal (no ``..``, no ``//``) and below ``folder``."""
-    _text(path, where)
-    assert isinstance(path, str)
-    inside = path.startswith(folder + "/") or (itself and path == folder)
-    if not inside or posixpath.normpath(path) != path:
-        raise ConfigError(
-            f"{where}: {path[:60]!r} is outside {folder}",
-            hint=f"an absolute path below {folder}, without . and ..",
-        )
-
-
-def _text(value: object, where: str, most: int = MAX_STRING) -> None:
-    if not isinstance(value, str):
-        raise ConfigError(f"{where}: a string is expected", hint='put it in quotation marks')
-    try:
-        length = len(value.encode())
-    except UnicodeEncodeError:
-        raise ConfigError(f"{where}: not valid Unicode", hint="write it in UTF-8") from None
-    if length > most:
-        raise ConfigError(f"{where}: longer than {most} bytes", hint="make it shorter")
-    if "\0" in value:
-        raise ConfigError(f"{where}: contains a NUL character", hint="take it out")
-
-
-def _items(value: object, where: str) -> None:
-    if not isinstance(value, tuple) or len(value) > MAX_ITEMS:
-        raise ConfigError(f"{where}: a list of strings is expected", hint=f"at most {MAX_ITEMS} of them")
-
-
-def _boolean(value: object, where: str) -> None:
-    if type(value) is not bool:
-        raise ConfigError(f"{where}: true or false is expected", hint="without quotation marks")
-
-
-def _hex(value: object, length: int | None, where: str) -> None:
-    if not isinstance(value, str) or not _HEX.fullmatch(value) or len(value) > 512:
-        raise ConfigError(f"{where}: lower-case hexadecimal digits are expected", hint=BUILD_AGAIN)
-    if length is not None and len(value) != 2 * length:
-        raise ConfigError(f"{where}: {2 * length} hexadecimal digits are expected", hint=BUILD_AGAIN)
-
-
-def _unique(names: Sequence[str], what: str) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ConfigError(f"{what} {name}: appears twice", hint="every name must be different")
-        seen.add(name)
-

@@ -21,7 +21,8 @@ import vambrace
 from vambrace.cache import CacheShare
 from vambrace.canonical import canonical
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key
-from vambrace.config import DomainConfig, Zone, check_domain_name
+from vambrace.checks import check_domain_name
+from vambrace.config import DomainConfig, Zone
 from vambrace.errors import ConfigError, UsageError
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)

@@ -20,13 +20,15 @@ PACKAGE = ROOT / "vambrace"
 #: What each part of the package may import of the others, itself aside.
 LAYERS: dict[str, set[str]] = {
     "cli": {"client", "advice", "emulator", "image", "debian", "attest", "certificate", "classes", "errors"},
-    "client": {"advice", "image", "attest", "config", "classes", "counts", "files", "errors"},
+    "client": {"advice", "image", "attest", "checks", "config", "classes", "counts", "files", "errors"},
     "host": {
-        *("advice", "attest", "cache", "classes", "config", "counts", "image", "jail", "machine", "partition"),
-        *("trustzone", "files", "errors"),
+        *("advice", "attest", "cache", "checks", "classes", "config", "counts", "image", "jail", "machine"),
+        *("partition", "trustzone", "files", "errors"),
     },
     "emulator": {"debian", "attest", "files", "errors"},
-    "image": {"cache", "debian", "measure", "machine", "config", "canonical", "classes", "certificate", "errors"},
+    "image": {
+        *("cache", "debian", "measure", "machine", "checks", "config", "canonical", "classes", "certificate", "errors"),
+    },
     "debian": {"errors"},
     "trustzone": {"attest", "errors"},
     "attest": {"certificate", "files", "errors"},
@@ -40,7 +42,8 @@ LAYERS: dict[str, set[str]] = {
     "vfio": {"pci", "errors"},
     "pci": {"errors"},
     "cache": {"record", "errors"},
-    "config": {"cache", "canonical", "certificate", "classes", "record", "errors"},
+    "config": {"cache", "canonical", "certificate", "checks", "classes", "record", "errors"},
+    "checks": {"canonical", "errors"},
     "canonical": {"errors"},
     "classes": {"record", "errors"},
     "certificate": {"errors"},
@@ -64,8 +67,8 @@ ONLY = {
 
 #: All of vambrace that a VMM process holds, and what else it must not hold: each costs memory or time at its start.
 VMM = {
-    *("cache", "canonical", "certificate", "classes", "config", "errors", "jail", "kvm", "machine", "measure"),
-    *("pager", "pci", "record", "vfio", "virtio"),
+    *("cache", "canonical", "certificate", "checks", "classes", "config", "errors", "jail", "kvm", "machine"),
+    *("measure", "pager", "pci", "record", "vfio", "virtio"),
 }
 HEAVY = {
     *("aiohttp", "asyncio", "cbor2", "cryptography", "ssl", "urllib3", "websockets", "yaml"),

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.verify import VerifiedRealm
+from vambrace.checks import check_domain_name
 from vambrace.classes import CLASSES
 from vambrace.client import results, zones
 from vambrace.client.channel import OTHER_VERSION, Channel
@@ -28,7 +29,7 @@ from vambrace.client.progress import Progress, silent
 from vambrace.client.results import ResultFile
 from vambrace.client.trust import Expected, Trust
 from vambrace.client.zones import ZoneStats
-from vambrace.config import DomainConfig, check_domain_name
+from vambrace.config import DomainConfig
 from vambrace.errors import (
     ChannelClosed,
     ConfigError,

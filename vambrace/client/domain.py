@@ -9,12 +9,13 @@ import time
 import uuid as uuids
 from typing import TYPE_CHECKING, Self
 
+from vambrace.checks import check_domain_name
 from vambrace.classes import CLASSES
 from vambrace.client import names
 from vambrace.client.context import Context, DomainState
 from vambrace.client.host import DomainInfo, Host
 from vambrace.client.progress import Progress, silent
-from vambrace.config import DomainConfig, check_domain_name
+from vambrace.config import DomainConfig
 from vambrace.errors import DomainError, HostUnreachable, UsageError, VambraceError
 
 if TYPE_CHECKING:

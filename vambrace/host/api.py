@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from vambrace.config import check_domain_name
+from vambrace.checks import check_domain_name
 from vambrace.errors import ConfigError, Conflict, UsageError, VambraceError
 from vambrace.host import console
 from vambrace.host.attested import Attested

@@ -52,6 +52,7 @@ import yaml
 
 from vambrace.cache import DEMANDS, REQUIRED, CacheShare
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key, personalization
+from vambrace.checks import check_choice, check_integer, check_name
 from vambrace.classes import REALM, DomainClass, domain_class
 from vambrace.config import (
     CIPHERS,
@@ -70,12 +71,9 @@ from vambrace.config import (
     Endpoint,
     Zone,
     check_application_count,
-    check_choice,
     check_devices,
     check_endpoints,
-    check_integer,
     check_memory,
-    check_name,
     check_networks,
     check_percent,
     check_pins,
