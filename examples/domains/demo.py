@@ -37,7 +37,7 @@ from vambrace.image.bundle import sign_bundle
 from vambrace.image.manifest import NormalManifest, read_manifest
 from vambrace.image.normal import build_normal
 
-from examples.patients.demo import Story
+from examples.story import Story
 
 HERE = Path(__file__).parent
 PATIENCE = 300.0

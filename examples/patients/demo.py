@@ -7,7 +7,6 @@ only if every step showed what it claims.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -15,7 +14,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +36,8 @@ from vambrace.image.base import RuntimeBase, runtime_base
 from vambrace.image.build import build_bundle
 from vambrace.pager import PAGE_SIZE, window_pages
 
+from examples.story import Story
+
 HERE = Path(__file__).parent
 CANARY = b"VAMBRACE-CANARY-"
 # What the host may keep of a Realm's plaintext, in pages (docs/threat-model.md).
@@ -53,54 +53,12 @@ def search(dump: Path) -> tuple[int, int]:
         dump.unlink()
 
 
-class Story:
-    """Prints the steps, keeps the figures, and remembers whether any claim failed."""
-
-    def __init__(self, report: Path) -> None:
-        self.path = report
-        self.report: dict[str, Any] = {"seconds": {}, "dumps": []}
-        self.rows: list[tuple[str, str, bool]] = []
-        self._told = ""
-
-    def say(self, text: str) -> None:
-        print(f"    {text}", flush=True)
-
-    def progress(self, step: str, done: int = 0, total: int = 0) -> None:
-        if step != self._told:
-            self._told = step
-            print(f"    … {step}", flush=True)
-
-    def claim(self, what: str, figure: str, holds: bool) -> None:
-        """One line of the summary: ``holds`` decides the exit code."""
-        self.rows.append((what, figure, holds))
-        print(f"    {'✓' if holds else '✗'} {what}: {figure}", flush=True)
-
-    @contextlib.contextmanager
-    def step(self, name: str, title: str, proves: str) -> Iterator[None]:
-        print(f"\n== {title}\n   shows: {proves}", flush=True)
-        begin = time.monotonic()
-        yield
-        self.report["seconds"][name] = round(time.monotonic() - begin, 1)
-
-    def end(self) -> int:
-        good = all(holds for _, _, holds in self.rows)
-        self.report["seconds"]["total"] = round(sum(self.report["seconds"].values()), 1)
-        self.report["passed"] = good
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.report, indent=1) + "\n")
-        width = max(len(what) for what, _, _ in self.rows)
-        print("\n== Summary")
-        for what, figure, holds in self.rows:
-            print(f"   {'✓' if holds else '✗'} {what:<{width}}  {figure}")
-        print(f"   {self.report['seconds']['total']:.0f} s in all; every figure is in {self.path}")
-        return 0 if good else 1
-
-
 class Demo:
     def __init__(self, work: Path, server: Server, story: Story) -> None:
         self.work = work
         self.server = server
         self.story = story
+        story.report["dumps"] = []
         self.context = Context(work / "user")
         # Dumps are searched beside the story: one after the other, in a process of its own.
         self.searcher = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))

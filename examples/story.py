@@ -1,0 +1,53 @@
+"""How a demo tells what it does: steps, figures, and claims that decide its exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Story:
+    """Prints the steps, keeps the figures, and remembers whether any claim failed."""
+
+    def __init__(self, report: Path) -> None:
+        self.path = report
+        self.report: dict[str, Any] = {"seconds": {}}
+        self.rows: list[tuple[str, str, bool]] = []
+        self._told = ""
+
+    def say(self, text: str) -> None:
+        print(f"    {text}", flush=True)
+
+    def progress(self, step: str, done: int = 0, total: int = 0) -> None:
+        if step != self._told:
+            self._told = step
+            print(f"    … {step}", flush=True)
+
+    def claim(self, what: str, figure: str, holds: bool) -> None:
+        """One line of the summary: ``holds`` decides the exit code."""
+        self.rows.append((what, figure, holds))
+        print(f"    {'✓' if holds else '✗'} {what}: {figure}", flush=True)
+
+    @contextlib.contextmanager
+    def step(self, name: str, title: str, proves: str) -> Iterator[None]:
+        print(f"\n== {title}\n   shows: {proves}", flush=True)
+        begin = time.monotonic()
+        yield
+        self.report["seconds"][name] = round(time.monotonic() - begin, 1)
+
+    def end(self) -> int:
+        good = all(holds for _, _, holds in self.rows)
+        self.report["seconds"]["total"] = round(sum(self.report["seconds"].values()), 1)
+        self.report["passed"] = good
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.report, indent=1) + "\n")
+        width = max(len(what) for what, _, _ in self.rows)
+        print("\n== Summary")
+        for what, figure, holds in self.rows:
+            print(f"   {'✓' if holds else '✗'} {what:<{width}}  {figure}")
+        print(f"   {self.report['seconds']['total']:.0f} s in all; every figure is in {self.path}")
+        return 0 if good else 1
