@@ -5,6 +5,8 @@
 
 Of the last-level cache, ``geometry`` reads what the machine has, ``colours`` assigns colours to domains, ``ways`` asks
 resctrl for ways, ``conflict`` measures whether the colours are real, and ``placement`` chooses and checks page frames.
+
+``devices`` knows which PCI devices domains may have, ``handover`` opens and resets them; ``cards`` makes network cards.
 """
 
 from __future__ import annotations
