@@ -1,7 +1,8 @@
 """The three classes of domain, and what each of them is given (docs/domains.md).
 
-All of them have memory, processors, cache and devices for themselves. Everything else is decided by this table; the
-rest of the code asks it, and never for a class by its name.
+All of them have memory, processors, cache and devices for themselves. Everything else is decided by this table: the
+rest of the code asks it what a domain is given. Which files a class is made from, and which stages it passes, its own
+modules say (``vambrace/host/normal.py``, ``secure.py``, ``realm.py``).
 """
 
 from __future__ import annotations

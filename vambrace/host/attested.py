@@ -25,6 +25,7 @@ class Attested(Domain):
         super().__init__(admitted, services)
         self._platform = services.platform
         self._signed = admitted.signed
+        self.channels = 0  # open ones, of its owner
         self._token: bytes | None = None
         self._agent = AgentPort(self, self._send_agent, self._orders())
         self._ready = asyncio.Event()

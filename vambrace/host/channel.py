@@ -25,11 +25,12 @@ async def relay(request: web.Request, domain: Attested, connect: Connector, limi
     """
     if domain.lifecycle.state is not State.RUNNING:
         raise Conflict(f"the domain is {domain.lifecycle.state.value}", hint="wait until it is running", status=409)
-    if len(domain.closers) >= limit:
+    if domain.channels >= limit:
         raise CapacityError(f"the domain has {limit} channels", hint="close one of them", status=429)
     socket_ = websocket(request, MESSAGE_LIMIT)
     ending = asyncio.Event()
     domain.closers.add(ending.set)
+    domain.channels += 1
     try:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -41,6 +42,7 @@ async def relay(request: web.Request, domain: Attested, connect: Connector, limi
             await until_one_ends(_upwards(socket_, stream), _downwards(socket_, stream), ending.wait())
         await socket_.close(code=WSCloseCode.GOING_AWAY if ending.is_set() else WSCloseCode.OK)
     finally:
+        domain.channels -= 1
         domain.closers.discard(ending.set)
     return socket_
 
