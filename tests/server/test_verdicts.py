@@ -110,7 +110,7 @@ def test_reset_and_refusal(user: User, server: Server, tmp_path: Path) -> None:
 
 def test_debug(user: User, server: Server) -> None:
     """The host runs no debug Realm, and a verifier takes no token that says debug: one that TrustZone signed even."""
-    with pytest.raises(ConfigError, match="no debug Realms"):
+    with pytest.raises(ConfigError, match="no debug domains"):
         user.create(user.bundle(debug=True))
     instance, nonce, rim = os.urandom(16), os.urandom(32), os.urandom(32)
     challenge = launch_challenge(nonce, instance)

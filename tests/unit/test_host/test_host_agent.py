@@ -7,6 +7,7 @@ import base64
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cbor2
@@ -430,15 +431,22 @@ def test_a_line_without_an_end_is_a_flood() -> None:
         assert buffer.feed(b"x" * LINE_LIMIT + b"x\n") == [None]
 
 
-def test_bucket_slows_down() -> None:
-    async def body() -> float:
+def test_bucket_slows_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds + 1e-9  # a clock never wakes anybody too early
+
+    async def body() -> None:
         bucket = Bucket(rate=100, burst=10)
-        start = asyncio.get_running_loop().time()
         for _ in range(20):
             await bucket.take(1)
-        return asyncio.get_running_loop().time() - start
 
-    assert asyncio.run(body()) == pytest.approx(0.1, abs=0.08)
+    monkeypatch.setattr("vambrace.host.agent.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("vambrace.host.agent.asyncio", SimpleNamespace(Lock=asyncio.Lock, sleep=sleep))
+    asyncio.run(body())
+    assert now == pytest.approx(0.1)
 
 
 def test_each_overlong_line_is_counted_by_itself() -> None:
