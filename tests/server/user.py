@@ -27,6 +27,7 @@ class User:
     def __init__(self, home: Path, server: Server, base: RuntimeBase, references: Path | None = None) -> None:
         access = server.access()
         self.home = home
+        self.server = server
         self.base = base
         self.platform_owner = access.platform_owner
         self.context = Context(home / "user")
