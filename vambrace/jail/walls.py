@@ -45,7 +45,7 @@ _READ_ONLY: Final = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_RDONLY
 
 def python_reads(*others: str) -> tuple[Path, ...]:
     """Files and directories that a Python process like this one, and ``others``, are read from; the outermost only."""
-    wanted = {"/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/ssl/openssl.cnf", *others}
+    wanted = {"/usr", "/bin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/ssl/openssl.cnf", *others}
     wanted |= {sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path(sys.executable).resolve().parent)}
     wanted |= {path for path in sys.path if path.startswith("/")}
     wanted.add(str(Path(__file__).parents[2]))
