@@ -35,7 +35,7 @@ def faults(host: Door) -> list[str]:
 
 def test_realms_use_devices_that_they_have_alone(user: User, host: Door) -> None:
     bundle = user.bundle(
-        {"name": "storage", "memory": "48M", "pins": "256K"},
+        {"name": "storage", "memory": "48M", "pins": "96K"},
         {"name": "caller", "percent": 0},
         devices=[{**DISK, "application": "storage"}, CARD],
     )

@@ -27,7 +27,7 @@ def transfer(offset: int, size: int, data: bytes = b"") -> bytes:
 
 
 def try_too_much(expected: bytes) -> str:
-    """What a transfer comes to that needs more of this zone than devices may reach: 512 KiB at a time.
+    """What a transfer comes to that needs more of this zone than devices may reach: 128 KiB at a time.
 
     The guest's kernel has it tried all the same; the disk says that it could not or, as QEMU's does, nothing.
     """
