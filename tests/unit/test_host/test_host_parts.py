@@ -288,7 +288,7 @@ def test_two_domains_with_frames_of_their_own(tmp_path: Path, windows: ExitStack
     monkeypatch.setattr(placement, "check_migration", lambda: None)  # this machine's own settings are its own affair
 
     async def test() -> None:
-        shares = host(tmp_path, BY_COLOURS)
+        shares = host(tmp_path, BY_COLOURS, memory=4096)  # so many may be looked at: colours are not evenly spread
         # What the kernel did not take back of one that has ended, and bore the same name.
         shares.ledger.reserve("stale", "first", Request(named={"colours": (15,)}))
         first, second = await make(shares, "first", CacheShare(REQUIRED, 25), guest=16), await make(shares, "second")
