@@ -115,8 +115,8 @@ def play(work: Path, server: Server, story: Story) -> None:
                 NormalVm.create(images["debian"], host=scene.host, context=scene.context, progress=story.progress)
             )
             normal.start(story.progress)
-            console = stack.enter_context(Console(scene.host, normal.uuid))
-            console.expect(b"primes below", PATIENCE)
+            with Console(scene.host, normal.uuid) as console:
+                console.expect(b"primes below", PATIENCE)
             story.say("Debian has booted, and its service writes to the console")
         with story.step("secure", "A Secure VM", "it starts by the platform owner's signature only"):
             secure = stack.enter_context(scene.attested(SecureVm, scene.signed(images["vault"])))
@@ -133,7 +133,8 @@ def play(work: Path, server: Server, story: Story) -> None:
                 realm.start(story.progress)
                 story.claim(f"the token of {realm.state.name}", f"verified, {measured.hex()[:16]}…", True)
         with story.step("work", "All four at work", "each does what it is for"):
-            printed = console.expect(b"primes below", PATIENCE) + console.read(2)
+            with Console(scene.host, normal.uuid) as console:
+                printed = console.expect(b"primes below", PATIENCE) + console.read(2)
             counted = re.search(r"debian: \d+ primes", printed.decode(errors="replace"))
             story.claim("the Normal VM, on its console", counted[0] if counted else "nothing", counted is not None)
             line = await_log(secure, "notary", b"entry 5")
@@ -155,8 +156,9 @@ def play(work: Path, server: Server, story: Story) -> None:
             now = secure.info()
             story.claim("the Secure VM, its work done", f"{now.state}, agent: {now.agent}", now.state == "running")
             story.claim("the Secure VM, destroyed", secure.destroy().state, True)
-            console.write(b"systemctl poweroff\r")
-            info = scene.host.wait(normal.uuid, lambda info: info.final, timeout=PATIENCE)
+            with Console(scene.host, normal.uuid) as console:
+                console.write(b"systemctl poweroff\r")
+                info = scene.host.wait(normal.uuid, lambda info: info.final, timeout=PATIENCE)
             story.claim("the Normal VM, switched off", info.state, info.state == "stopped")
             left = scene.host.partition()
             story.claim("given to domains now", f"{len(left.owners)} shares", not left.owners)

@@ -16,7 +16,11 @@ PIECE = 1024
 
 
 class Console:
-    """As a context manager it is closed in the end. ``read`` and ``write`` may be called by two threads."""
+    """As a context manager it is closed in the end. ``read`` and ``write`` may be called by two threads.
+
+    One that nobody reads does not answer the host once some KiB wait in it, and is closed after a while: open it for as
+    long as it is read. What was printed last before, 64 KiB at most, comes first.
+    """
 
     def __init__(self, host: Host, uuid: str) -> None:
         self._stack = contextlib.ExitStack()
