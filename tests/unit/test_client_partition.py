@@ -69,6 +69,7 @@ def test_items_in_words() -> None:
     assert spelled(()) == "-"
     assert spelled((1, 2, 3, 5, 7, 8, 10)) == "1-3, 5, 7, 8, 10"
     assert spelled(("nvme0", "nic0", 4)) == "nvme0, nic0, 4"
+    assert spelled(("lab/8", "lab/9", "lab/10", "ward/0", "ward/1", "/", "a/x")) == "lab/8-10, ward/0, ward/1, /, a/x"
     assert spelled((3, 2, 1)) == "3, 2, 1"
 
 

@@ -151,20 +151,25 @@ def _items(value: Any) -> tuple[Item, ...]:
 
 
 def spelled(items: tuple[Item, ...]) -> str:
-    """Items in their order, for people: three or more numbers that follow each other as ``2-7``."""
+    """Items in their order, for people: three or more that follow each other as ``2-7`` or ``lab/2-7``."""
     words: list[str] = []
     at = 0
     while at < len(items):
         end = at + 1
         while end < len(items) and items[end] == _next(items[end - 1]):
             end += 1
-        words += [f"{items[at]}-{items[end - 1]}"] if end - at > 2 else map(str, items[at:end])
+        last = str(items[end - 1]).rpartition("/")[2]
+        words += [f"{items[at]}-{last}"] if end - at > 2 else map(str, items[at:end])
         at = end
     return ", ".join(words) or "-"
 
 
-def _next(item: Item) -> Item:
-    return item + 1 if isinstance(item, int) else ""
+def _next(item: Item) -> Item | None:
+    """What follows 2 is 3, and what follows lab/2 is lab/3."""
+    if isinstance(item, int):
+        return item + 1
+    name, _, number = item.rpartition("/")
+    return f"{name}/{int(number) + 1}" if number.isascii() and number.isdigit() and len(number) < 10 else None
 
 
 # The picture
