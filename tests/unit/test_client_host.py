@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from client_harness import World, make_world, register
 
-from vambrace.client.host import DomainInfo, Host, plain, problem
+from vambrace.client.host import DomainInfo, Host, problem
+from vambrace.client.said import plain
 from vambrace.emulator.provision import Credentials
 from vambrace.errors import (
     CapacityError,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from vambrace.client.channel import OTHER_VERSION
-from vambrace.client.host import plain
 from vambrace.client.progress import Progress
+from vambrace.client.said import plain
 from vambrace.config import DomainConfig
 from vambrace.counts import is_count
 from vambrace.errors import DomainError

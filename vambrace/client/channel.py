@@ -22,7 +22,8 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from vambrace.attest.chain import UNREADABLE
 from vambrace.attest.verify import VerifiedRealm
-from vambrace.client.host import Host, plain
+from vambrace.client.host import Host
+from vambrace.client.said import plain
 from vambrace.client.websocket import open_websocket
 from vambrace.errors import ChannelClosed, ConfigError, DomainError, HostUnreachable, MalformedEvidence
 

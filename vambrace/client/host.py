@@ -17,6 +17,7 @@ import urllib3
 from vambrace.client.context import UUID, Context
 from vambrace.client.partition import Partition, Verification
 from vambrace.client.progress import Progress, silent
+from vambrace.client.said import plain
 from vambrace.client.usage import Usage
 from vambrace.errors import (
     CapacityError,
@@ -328,11 +329,6 @@ def problem(status: int, body: bytes) -> VambraceError:
     if issubclass(cls, HostError):
         return cls(message, hint=hint, status=status)
     return cls(message, hint=hint)
-
-
-def plain(text: object) -> str:
-    """Text of the host's as one printable line: it must not speak to our terminal."""
-    return "".join(c if c.isprintable() else "?" for c in str(text)[:1000])
 
 
 def _read(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:

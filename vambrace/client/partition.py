@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from vambrace.client.said import text_of
 from vambrace.errors import HostError
 from vambrace.files import write_whole
 
@@ -71,25 +72,25 @@ class Partition:
         """Raises ``HostError`` where the answer is not one."""
         try:
             return cls(
-                enforcement=_text(value["enforcement"]),
-                reason=_text(value["reason"]),
+                enforcement=text_of(value["enforcement"]),
+                reason=text_of(value["reason"]),
                 memory=_count(value["memory"]["total"]),
                 free=_count(value["memory"]["free"]),
                 kinds=tuple(
-                    Kind(_text(kind["name"]), _items(kind["total"]), _items(kind["free"])) for kind in value["kinds"]
+                    Kind(text_of(kind["name"]), _items(kind["total"]), _items(kind["free"])) for kind in value["kinds"]
                 ),
                 shared_processors=_items(value["shared_processors"]),
                 cache=Cache(
-                    _text(value["cache"]["partition"]),
-                    _text(value["cache"]["reason"]),
+                    text_of(value["cache"]["partition"]),
+                    text_of(value["cache"]["reason"]),
                     _items(value["cache"]["host"]),
                 ),
                 owners=tuple(
                     Owner(
-                        _text(domain["uuid"]),
-                        _text(domain["name"]),
+                        text_of(domain["uuid"]),
+                        text_of(domain["name"]),
                         _count(domain["memory"]),
-                        {_text(kind): _items(items) for kind, items in domain["items"].items()},
+                        {text_of(kind): _items(items) for kind, items in domain["items"].items()},
                         _items(domain["shared_processors"]),
                     )
                     for domain in value["domains"]
@@ -118,11 +119,11 @@ class Verification:
         try:
             found = cls(
                 passed=value["passed"] is True,
-                findings=tuple(map(_text, value["findings"])),
-                domains=tuple(map(_text, value["domains"])),
+                findings=tuple(map(text_of, value["findings"])),
+                domains=tuple(map(text_of, value["domains"])),
                 threads=_count(value["threads"]),
                 descriptors=_count(value["descriptors"]),
-                enforcement=_text(value["enforcement"]),
+                enforcement=text_of(value["enforcement"]),
                 raw=value,
             )
         except (LookupError, TypeError, AttributeError, ValueError) as error:
@@ -130,12 +131,6 @@ class Verification:
         if found.passed == bool(found.findings):
             raise HostError("the host's answer contradicts itself: what it has found, and whether it passed")
         return found
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return "".join(c if c.isprintable() else "?" for c in value[:1000])
 
 
 def _count(value: Any) -> int:
@@ -147,7 +142,7 @@ def _count(value: Any) -> int:
 def _items(value: Any) -> tuple[Item, ...]:
     if not isinstance(value, list):
         raise TypeError
-    return tuple(_count(item) if isinstance(item, int) else _text(item) for item in value)
+    return tuple(_count(item) if isinstance(item, int) else text_of(item) for item in value)
 
 
 def spelled(items: tuple[Item, ...]) -> str:

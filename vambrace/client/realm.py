@@ -21,8 +21,9 @@ from vambrace.client.attested import Attested, OnLog, objects
 from vambrace.client.changes import Change
 from vambrace.client.context import Context
 from vambrace.client.domain import END_SECONDS, POLL_SECONDS
-from vambrace.client.host import DomainInfo, Host, plain
+from vambrace.client.host import DomainInfo, Host
 from vambrace.client.progress import Progress, silent
+from vambrace.client.said import plain
 from vambrace.client.traffic import Traffic
 from vambrace.client.trust import Trust
 from vambrace.errors import ChannelClosed, Conflict, DomainError, NotFound, UsageError, VambraceError, VerificationError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from vambrace.client.channel import OTHER_VERSION
-from vambrace.client.host import plain
+from vambrace.client.said import plain
 from vambrace.config import Endpoint
 from vambrace.counts import is_count
 from vambrace.errors import DomainError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vambrace.client.said import text_of
 from vambrace.counts import is_count
 from vambrace.errors import HostError
 
@@ -31,10 +32,10 @@ class Usage:
         try:
             cpu = None if value["cpu"] is None else _count(value["cpu"], CPU_LIMIT)
             return cls(
-                uuid=_text(value["uuid"]),
-                name=_text(value["name"]),
-                kind=_text(value["class"]),
-                state=_text(value["state"]),
+                uuid=text_of(value["uuid"]),
+                name=text_of(value["name"]),
+                kind=text_of(value["class"]),
+                state=text_of(value["state"]),
                 cpu=cpu,
                 memory=_count(value["memory"], 1 << 64),
                 processors=tuple(_count(cpu, 1 << 16) for cpu in value["processors"]),
@@ -42,12 +43,6 @@ class Usage:
             )
         except (LookupError, TypeError, ValueError) as error:
             raise HostError("the host does not say what its domains use", hint="is it older than you?") from error
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return "".join(c if c.isprintable() else "?" for c in value[:1000])
 
 
 def _count(value: Any, limit: int) -> int:

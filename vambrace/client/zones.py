@@ -6,7 +6,7 @@ from typing import Any, TypedDict, cast
 
 from vambrace.attest.owner import Bounds
 from vambrace.client.channel import OTHER_VERSION
-from vambrace.client.host import plain
+from vambrace.client.said import plain
 from vambrace.config import Zone
 from vambrace.counts import COUNT_LIMIT, is_count
 from vambrace.errors import DomainError
