@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from vambrace.emulator.server import Server
+from vambrace.errors import VambraceError
 
 
 class Story:
@@ -51,3 +56,28 @@ class Story:
             print(f"   {'✓' if holds else '✗'} {what:<{width}}  {figure}")
         print(f"   {self.report['seconds']['total']:.0f} s in all; every figure is in {self.path}")
         return 0 if good else 1
+
+
+def tell(about: str, play: Callable[[Path, Server, Story], None], *, work: str, report: str) -> int:
+    """The command line of a demo: ``play`` with its folder, the emulated server, and the story. Returns the exit code.
+
+    A server that was not running before is stopped, unless ``--keep`` says otherwise.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--work", type=Path, default=Path(work), help="folder for what the demo makes")
+    parser.add_argument("--report", type=Path, default=Path(report))
+    parser.add_argument("--keep", action="store_true", help="leave the server running")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    story = Story(options.report)
+    server = Server()
+    was_running = bool(server.status()["running"])
+    try:
+        play(options.work, server, story)
+    except VambraceError as error:
+        print(f"\ndemo: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        return error.exit_code
+    finally:
+        if not options.keep and not was_running:
+            server.down()
+    return story.end()

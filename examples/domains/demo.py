@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import time
@@ -29,7 +28,7 @@ from vambrace.debian.cache import Cache
 from vambrace.debian.system import stock_system
 from vambrace.emulator.build import LOCK_FILE
 from vambrace.emulator.server import Access, Server
-from vambrace.errors import MessageRefused, VambraceError
+from vambrace.errors import MessageRefused
 from vambrace.image import Bundle
 from vambrace.image.base import runtime_base
 from vambrace.image.build import build_bundle
@@ -37,7 +36,7 @@ from vambrace.image.bundle import sign_bundle
 from vambrace.image.manifest import NormalManifest, read_manifest
 from vambrace.image.normal import build_normal
 
-from examples.story import Story
+from examples.story import Story, tell
 
 HERE = Path(__file__).parent
 PATIENCE = 300.0
@@ -164,26 +163,6 @@ def play(work: Path, server: Server, story: Story) -> None:
             story.claim("given to domains now", f"{len(left.owners)} shares", not left.owners)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/demo-domains"), help="folder for what the demo makes")
-    parser.add_argument("--report", type=Path, default=Path("build/demo-domains.json"))
-    parser.add_argument("--keep", action="store_true", help="leave the server running")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    story = Story(options.report)
-    server = Server()
-    was_running = bool(server.status()["running"])
-    try:
-        play(options.work, server, story)
-    except VambraceError as error:
-        print(f"\ndemo: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
-        return error.exit_code
-    finally:
-        if not options.keep and not was_running:
-            server.down()
-    return story.end()
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    about = __doc__.splitlines()[0]
+    sys.exit(tell(about, play, work="build/demo-domains", report="build/demo-domains.json"))

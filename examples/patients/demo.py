@@ -6,7 +6,7 @@ only if every step showed what it claims.
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -36,7 +36,7 @@ from vambrace.image.base import RuntimeBase, runtime_base
 from vambrace.image.build import build_bundle
 from vambrace.pager import PAGE_SIZE, window_pages
 
-from examples.story import Story
+from examples.story import Story, tell
 
 HERE = Path(__file__).parent
 CANARY = b"VAMBRACE-CANARY-"
@@ -222,28 +222,10 @@ class Demo:
         realm.abandon()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/demo"), help="folder for what the demo makes")
-    parser.add_argument("--report", type=Path, default=Path("build/demo-report.json"))
-    parser.add_argument("--keep", action="store_true", help="leave the server running")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    story = Story(options.report)
-    server = Server()
-    was_running = bool(server.status()["running"])
-    demo = Demo(options.work, server, story)
-    try:
+def play(work: Path, server: Server, story: Story) -> None:
+    with contextlib.closing(Demo(work, server, story)) as demo:
         demo.run()
-    except VambraceError as error:
-        print(f"\ndemo: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
-        return error.exit_code
-    finally:
-        demo.close()
-        if not options.keep and not was_running:
-            server.down()
-    return story.end()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell(__doc__.splitlines()[0], play, work="build/demo", report="build/demo-report.json"))
