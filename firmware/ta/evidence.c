@@ -39,6 +39,7 @@
 #define CLAIM_DEBUG -70003
 #define CLAIM_INSECURE -70004
 #define CLAIM_CACHE_PARTITION -70005
+#define CLAIM_CLASS -70006
 
 #define COMPONENT_TYPE 1
 #define COMPONENT_DIGEST 2
@@ -145,7 +146,7 @@ static TEE_Result compose_realm(const struct signing_key *rak, const struct real
 	size_t i = 0;
 
 	cbor_init(&claims, payload_buffer, sizeof(payload_buffer));
-	cbor_map(&claims, 13);
+	cbor_map(&claims, 14);
 	cbor_int(&claims, CLAIM_CHALLENGE);
 	cbor_bytes(&claims, request->challenge, sizeof(request->challenge));
 	cbor_int(&claims, CLAIM_PROFILE);
@@ -175,6 +176,8 @@ static TEE_Result compose_realm(const struct signing_key *rak, const struct real
 	cbor_bool(&claims, false);
 	cbor_int(&claims, CLAIM_CACHE_PARTITION);
 	cbor_text(&claims, partition_text(request->cache_partition));
+	cbor_int(&claims, CLAIM_CLASS);
+	cbor_text(&claims, class_text(request->domain_class));
 	return cose_sign1(rak, &claims, token);
 }
 

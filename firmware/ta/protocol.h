@@ -33,6 +33,9 @@
 #define REQUEST_PARTITION_WAYS 1
 #define REQUEST_PARTITION_COLOURS_UNCONFIRMED 2
 #define REQUEST_PARTITION_COLOURS_CONFIRMED 3
+/* The class of the domain; others are not attested. */
+#define REQUEST_CLASS_REALM 1
+#define REQUEST_CLASS_SECURE 2
 
 /* Little-endian, 320 bytes, no padding; reserved bytes are zero. */
 struct realm_request {
@@ -41,7 +44,8 @@ struct realm_request {
 	uint8_t hash_algorithm;  /* 8 */
 	uint8_t key_storage;     /* 9 */
 	uint8_t cache_partition; /* 10 */
-	uint8_t reserved[5];     /* 11 */
+	uint8_t domain_class;    /* 11 */
+	uint8_t reserved[4];     /* 12 */
 	uint8_t instance[16];    /* 16 */
 	uint8_t personalization[64]; /* 32 */
 	uint8_t challenge[64];   /* 96 */

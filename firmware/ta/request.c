@@ -20,6 +20,18 @@ const char *partition_text(uint8_t cache_partition)
 	}
 }
 
+const char *class_text(uint8_t domain_class)
+{
+	switch (domain_class) {
+	case REQUEST_CLASS_REALM:
+		return "realm";
+	case REQUEST_CLASS_SECURE:
+		return "secure";
+	default:
+		return NULL;
+	}
+}
+
 bool request_valid(const struct realm_request *request)
 {
 	static const uint8_t zeros[sizeof(request->reserved)];
@@ -27,5 +39,5 @@ bool request_valid(const struct realm_request *request)
 	return request->version == REQUEST_VERSION && !(request->flags & ~REQUEST_DEBUG) &&
 	       (request->hash_algorithm == REQUEST_HASH_SHA256 || request->hash_algorithm == REQUEST_HASH_SM3) &&
 	       request->key_storage == REQUEST_KEY_IN_DRAM && partition_text(request->cache_partition) &&
-	       !memcmp(request->reserved, zeros, sizeof(zeros));
+	       class_text(request->domain_class) && !memcmp(request->reserved, zeros, sizeof(zeros));
 }

@@ -9,7 +9,8 @@
 
 /* False: a version, flag or value that is not known, or reserved bytes that are not zero. */
 bool request_valid(const struct realm_request *request);
-/* The claim's text; NULL: no such partition. */
+/* The claims' texts; NULL: no such partition, no such class. */
 const char *partition_text(uint8_t cache_partition);
+const char *class_text(uint8_t domain_class);
 
 #endif

@@ -102,6 +102,7 @@ class Platform:
             -70003: False,
             -70004: False,
             -70005: "none",
+            -70006: "realm",
         }
 
     def halves(

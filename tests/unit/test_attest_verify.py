@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from vambrace.attest.challenge import channel_challenge, launch_challenge
-from vambrace.attest.claims import CACHE_PARTITIONS, Component
+from vambrace.attest.claims import CACHE_PARTITIONS, DOMAIN_CLASSES, Component
 from vambrace.attest.cose import encode_key
 from vambrace.attest.endorsement import VendorAuthority, certificate_builder, certificate_name, key_usage
 from vambrace.attest.policy import CACHE_DEMANDS, Policy
@@ -412,6 +412,15 @@ def test_a_partition_that_is_not_known(platform: Platform, stated: str) -> None:
         verify(platform.token(realm=claim(-70005, stated)), platform)
 
 
+def test_the_class_of_a_domain(platform: Platform) -> None:
+    """An attested class is stated as it is; a Normal VM has no token, whoever says so."""
+    for stated in DOMAIN_CLASSES:
+        assert verify(platform.token(realm=claim(-70006, stated)), platform).domain_class == stated
+    for stated in ("normal", "Realm", "realm ", "r"):
+        with pytest.raises(MalformedEvidence, match="class of domain"):
+            verify(platform.token(realm=claim(-70006, stated)), platform)
+
+
 # --- shape ------------------------------------------------------------------------------------------------
 
 
@@ -422,7 +431,7 @@ def test_missing_platform_claim(platform: Platform, key: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [265, 10, 44235, 44238, 44239, 44236, 44237, 44240, -70001, -70002, -70003, -70004, -70005]
+    "key", [265, 10, 44235, 44238, 44239, 44236, 44237, 44240, -70001, -70002, -70003, -70004, -70005, -70006]
 )
 def test_missing_realm_claim(platform: Platform, key: int) -> None:
     with pytest.raises(MalformedEvidence):

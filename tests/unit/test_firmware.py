@@ -325,12 +325,17 @@ def test_requests(tmp_path: Path) -> None:
     good = claims.encode()
     known = {0: "none", 1: "ways", 2: "colours-unconfirmed", 3: "colours-confirmed"}
     assert {replace(claims, cache_partition=text).encode()[10]: text for text in known.values()} == known
-    cases = {with_byte(good, 10, value): known.get(value, "refused") for value in range(256)}
-    cases |= {with_byte(good, 8, value): "none" if value in (1, 2) else "refused" for value in range(256)}
-    cases |= {with_byte(good, 9, value): "none" if value == 1 else "refused" for value in range(256)}
-    cases |= {with_byte(good, 4, value): "none" if value in (0, 1) else "refused" for value in range(256)}
+    classes = {1: "realm", 2: "secure"}
+    assert {replace(claims, domain_class=text).encode()[11]: text for text in classes.values()} == classes
+    as_sent, refused = "none realm", "refused"
+    cases = {with_byte(good, 10, value): f"{known[value]} realm" if value in known else refused for value in range(256)}
+    cases |= {with_byte(good, 11, value): f"none {classes.get(value)}" for value in range(256)}
+    cases |= {with_byte(good, 11, value): refused for value in range(256) if value not in classes}
+    cases |= {with_byte(good, 8, value): as_sent if value in (1, 2) else refused for value in range(256)}
+    cases |= {with_byte(good, 9, value): as_sent if value == 1 else refused for value in range(256)}
+    cases |= {with_byte(good, 4, value): as_sent if value in (0, 1) else refused for value in range(256)}
     cases |= {with_byte(good, at, 1 << bit): "refused" for at in (1, 2, 3, 5, 6, 7) for bit in range(8)}
-    cases |= {with_byte(good, at, 1 << bit): "refused" for at in range(11, 16) for bit in range(8)}
+    cases |= {with_byte(good, at, 1 << bit): "refused" for at in range(12, 16) for bit in range(8)}
     assert output([program], b"".join(cases)) == list(cases.values())
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from vambrace.attest.claims import CACHE_PARTITIONS
+from vambrace.attest.claims import CACHE_PARTITIONS, DOMAIN_CLASSES
 from vambrace.errors import TrustZoneError
 from vambrace.trustzone import RealmClaims, TrustZone, session
 from vambrace.trustzone.insecure import InsecurePlatform
@@ -43,6 +43,10 @@ def test_the_request_has_the_layout_of_protocol_h() -> None:
     assert wire[offsets["key_storage"]] == 1
     assert wire[offsets["cache_partition"]] == 0
     assert not any(wire[offsets["reserved"] : offsets["instance"]])
+    for domain_class in DOMAIN_CLASSES:
+        found = re.search(rf"^#define REQUEST_CLASS_{domain_class.upper()} (\d+)$", header, re.MULTILINE)
+        stated = replace(CLAIMS, domain_class=domain_class).encode()[offsets["domain_class"]]
+        assert found and stated == int(found[1])
     for partition in CACHE_PARTITIONS:
         word = partition.upper().replace("-", "_")
         found = re.search(rf"^#define REQUEST_PARTITION_{word} (\d+)$", header, re.MULTILINE)
@@ -77,6 +81,7 @@ def test_commands_are_those_of_protocol_h() -> None:
         {"hash_algorithm": "md5"},
         {"key_storage": "trustzone"},
         {"cache_partition": "colours"},
+        {"domain_class": "normal"},
     ],
     ids=lambda change: "-".join(change),
 )

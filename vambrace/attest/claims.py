@@ -35,6 +35,7 @@ KEY_STORAGE: Final = -70002
 DEBUG: Final = -70003
 INSECURE: Final = -70004
 CACHE_PARTITION: Final = -70005
+CLASS: Final = -70006
 
 COMPONENT_TYPE: Final = 1
 COMPONENT_DIGEST: Final = 2
@@ -47,6 +48,8 @@ MAX_TEXT: Final = 128
 UEID_RANDOM: Final = 0x01  # RFC 9711, 4.2.1.1: the type of a UEID that is a hash
 #: How a Realm's share of the last-level cache is kept from others, the weakest first.
 CACHE_PARTITIONS: Final = ("none", "colours-unconfirmed", "ways", "colours-confirmed")
+#: The classes of domain that are attested (vambrace/classes.py).
+DOMAIN_CLASSES: Final = ("realm", "secure")
 HASH_BYTES: Final = {"sha-256": 32, "sha-384": 48, "sha-512": 64, "sm3": 32}
 
 Kind = TypeVar("Kind", bytes, str, int, bool, list[Any])
@@ -104,6 +107,7 @@ class UnverifiedRealm:
     debug: bool
     insecure: bool
     cache_partition: str
+    domain_class: str
 
 
 def decode_platform(claims: Any) -> UnverifiedPlatform:
@@ -152,10 +156,13 @@ def decode_realm(claims: Any) -> UnverifiedRealm:
         debug=reader.get(DEBUG, bool),
         insecure=reader.get(INSECURE, bool),
         cache_partition=reader.text(CACHE_PARTITION),
+        domain_class=reader.text(CLASS),
     )
     reader.finish()
     if realm.cache_partition not in CACHE_PARTITIONS:
         raise MalformedEvidence("the realm token states a partition of the cache that is not known")
+    if realm.domain_class not in DOMAIN_CLASSES:
+        raise MalformedEvidence("the realm token states a class of domain that is not known")
     if realm.rak_hash_algorithm != "sha-256":
         raise MalformedEvidence("the realm token binds its key with a hash that is not known")
     return realm

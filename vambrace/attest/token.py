@@ -100,6 +100,7 @@ def describe(token: bytes) -> dict[str, Any]:
             "key": realm.rak.hex(),
             "key-storage": realm.key_storage,
             "cache-partition": realm.cache_partition,
+            "class": realm.domain_class,
             "debug": realm.debug,
             "insecure": realm.insecure,
         },

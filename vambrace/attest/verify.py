@@ -53,6 +53,7 @@ class VerifiedRealm:
     insecure: bool
     key_storage: str  # where the page key is: "dram"
     cache_partition: str
+    domain_class: str  # "realm" or "secure"
     rak: bytes  # COSE_Key of the realm attestation key
     platform_instance_id: bytes  # UEID, 33 bytes
     implementation_id: bytes
@@ -75,6 +76,7 @@ class VerifiedRealm:
             "insecure": self.insecure,
             "key-storage": self.key_storage,
             "cache-partition": self.cache_partition,
+            "class": self.domain_class,
             "platform-instance-id": self.platform_instance_id.hex(),
             "implementation-id": self.implementation_id.hex(),
             "lifecycle": f"{self.lifecycle:#06x} ({lifecycle_name(self.lifecycle)})",
@@ -202,6 +204,7 @@ def verify_evidence(
         insecure=realm.insecure,
         key_storage=realm.key_storage,
         cache_partition=realm.cache_partition,
+        domain_class=realm.domain_class,
         rak=realm.rak,
         platform_instance_id=platform.ueid,
         implementation_id=platform.implementation_id,

@@ -130,4 +130,5 @@ class Attested(Domain):
             debug=self.config.debug,
             key_storage="dram",
             cache_partition=self._place.partition.value,
+            domain_class=self.config.kind.name,
         )

@@ -8,11 +8,12 @@ from typing import Final
 
 from vambrace.errors import TrustZoneError
 
-_REQUEST: Final = struct.Struct("<II3B5x16s64s64s32s32s32s32s32s")
+_REQUEST: Final = struct.Struct("<II4B4x16s64s64s32s32s32s32s32s")
 _VERSION: Final = 1
 _DEBUG: Final = 1
 _HASHES: Final = {"sha-256": 1, "sm3": 2}
 _KEY_STORAGE: Final = {"dram": 1}
+_CLASSES: Final = {"realm": 1, "secure": 2}
 _CACHE_PARTITION: Final = {"none": 0, "ways": 1, "colours-unconfirmed": 2, "colours-confirmed": 3}
 
 
@@ -22,7 +23,7 @@ class RealmClaims:
 
     ``instance`` 16 bytes; ``rim`` and the four ``rems`` 32 each; ``personalization`` and ``challenge`` 64 each;
     ``hash_algorithm`` "sha-256" or "sm3"; ``key_storage`` "dram"; ``cache_partition`` "none", "ways",
-    "colours-unconfirmed" or "colours-confirmed".
+    "colours-unconfirmed" or "colours-confirmed"; ``domain_class`` "realm" or "secure".
     Raises TrustZoneError if anything is of another size or value.
     """
 
@@ -35,6 +36,7 @@ class RealmClaims:
     debug: bool = False
     key_storage: str = "dram"
     cache_partition: str = "none"
+    domain_class: str = "realm"
 
     def __post_init__(self) -> None:
         sizes = {"instance": 16, "rim": 32, "personalization": 64, "challenge": 64}
@@ -47,6 +49,7 @@ class RealmClaims:
             "hash_algorithm": _HASHES,
             "key_storage": _KEY_STORAGE,
             "cache_partition": _CACHE_PARTITION,
+            "domain_class": _CLASSES,
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -60,6 +63,7 @@ class RealmClaims:
             _HASHES[self.hash_algorithm],
             _KEY_STORAGE[self.key_storage],
             _CACHE_PARTITION[self.cache_partition],
+            _CLASSES[self.domain_class],
             self.instance,
             self.personalization,
             self.challenge,

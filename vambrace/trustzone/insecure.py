@@ -92,6 +92,7 @@ class InsecurePlatform:
             claims.DEBUG: request.debug,
             claims.INSECURE: True,
             claims.CACHE_PARTITION: request.cache_partition,
+            claims.CLASS: request.domain_class,
         }
         halves = {PLATFORM: sign1(self._platform, encode(platform)), REALM: sign1(self._realm, encode(realm))}
         return encode(Tag(COLLECTION_TAG, halves))
