@@ -23,11 +23,14 @@
     │   │   └── AnotherRealm        another Realm's token, of the same image even
     │   ├── UnknownRoot             the endorsement does not lead to the given root
     │   ├── CertificateExpired      an endorsement is out of its validity
+    │   ├── CertificateRevoked      the vendor has revoked an endorsement
+    │   ├── RevocationUnknown       no fresh revocation list, and the policy asks for one
     │   ├── InsecurePlatform        the platform states that it is insecure, in debug or not provisioned
     │   ├── ComponentChanged        firmware or host component differs from the reference values
     │   ├── MeasurementMismatch     another image or configuration
     │   ├── OwnerMismatch           another owner's key
-    │   └── CacheShared             the cache is not divided as it is demanded
+    │   ├── CacheShared             the cache is not divided as it is demanded
+    │   └── PolicyRefused           something else that the policy does not accept
     ├── MessageRefused              an owner's message is forged, replayed, late or for another instance
     ├── PagerError                  the encrypted window failed
     │   └── PageAuthenticationError a page's ciphertext was changed
@@ -168,6 +171,14 @@ class CertificateExpired(VerificationError):
     pass
 
 
+class CertificateRevoked(VerificationError):
+    pass
+
+
+class RevocationUnknown(VerificationError):
+    pass
+
+
 class InsecurePlatform(VerificationError):
     pass
 
@@ -194,6 +205,14 @@ class CacheShared(VerificationError):
     def __init__(self, message: str, *, stated: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.stated = stated
+
+
+class PolicyRefused(VerificationError):
+    """``rule`` is the key of the policy."""
+
+    def __init__(self, message: str, *, rule: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.rule = rule
 
 
 class MessageRefused(VambraceError):

@@ -8,7 +8,9 @@ sign the reference values that it is measured against. The purposes are extended
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import BasicConstraints, ExtendedKeyUsage, KeyUsage, ObjectIdentifier
 from cryptography.x509.oid import ExtensionOID
 
+from vambrace.attest.revocation import Revocation
 from vambrace.errors import CertificateExpired, ConfigError, MalformedEvidence, UnknownRoot
 
 MAX_CHAIN: Final = 4
@@ -50,34 +53,58 @@ def load_roots(pem: bytes) -> tuple[x509.Certificate, ...]:
         raise ConfigError("the root is not a certificate in PEM form", hint="vendor-root.pem") from None
 
 
+@dataclass(frozen=True)
+class VerifiedChain:
+    """``path`` leads from the leaf to a root; ``key`` is the leaf's; ``revocation`` says what is known of that."""
+
+    path: tuple[x509.Certificate, ...]
+    key: EllipticCurvePublicKey
+    revocation: str
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        return self.path[0]
+
+
 def verify_chain(
     chain: Sequence[bytes],
     roots: Sequence[x509.Certificate],
     purpose: ObjectIdentifier,
     now: datetime,
-) -> tuple[x509.Certificate, EllipticCurvePublicKey]:
-    """The leaf of ``chain`` (DER, leaf first) and its P-256 key.
+    *,
+    revocation: Revocation | None = None,
+) -> VerifiedChain:
+    """``chain`` (DER, leaf first) verified: it leads to one of ``roots``, and its leaf, on P-256, is for ``purpose``.
 
-    The chain must lead to one of ``roots``, and the leaf be for ``purpose``.
-
-    Raises ``MalformedEvidence``, ``UnknownRoot``, ``CertificateExpired``. ``now`` has a time zone.
+    Raises ``MalformedEvidence``, ``UnknownRoot``, ``CertificateExpired``, ``CertificateRevoked``,
+    ``RevocationUnknown``. ``now`` has a time zone.
     """
     if not chain:
         raise UnknownRoot("there is no endorsement", hint="the platform must be certified by its vendor")
     if len(chain) > MAX_CHAIN:
         raise MalformedEvidence(f"a chain has more than {MAX_CHAIN} certificates")
+    path, key = _verified_path(tuple(chain), tuple(roots), purpose)
+    for certificate in path:
+        _check_validity(certificate, now)
+    return VerifiedChain(path, key, (revocation or Revocation()).check(path, now))
+
+
+# A platform shows the same chain with each of its tokens. Only what does not change is kept: neither validity nor
+# revocation. What was refused is not kept, so that nobody can push out what was accepted with rubbish.
+@lru_cache(maxsize=1024)
+def _verified_path(
+    chain: tuple[bytes, ...], roots: tuple[x509.Certificate, ...], purpose: ObjectIdentifier
+) -> tuple[tuple[x509.Certificate, ...], EllipticCurvePublicKey]:
+    """The path to a root and the leaf's key: everything that time does not change."""
     try:
         path = _complete([_load(certificate) for certificate in chain], roots)
         for above, certificate in enumerate(path[1:]):
             _check_authority(certificate, intermediates=above)
-        key = _check_leaf(path[0], purpose)
+        return tuple(path), _check_leaf(path[0], purpose)
     except UNREADABLE:
         raise MalformedEvidence("a certificate cannot be read") from None
     except (x509.ExtensionNotFound, x509.DuplicateExtension):
         raise UnknownRoot("a certificate lacks a needed extension, or has one twice") from None
-    for certificate in path:
-        _check_validity(certificate, now)
-    return path[0], key
 
 
 def _load(der: bytes) -> x509.Certificate:

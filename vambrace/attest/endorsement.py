@@ -1,8 +1,11 @@
-"""The vendor's authority: it certifies platform keys at the factory, and signers of reference values."""
+"""The vendor's authority: it certifies platform keys at the factory, renews and revokes that, and certifies signers of
+reference values.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,14 +27,16 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
-from vambrace.attest.chain import PLATFORM_PURPOSE, REFERENCES_PURPOSE
+from vambrace.attest.chain import PLATFORM_PURPOSE, REFERENCES_PURPOSE, verify_chain
 from vambrace.attest.claims import UEID_RANDOM
-from vambrace.attest.cose import decode_key
+from vambrace.attest.cose import decode_key, encode_key
+from vambrace.attest.revocation import RevocationList, load_list
 from vambrace.errors import ConfigError, UsageError
 from vambrace.files import write_whole
 
 ROOT_DAYS: Final = 3653
 LEAF_DAYS: Final = 1826
+LIST_DAYS: Final = 30
 _BOTH: Final = "restore both from a backup; without them the vendor must begin anew"
 # A certificate made now must be valid for a verifier whose clock is a little behind.
 _CLOCK_SLACK: Final = timedelta(hours=1)
@@ -96,6 +101,52 @@ class VendorAuthority:
         name = platform_instance_id(cose_key)[1:].hex()
         return self._leaf(name, decode_key(cose_key), PLATFORM_PURPOSE, now, days)
 
+    def renew(
+        self, certificate: x509.Certificate, *, now: datetime | None = None, days: int = LEAF_DAYS
+    ) -> x509.Certificate:
+        """Endorse the platform key of ``certificate`` once more; what is valid already may be renewed early.
+
+        Raises ``UnknownRoot`` for what this authority has not certified as a platform. Whether it was revoked since is
+        the caller's to know: a revoked key must not be renewed.
+        """
+        then = certificate.not_valid_before_utc
+        chain = [certificate.public_bytes(Encoding.DER)]
+        verified = verify_chain(chain, [self.certificate], PLATFORM_PURPOSE, then)
+        return self.certify(encode_key(verified.key), now=now, days=days)
+
+    def revocation_list(
+        self,
+        previous: bytes | None = None,
+        *,
+        revoke: Mapping[int, x509.ReasonFlags] | None = None,
+        now: datetime | None = None,
+        days: int = LIST_DAYS,
+    ) -> bytes:
+        """``vendor.crl`` (PEM): all that ``previous`` revokes, and the serial numbers in ``revoke``.
+
+        It is to be renewed within ``days``, also when nothing is revoked. Raises ``ConfigError`` for a previous list
+        that is not this authority's: what it revoked would be forgotten.
+        """
+        start = now or datetime.now(UTC)
+        before = self._previous(previous) if previous is not None else None
+        builder = x509.CertificateRevocationListBuilder(self.certificate.subject)
+        builder = builder.last_update(start).next_update(start + timedelta(days=days))
+        for entry in before.crl if before else ():
+            builder = builder.add_revoked_certificate(entry)
+        for serial, reason in (revoke or {}).items():
+            if before is None or serial not in before.revoked:
+                builder = builder.add_revoked_certificate(_revoked(serial, reason, start))
+        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        builder = builder.add_extension(identifier, critical=False)
+        builder = builder.add_extension(x509.CRLNumber(_next_number(before)), critical=False)
+        return builder.sign(self.key, SHA256()).public_bytes(Encoding.PEM)
+
+    def _previous(self, data: bytes) -> RevocationList:
+        before = load_list(data)
+        if not before.signed_by(self.certificate):
+            raise ConfigError("the present revocation list is another authority's", hint="give the vendor's own")
+        return before
+
     def reference_signer(
         self, *, now: datetime | None = None, days: int = LEAF_DAYS
     ) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
@@ -118,6 +169,17 @@ class VendorAuthority:
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         return builder.add_extension(identifier, critical=False).sign(self.key, SHA256())
+
+
+def _next_number(before: RevocationList | None) -> int:
+    if before is None:
+        return 1
+    return before.crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1
+
+
+def _revoked(serial: int, reason: x509.ReasonFlags, start: datetime) -> x509.RevokedCertificate:
+    builder = x509.RevokedCertificateBuilder(serial_number=serial, revocation_date=start)
+    return builder.add_extension(x509.CRLReason(reason), critical=False).build()
 
 
 def load_private_key(pem: bytes) -> EllipticCurvePrivateKey:

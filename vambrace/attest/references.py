@@ -102,8 +102,8 @@ def load(data: bytes, roots: Sequence[x509.Certificate], *, now: datetime | None
     message = decode_sign1(data, "CoRIM", protected=headers)
     if message.protected.get(_HEADER_CONTENT_TYPE) != CONTENT_TYPE:
         raise MalformedEvidence("the reference values are not a signed CoRIM")
-    _, key = verify_chain(read_x5chain(message.protected), roots, REFERENCES_PURPOSE, now)
-    return _corim(decode(message.verify(key, "reference values"), limit=_LIMIT), now)
+    chain = verify_chain(read_x5chain(message.protected), roots, REFERENCES_PURPOSE, now)
+    return _corim(decode(message.verify(chain.key, "reference values"), limit=_LIMIT), now)
 
 
 def _measurement(component: Component) -> dict[int, Any]:

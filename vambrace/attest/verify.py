@@ -7,36 +7,20 @@ then what state the platform is in, then what it says.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections import Counter
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-from vambrace.attest.chain import PLATFORM_PURPOSE, verify_chain
+from vambrace.attest.appraisal import Anchors, Appraisal, appraise
 from vambrace.attest.challenge import channel_challenge, launch_challenge
-from vambrace.attest.claims import CACHE_PARTITIONS, Component, UnverifiedPlatform, UnverifiedRealm
-from vambrace.attest.cose import decode_key, encode_key
-from vambrace.attest.endorsement import platform_instance_id
+from vambrace.attest.claims import Component
 from vambrace.attest.policy import Policy, lifecycle_name
 from vambrace.attest.references import ReferenceValues
-from vambrace.attest.token import UnverifiedEvidence, decode_evidence, describe_component
-from vambrace.errors import (
-    AnotherRealm,
-    CacheShared,
-    ChallengeMismatch,
-    ComponentChanged,
-    InsecurePlatform,
-    MeasurementMismatch,
-    OwnerMismatch,
-    ReplayedToken,
-    SignatureInvalid,
-)
+from vambrace.attest.revocation import RevocationList
+from vambrace.attest.token import decode_evidence, describe_component
 
 
 @dataclass(frozen=True)
@@ -161,6 +145,7 @@ def verify_evidence(
     now: datetime | None = None,
     instance: bytes | None = None,
     seen: Container[bytes] = (),
+    revocation_lists: Sequence[RevocationList] = (),
 ) -> VerifiedRealm:
     """Verify ``token``. ``challenge`` has 64 bytes, ``personalization`` 64; ``now`` has a time zone.
 
@@ -169,30 +154,20 @@ def verify_evidence(
     ``ReplayedToken``, ``AnotherRealm``, ``ChallengeMismatch``; ``ComponentChanged``; ``MeasurementMismatch``;
     ``OwnerMismatch``; ``CacheShared``.
     """
-    policy = policy or Policy()
-    evidence = decode_evidence(token)
-    platform, realm = evidence.platform, evidence.realm
-    certificate, key = verify_chain(evidence.x5chain, roots, PLATFORM_PURPOSE, now or datetime.now(UTC))
-    _check_signatures(evidence, key)
-    _check_state(platform, realm, policy)
-    _check_freshness(hashlib.sha256(token).digest(), realm, challenge, instance, seen)
-    _check_components(platform, references)
-    if realm.hash_algorithm != policy.hash_algorithm:
-        raise MeasurementMismatch(f"the Realm was measured with {realm.hash_algorithm}")
-    if realm.measurement != measurement:
-        raise MeasurementMismatch(
-            f"the Realm's measurement is {realm.measurement.hex()}, not {measurement.hex()}",
-            hint="the host started another image or configuration than this one",
-        )
-    if realm.personalization != personalization:
-        raise OwnerMismatch("the Realm was started for another owner")
-    if realm.cache_partition not in policy.cache_partitions:
-        demanded = _either(policy.cache_partitions)
-        raise CacheShared(
-            f"the Realm's cache partition is {realm.cache_partition!r}, and {demanded} is demanded",
-            stated=realm.cache_partition,
-            hint="use a host that divides its cache so, or demand less",
-        )
+    expected = replace(
+        policy or Policy(), measurements=frozenset({measurement}), owners=frozenset({personalization})
+    )
+    anchors = Anchors(tuple(roots), (references,), tuple(revocation_lists))
+    return accepted(
+        appraise(token, anchors=anchors, policy=expected, challenge=challenge, now=now, instance=instance, seen=seen)
+    )
+
+
+def accepted(appraisal: Appraisal) -> VerifiedRealm:
+    """What the evidence states, if no check has refused it; else raises the first refusal."""
+    if appraisal.error:
+        raise appraisal.error
+    platform, realm = appraisal.evidence.platform, appraisal.evidence.realm
     return VerifiedRealm(
         instance=realm.instance,
         measurement=realm.measurement,
@@ -210,83 +185,6 @@ def verify_evidence(
         implementation_id=platform.implementation_id,
         lifecycle=platform.lifecycle,
         components=platform.components,
-        endorsement=certificate.subject.rfc4514_string(),
-        token_sha256=hashlib.sha256(token).digest(),
+        endorsement=appraisal.endorsement,
+        token_sha256=appraisal.sha256,
     )
-
-
-def _either(partitions: Container[str]) -> str:
-    return " or ".join(repr(known) for known in CACHE_PARTITIONS if known in partitions)
-
-
-def _check_signatures(evidence: UnverifiedEvidence, key: EllipticCurvePublicKey) -> None:
-    """Vendor's certificate → platform key → platform token → realm key → realm token."""
-    evidence.platform_message.verify(key, "platform token")
-    if evidence.platform.ueid != platform_instance_id(encode_key(key)):
-        raise SignatureInvalid("the platform's instance identity is not that of its key")
-    rak = decode_key(evidence.realm.rak)
-    if evidence.platform.challenge != hashlib.sha256(evidence.realm.rak).digest():
-        raise SignatureInvalid(
-            "the halves of the token do not belong together",
-            hint="the platform vouches for another Realm key",
-        )
-    evidence.realm_message.verify(rak, "realm token")
-
-
-def _check_state(platform: UnverifiedPlatform, realm: UnverifiedRealm, policy: Policy) -> None:
-    if realm.insecure and not policy.allow_insecure:
-        raise InsecurePlatform(
-            "the platform says that it is insecure",
-            hint="it has no TrustZone or no measured boot; its token proves nothing",
-        )
-    if not policy.accepts_lifecycle(platform.lifecycle):
-        raise InsecurePlatform(
-            f"the platform's life cycle is {lifecycle_name(platform.lifecycle)}",
-            hint="the vendor secures it at the factory, after certifying its key",
-        )
-    if realm.debug and not policy.allow_debug:
-        raise InsecurePlatform("the Realm runs in debug mode: its console is open to the operator")
-
-
-def _check_freshness(
-    digest: bytes, realm: UnverifiedRealm, challenge: bytes, instance: bytes | None, seen: Container[bytes]
-) -> None:
-    """The challenge alone decides; the other two say more exactly what happened."""
-    if digest in seen:
-        raise ReplayedToken("the token is an old one, of an earlier start", hint="the host replays it: do not trust it")
-    if instance is not None and realm.instance != instance:
-        raise AnotherRealm(
-            "the token is of another instance of this image",
-            instance=realm.instance,
-            hint="the host relays another Realm's: do not trust it",
-        )
-    if not hmac.compare_digest(realm.challenge, challenge):
-        raise ChallengeMismatch("the token answers another challenge", hint="the nonce is wrong, or it is not fresh")
-
-
-def _check_components(platform: UnverifiedPlatform, references: ReferenceValues) -> None:
-    expected_id = references.implementation_id
-    if expected_id is not None and platform.implementation_id != expected_id:
-        raise ComponentChanged(
-            "the platform is another implementation than the reference values describe",
-            component="implementation",
-        )
-    measured, expected = platform.components, references.components
-    missing = Counter(c.name for c in expected) - Counter(c.name for c in measured)
-    for name in missing:
-        raise ComponentChanged(f"component {name} was not measured at boot", component=name)
-    extra = Counter(c.name for c in measured) - Counter(c.name for c in expected)
-    for name in extra:
-        raise ComponentChanged(f"component {name} has no reference value", component=name)
-    for component in measured:
-        if not any(component.meets(reference) for reference in expected):
-            raise ComponentChanged(
-                f"component {component.name} differs from its reference value",
-                component=component.name,
-                hint="changed firmware or host, or reference values of another build",
-            )
-    for component, reference in zip(measured, expected, strict=True):
-        if not component.meets(reference):
-            raise ComponentChanged(
-                f"component {component.name} was measured out of order", component=component.name
-            )
