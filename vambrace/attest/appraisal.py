@@ -70,11 +70,17 @@ class Anchors:
 class Appraisal:
     """What the verifier found. Nothing of ``evidence`` may be used before ``verify.accepted`` has returned."""
 
+    token: bytes
     evidence: UnverifiedEvidence
-    sha256: bytes  # of the evidence's bytes
+    sha256: bytes  # of the token
     policy: Policy
     endorsement: str  # subject of the platform key's certificate; empty if that is not trusted
     findings: tuple[Finding, ...]
+
+    @property
+    def authentic(self) -> bool:
+        """Both halves are signed by keys that lead to a root; nothing more."""
+        return bool(self.endorsement)
 
     @property
     def error(self) -> VerificationError | None:
@@ -113,7 +119,7 @@ def appraise(
     if chain is not None:
         findings += [check.make(case) for check in _CHECKS]
     subject = chain.leaf.subject.rfc4514_string() if chain else ""
-    return Appraisal(evidence, digest, policy, subject, tuple(findings))
+    return Appraisal(token, evidence, digest, policy, subject, tuple(findings))
 
 
 @dataclass(frozen=True)
