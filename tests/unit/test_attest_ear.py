@@ -82,7 +82,7 @@ def test_a_refusal_has_its_reason(platform: Platform) -> None:
 
 
 def test_what_nobody_signed_is_not_passed_on(platform: Platform) -> None:
-    """No claim of a token is in the result if its signatures do not lead to a root; the realm's vector claims nothing."""
+    """No claim of a token is in the result if its signatures do not lead to a root."""
     claims = result(platform, anchors=Anchors(tuple(Platform().roots), (platform.references,)))
     for module in claims["submods"].values():
         assert "ear_attester_claims" not in module and "eat_nonce" not in module
