@@ -17,6 +17,10 @@
     │   └── AgentFlood              the agent sent more than may wait
     ├── VerificationError           evidence is not to be trusted
     │   ├── MalformedEvidence       not a well-formed token
+    │   │   ├── MalformedCbor       not CBOR in the encoding that is accepted, or beyond its bounds
+    │   │   ├── MalformedEnvelope   not the collection, signed message or key that it should be
+    │   │   ├── UnknownProfile      a token of a profile that is not accepted here
+    │   │   └── MalformedClaim      a claim is missing, unknown, or has no value that it may have
     │   ├── SignatureInvalid        a signature does not verify
     │   ├── ChallengeMismatch       another nonce, another connection's channel
     │   │   ├── ReplayedToken       a token that the user has seen before
@@ -141,6 +145,31 @@ class VerificationError(VambraceError):
 
 class MalformedEvidence(VerificationError):
     pass
+
+
+class MalformedCbor(MalformedEvidence):
+    pass
+
+
+class MalformedEnvelope(MalformedEvidence):
+    pass
+
+
+class UnknownProfile(MalformedEvidence):
+    """``profiles`` are the names that the platform and the realm token give; None where one gives none."""
+
+    def __init__(self, message: str, *, profiles: tuple[str | None, str | None], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.profiles = profiles
+
+
+class MalformedClaim(MalformedEvidence):
+    """``claim`` is the claim's key, where it is of one claim; ``half`` says of what it is a claim."""
+
+    def __init__(self, message: str, *, half: str, claim: int | None = None, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.half = half
+        self.claim = claim
 
 
 class SignatureInvalid(VerificationError):

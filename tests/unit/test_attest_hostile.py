@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vambrace.attest import cbor, cose, references
-from vambrace.attest.token import decode_evidence, describe
+from vambrace.attest.show import describe
+from vambrace.attest.token import decode_evidence
 from vambrace.errors import MalformedEvidence, VerificationError
 
 # A flipped bit makes a serial number negative, which the X.509 library only warns of.

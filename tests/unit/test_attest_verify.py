@@ -34,7 +34,8 @@ from vambrace.attest.cose import encode_key
 from vambrace.attest.endorsement import VendorAuthority, certificate_builder, certificate_name, key_usage
 from vambrace.attest.policy import CACHE_DEMANDS, Policy
 from vambrace.attest.references import ReferenceValues
-from vambrace.attest.token import decode_evidence, describe
+from vambrace.attest.show import describe
+from vambrace.attest.token import decode_evidence
 from vambrace.attest.verify import verify_channel, verify_launch
 from vambrace.errors import (
     AnotherRealm,

@@ -19,11 +19,12 @@ from cryptography import x509
 
 from vambrace.attest.chain import PLATFORM_PURPOSE, VerifiedChain, verify_chain
 from vambrace.attest.claims import CACHE_PARTITIONS
-from vambrace.attest.cose import decode_key, encode_key
+from vambrace.attest.cose import encode_key
 from vambrace.attest.endorsement import platform_instance_id
 from vambrace.attest.policy import Policy, lifecycle_name
 from vambrace.attest.references import ReferenceValues
 from vambrace.attest.revocation import Revocation, RevocationList
+from vambrace.attest.signatures import check_realm_signature
 from vambrace.attest.token import UnverifiedEvidence, decode_evidence
 from vambrace.attest.trustworthiness import (
     APPROVED_AT_BOOT,
@@ -181,7 +182,7 @@ def _who_signed(case: _Case) -> tuple[VerifiedChain | None, list[Finding]]:
         return None, [Finding(PLATFORM, who, CRYPTO_FAILED, error.message, error)]
     platform = Finding(PLATFORM, who, GOOD, f"its key is certified by the vendor, {chain.revocation}")
     try:
-        _check_realm_signature(case.evidence)
+        check_realm_signature(case.evidence)
     except VerificationError as error:
         return None, [platform, Finding(REALM, who, CRYPTO_FAILED, error.message, error)]
     return chain, [platform, Finding(REALM, who, GOOD, "its key is vouched for by the platform")]
@@ -191,16 +192,6 @@ def _check_platform_signature(evidence: UnverifiedEvidence, chain: VerifiedChain
     evidence.platform_message.verify(chain.key, "platform token")
     if evidence.platform.ueid != platform_instance_id(encode_key(chain.key)):
         raise SignatureInvalid("the platform's instance identity is not that of its key")
-
-
-def _check_realm_signature(evidence: UnverifiedEvidence) -> None:
-    rak = decode_key(evidence.realm.rak)
-    if evidence.platform.challenge != hashlib.sha256(evidence.realm.rak).digest():
-        raise SignatureInvalid(
-            "the halves of the token do not belong together",
-            hint="the platform vouches for another Realm key",
-        )
-    evidence.realm_message.verify(rak, "realm token")
 
 
 def _profile(case: _Case) -> str:

@@ -1,16 +1,18 @@
-"""Deterministic CBOR (RFC 8949, 4.2.1), and nothing else of CBOR.
+"""Deterministic CBOR (RFC 8949, 4.2.1), and a reader for what others write.
 
-Everything here is signed or hashed, or comes from an enemy. One value therefore has exactly one encoding:
+Everything here is signed or hashed, or comes from an enemy. What is ours has therefore exactly one encoding:
 no indefinite lengths, no longer forms, no unsorted or repeated keys, no floats, no tag that the decoder
-would act upon. Sizes, depth and count of items are bounded.
+would act upon. Arm's tokens come from constrained devices, which may choose longer forms and any order
+(as RFC 9783, 5.2 has it for their kin): ``decode_tolerant`` reads those two variations, and says that it met
+one. Sizes, depth and count of items are bounded in both.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from vambrace.errors import MalformedEvidence
+from vambrace.errors import MalformedCbor
 
 MAX_DEPTH: Final = 12
 MAX_ITEMS: Final = 4096
@@ -27,6 +29,13 @@ class Tag:
     value: Any
 
 
+class Decoded(NamedTuple):
+    """A value, and the first way in which its encoding is not deterministic, if there is one."""
+
+    value: Any
+    variation: str | None
+
+
 def encode(value: Any) -> bytes:
     """The one encoding of ``value``: int, bytes, str, bool, None, Tag, and lists and dicts of them."""
     match value:
@@ -37,24 +46,25 @@ def encode(value: Any) -> bytes:
         case None:
             return b"\xf6"
         case int():
-            return _head(_UINT, value) if value >= 0 else _head(_NEGATIVE, -1 - value)
+            return head(_UINT, value) if value >= 0 else head(_NEGATIVE, -1 - value)
         case bytes():
-            return _head(_BYTES, len(value)) + value
+            return head(_BYTES, len(value)) + value
         case str():
             text = value.encode()
-            return _head(_TEXT, len(text)) + text
+            return head(_TEXT, len(text)) + text
         case list() | tuple():
-            return _head(_ARRAY, len(value)) + b"".join(encode(item) for item in value)
+            return head(_ARRAY, len(value)) + b"".join(encode(item) for item in value)
         case dict():
             pairs = sorted((encode(key), encode(item)) for key, item in value.items())
-            return _head(_MAP, len(pairs)) + b"".join(key + item for key, item in pairs)
+            return head(_MAP, len(pairs)) + b"".join(key + item for key, item in pairs)
         case Tag():
-            return _head(_TAG, value.number) + encode(value.value)
+            return head(_TAG, value.number) + encode(value.value)
         case _:
             raise TypeError(f"{type(value).__name__} has no encoding here")
 
 
-def _head(major: int, argument: int) -> bytes:
+def head(major: int, argument: int) -> bytes:
+    """The shortest head (RFC 8949, 3) of an item of type ``major``."""
     if argument < 24:
         return bytes([major << 5 | argument])
     for index, size in enumerate((1, 2, 4, 8)):
@@ -66,90 +76,117 @@ def _head(major: int, argument: int) -> bytes:
 def decode(data: bytes, *, limit: int) -> Any:
     """The value that ``data``, at most ``limit`` bytes, encodes. Maps have int or str keys only.
 
-    Raises ``MalformedEvidence`` for anything that ``encode`` would not have written.
+    Raises ``MalformedCbor`` for anything that ``encode`` would not have written.
     """
-    if len(data) > limit:
-        raise MalformedEvidence(f"{len(data)} bytes: at most {limit} are accepted")
-    reader = _Reader(bytes(data))
-    value = reader.value(0)
-    if reader.position != len(reader.data):
-        raise MalformedEvidence("bytes follow the end of the CBOR data")
+    value, variation = decode_tolerant(data, limit=limit)
+    if variation is not None:
+        raise MalformedCbor(variation)
     return value
 
 
+def decode_tolerant(data: bytes, *, limit: int) -> Decoded:
+    """As ``decode``, but integers and lengths may have longer forms, and the keys of a map any order.
+
+    Raises ``MalformedCbor``, for a key that a map has twice, too.
+    """
+    if len(data) > limit:
+        raise MalformedCbor(f"{len(data)} bytes: at most {limit} are accepted")
+    reader = _Reader(bytes(data))
+    value = reader.value(0)
+    if reader.position != reader.size:
+        raise MalformedCbor("bytes follow the end of the CBOR data")
+    return Decoded(value, reader.variation)
+
+
 class _Reader:
+    """Every token passes here, most of its bytes several times: ``value`` trades calls for length."""
+
+    __slots__ = ("data", "items", "position", "size", "variation")
+
     def __init__(self, data: bytes) -> None:
         self.data = data
+        self.size = len(data)
         self.position = 0
         self.items = 0
+        self.variation: str | None = None
 
     def value(self, depth: int) -> Any:
         self.items += 1
-        if depth > MAX_DEPTH or self.items > MAX_ITEMS:
-            raise MalformedEvidence("the CBOR data is too deep or has too many items")
-        major, argument = self.head()
-        if major == _UINT:
-            return argument
-        if major == _NEGATIVE:
-            return -1 - argument
+        if self.items > MAX_ITEMS or depth > MAX_DEPTH:
+            raise MalformedCbor("the CBOR data is too deep or has too many items")
+        position = self.position
+        if position >= self.size:
+            raise MalformedCbor("the CBOR data ends too early")
+        initial = self.data[position]
+        major, argument = initial >> 5, initial & 31
+        self.position = position + 1
+        if argument > 23:
+            argument = self.long_argument(major, argument)
         if major == _BYTES:
             return self.take(argument)
+        if major == _UINT:
+            return argument
         if major == _TEXT:
             return self.text(argument)
+        if major == _MAP:
+            return self.map(argument, depth + 1)
         if major == _ARRAY:
             return [self.value(depth + 1) for _ in range(self.count(argument))]
-        if major == _MAP:
-            return self.map(self.count(argument), depth)
+        if major == _NEGATIVE:
+            return -1 - argument
         if major == _TAG:
             return Tag(argument, self.value(depth + 1))
         if argument not in _SIMPLE_VALUES:
-            raise MalformedEvidence("a float, or a simple value with no meaning here")
+            raise MalformedCbor("a float, or a simple value with no meaning here")
         return _SIMPLE_VALUES[argument]
 
-    def head(self) -> tuple[int, int]:
-        initial = self.take(1)[0]
-        major, information = initial >> 5, initial & 31
-        if information < 24:
-            return major, information
-        if information > 27 or major == _SIMPLE:
-            raise MalformedEvidence("an indefinite length, a float or a reserved form of CBOR")
+    def long_argument(self, major: int, information: int) -> int:
+        if information > 27:
+            raise MalformedCbor("an indefinite length, or a reserved form of CBOR")
+        if major == _SIMPLE:
+            raise MalformedCbor("a float, or a simple value with no meaning here")
         size = 1 << information - 24
         argument = int.from_bytes(self.take(size), "big")
         if argument < (24 if size == 1 else 1 << 4 * size):
-            raise MalformedEvidence("an integer is not in its shortest form")
-        return major, argument
+            self.vary("an integer is not in its shortest form")
+        return argument
 
     def take(self, count: int) -> bytes:
-        end = self.position + count
-        if end > len(self.data):
-            raise MalformedEvidence("the CBOR data ends too early")
-        part = self.data[self.position : end]
+        position = self.position
+        end = position + count
+        if end > self.size:
+            raise MalformedCbor("the CBOR data ends too early")
         self.position = end
-        return part
+        return self.data[position:end]
 
     def count(self, announced: int) -> int:
         # Each item has at least one byte: refuse a promise that cannot be kept before acting upon it.
-        if announced > len(self.data) - self.position:
-            raise MalformedEvidence("the CBOR data ends too early")
+        if announced > self.size - self.position:
+            raise MalformedCbor("the CBOR data ends too early")
         return announced
 
     def text(self, count: int) -> str:
         try:
             return self.take(count).decode("utf-8")
         except UnicodeDecodeError:
-            raise MalformedEvidence("a text is not UTF-8") from None
+            raise MalformedCbor("a text is not UTF-8") from None
 
     def map(self, pairs: int, depth: int) -> dict[int | str, Any]:
         result: dict[int | str, Any] = {}
         last = b""
-        for _ in range(pairs):
+        for _ in range(self.count(pairs)):
             start = self.position
-            key = self.value(depth + 1)
-            if isinstance(key, bool) or not isinstance(key, int | str):
-                raise MalformedEvidence("the key of a map is neither an integer nor a text")
+            key = self.value(depth)
+            if type(key) is not int and type(key) is not str:  # a bool is an int for isinstance
+                raise MalformedCbor("the key of a map is neither an integer nor a text")
+            if key in result:
+                raise MalformedCbor("a map has a key twice")
             encoded = self.data[start : self.position]
-            if encoded <= last:
-                raise MalformedEvidence("the keys of a map are repeated or not in order")
+            if encoded < last:
+                self.vary("the keys of a map are not in order")
             last = encoded
-            result[key] = self.value(depth + 1)
+            result[key] = self.value(depth)
         return result
+
+    def vary(self, how: str) -> None:
+        self.variation = self.variation or how

@@ -1,17 +1,19 @@
 """The claims of both halves of a token (docs/architecture.md, section 9), typed and not verified.
 
 The numbers are those of the Arm CCA attestation token (draft-ffm-rats-cca-token); the negative ones and the
-profiles are ours, because this is not CCA hardware.
+profiles are ours, because this is not CCA hardware. The types here hold what a token of any profile says;
+``decode_platform`` and ``decode_realm`` read our profile, ``cca`` reads Arm's.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from vambrace.errors import MalformedEvidence
+from vambrace.attest.claimset import HASH_BYTES, MAX_TEXT, ClaimSet
+
+__all__ = ["HASH_BYTES", "MAX_TEXT", "Component", "UnverifiedPlatform", "UnverifiedRealm", "UnverifiedVambraceRealm"]
 
 PLATFORM_PROFILE: Final = "tag:vambrace.dev,2026:platform#1"
 REALM_PROFILE: Final = "tag:vambrace.dev,2026:realm#1"
@@ -19,17 +21,25 @@ REALM_PROFILE: Final = "tag:vambrace.dev,2026:realm#1"
 CHALLENGE: Final = 10
 UEID: Final = 256
 PROFILE: Final = 265
+CLIENT_ID: Final = 2394
 LIFECYCLE: Final = 2395
 IMPLEMENTATION_ID: Final = 2396
 COMPONENTS: Final = 2399
+VERIFICATION_SERVICE: Final = 2400
 CONFIG: Final = 2401
 PLATFORM_HASH: Final = 2402
+MANUFACTURING_CONFIG: Final = 2403
+EXTENSIONS: Final = 2404
+BOOT_KEYS: Final = 2405
+PEER_SIGNERS: Final = 2406
 PERSONALIZATION: Final = 44235
 MEASUREMENT_HASH: Final = 44236
 RAK: Final = 44237
 MEASUREMENT: Final = 44238
 REMS: Final = 44239
 RAK_HASH: Final = 44240
+MEC_POLICY: Final = 44243
+LFA_POLICY: Final = 44244
 INSTANCE: Final = -70001
 KEY_STORAGE: Final = -70002
 DEBUG: Final = -70003
@@ -42,24 +52,72 @@ COMPONENT_DIGEST: Final = 2
 COMPONENT_VERSION: Final = 4
 COMPONENT_SIGNER: Final = 5
 COMPONENT_HASH: Final = 6
+COMPONENT_LIVE: Final = 7
+COMPONENT_COUNTERSIGNERS: Final = 8
+
+#: What the keys mean, for people.
+PLATFORM_NAMES: Final = {
+    CHALLENGE: "challenge",
+    UEID: "instance id",
+    PROFILE: "profile",
+    CLIENT_ID: "client id",
+    LIFECYCLE: "life cycle",
+    IMPLEMENTATION_ID: "implementation id",
+    COMPONENTS: "software components",
+    VERIFICATION_SERVICE: "verification service",
+    CONFIG: "config",
+    PLATFORM_HASH: "hash algorithm",
+    MANUFACTURING_CONFIG: "manufacturing config",
+    EXTENSIONS: "extensions",
+    BOOT_KEYS: "boot root-of-trust keys",
+    PEER_SIGNERS: "peer signers",
+}
+REALM_NAMES: Final = {
+    CHALLENGE: "challenge",
+    UEID: "instance id",
+    PROFILE: "profile",
+    PERSONALIZATION: "personalization",
+    MEASUREMENT_HASH: "hash algorithm",
+    RAK: "realm key",
+    MEASUREMENT: "initial measurement",
+    REMS: "extensible measurements",
+    RAK_HASH: "hash algorithm of the realm key",
+    MEC_POLICY: "memory encryption contexts",
+    LFA_POLICY: "live firmware activation",
+    INSTANCE: "instance",
+    KEY_STORAGE: "key storage",
+    DEBUG: "debug",
+    INSECURE: "insecure",
+    CACHE_PARTITION: "cache partition",
+    CLASS: "class",
+}
+COMPONENT_NAMES: Final = {
+    COMPONENT_TYPE: "type",
+    COMPONENT_DIGEST: "measurement",
+    COMPONENT_VERSION: "version",
+    COMPONENT_SIGNER: "signer",
+    COMPONENT_HASH: "hash algorithm",
+    COMPONENT_LIVE: "live activation",
+    COMPONENT_COUNTERSIGNERS: "countersigners",
+}
 
 MAX_COMPONENTS: Final = 64
-MAX_TEXT: Final = 128
 UEID_RANDOM: Final = 0x01  # RFC 9711, 4.2.1.1: the type of a UEID that is a hash
+UEID_BYTES: Final = 33
+REM_COUNT: Final = 4
+DIGEST_BYTES: Final = (32, 48, 64)
 #: How a Realm's share of the last-level cache is kept from others, the weakest first.
 CACHE_PARTITIONS: Final = ("none", "colours-unconfirmed", "ways", "colours-confirmed")
 #: The classes of domain that are attested (vambrace/classes.py).
 DOMAIN_CLASSES: Final = ("realm", "secure")
-HASH_BYTES: Final = {"sha-256": 32, "sha-384": 48, "sha-512": 64, "sm3": 32}
-
-Kind = TypeVar("Kind", bytes, str, int, bool, list[Any])
 
 
 @dataclass(frozen=True)
 class Component:
     """One measured piece of firmware or host, as in the boot event log.
 
-    In a reference value, ``signer`` and ``version`` are conditions only where they are given.
+    In a reference value, ``signer`` and ``version`` are conditions only where they are given. ``name`` is empty
+    where a token of Arm's names no type.
     """
 
     name: str
@@ -83,26 +141,77 @@ INSECURE_COMPONENT: Final = Component("INSECURE", hashlib.sha256(b"vambrace-inse
 
 
 @dataclass(frozen=True)
+class ExtensionDevice:
+    """A device that became part of the platform as it ran (draft-ffm-rats-cca-token-03, platform extension)."""
+
+    measurements_digest: bytes
+    certificate_chain_digest: bytes
+    uses_ide: bool
+    protocol: str
+    hash_algorithm: str | None = None
+    vca_digest: bytes | None = None
+    device_type: str | None = None
+    encryption: int | None = None
+
+
+@dataclass(frozen=True)
+class BootKey:
+    """The digest of a key by which the platform's boot is verified, and its place in the fuses (the same draft)."""
+
+    name: str
+    active_array: int
+    index: int
+    digest: bytes
+
+
+@dataclass(frozen=True)
 class UnverifiedPlatform:
+    """The platform half. ``challenge`` is the hash of the realm key; what has a default is of some profiles only."""
+
     challenge: bytes
-    implementation_id: bytes
-    ueid: bytes
+    implementation_id: bytes  # 32 bytes
+    ueid: bytes  # 33 bytes, the first 0x01
     config: bytes
     lifecycle: int
     hash_algorithm: str
     components: tuple[Component, ...]
+    profile: str = PLATFORM_PROFILE
+    verification_service: str | None = None
+    client_id: int | None = None
+    manufacturing_config: bytes | None = None
+    extensions: tuple[ExtensionDevice, ...] = ()
+    boot_keys: tuple[BootKey, ...] = ()
+    peer_signers: bytes | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UnverifiedRealm:
-    challenge: bytes
-    personalization: bytes
+    """The realm half, whatever its profile."""
+
+    profile: str | None  # None: the platform's profile is that of both halves
+    challenge: bytes  # 64 bytes
+    personalization: bytes  # 64 bytes
     measurement: bytes
     rems: tuple[bytes, ...]
     hash_algorithm: str
-    rak: bytes
+    rak: bytes  # the realm attestation key, in the form of the profile
     rak_hash_algorithm: str
-    instance: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnverifiedCcaRealm(UnverifiedRealm):
+    """The realm half of Arm's profiles; these claims came with 2.0."""
+
+    ueid: bytes | None = None  # 33 bytes, the first 0x01
+    private_mec: bool | None = None  # whether the Realm's memory is encrypted in a context of its own
+    live_activation: bool | None = None  # whether it runs on while firmware is replaced
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnverifiedVambraceRealm(UnverifiedRealm):
+    """The realm half of our profile."""
+
+    instance: bytes  # 16 bytes
     key_storage: str
     debug: bool
     insecure: bool
@@ -111,47 +220,38 @@ class UnverifiedRealm:
 
 
 def decode_platform(claims: Any) -> UnverifiedPlatform:
-    """Raises ``MalformedEvidence``; so does every function here."""
-    reader = _Claims(claims, "platform token")
-    reader.profile(PLATFORM_PROFILE)
-    components = reader.get(COMPONENTS, list)
-    if not 1 <= len(components) <= MAX_COMPONENTS:
-        raise MalformedEvidence(f"the platform token has {len(components)} components")
-    algorithm = reader.choice(PLATFORM_HASH)
+    """Of our profile. Raises ``MalformedClaim``; so does every function here."""
+    reader = ClaimSet(claims, "platform token", PLATFORM_NAMES)
+    algorithm = reader.hash_name(PLATFORM_HASH)
     platform = UnverifiedPlatform(
-        challenge=reader.bytes(CHALLENGE, 32),
-        implementation_id=reader.bytes(IMPLEMENTATION_ID, 32),
-        ueid=reader.bytes(UEID, 33),
+        profile=reader.text(PROFILE),
+        challenge=reader.octets(CHALLENGE, 32),
+        implementation_id=reader.octets(IMPLEMENTATION_ID, 32),
+        ueid=read_ueid(reader),
         config=reader.get(CONFIG, bytes),
-        lifecycle=reader.get(LIFECYCLE, int),
+        lifecycle=read_lifecycle(reader),
         hash_algorithm=algorithm,
-        components=tuple(_component(component, algorithm) for component in components),
+        components=tuple(_component(component, algorithm) for component in read_components(reader)),
     )
     reader.finish()
-    if not 0 <= platform.lifecycle <= 0xFFFF:
-        raise MalformedEvidence("the platform token has an invalid life cycle state")
-    if platform.ueid[0] != UEID_RANDOM:
-        raise MalformedEvidence("the platform token has an invalid instance identity")
     return platform
 
 
-def decode_realm(claims: Any) -> UnverifiedRealm:
-    reader = _Claims(claims, "realm token")
-    reader.profile(REALM_PROFILE)
-    algorithm = reader.choice(MEASUREMENT_HASH)
+def decode_realm(claims: Any) -> UnverifiedVambraceRealm:
+    """Of our profile."""
+    reader = ClaimSet(claims, "realm token", REALM_NAMES)
+    algorithm = reader.hash_name(MEASUREMENT_HASH)
     size = HASH_BYTES[algorithm]
-    rems = reader.get(REMS, list)
-    if len(rems) != 4 or not all(isinstance(rem, bytes) and len(rem) == size for rem in rems):
-        raise MalformedEvidence("the realm token has invalid extensible measurements")
-    realm = UnverifiedRealm(
-        challenge=reader.bytes(CHALLENGE, 64),
-        personalization=reader.bytes(PERSONALIZATION, 64),
-        measurement=reader.bytes(MEASUREMENT, size),
-        rems=tuple(rems),
+    realm = UnverifiedVambraceRealm(
+        profile=reader.text(PROFILE),
+        challenge=reader.octets(CHALLENGE, 64),
+        personalization=reader.octets(PERSONALIZATION, 64),
+        measurement=reader.octets(MEASUREMENT, size),
+        rems=read_rems(reader, size),
         hash_algorithm=algorithm,
         rak=reader.get(RAK, bytes),
-        rak_hash_algorithm=reader.choice(RAK_HASH),
-        instance=reader.bytes(INSTANCE, 16),
+        rak_hash_algorithm=reader.hash_name(RAK_HASH),
+        instance=reader.octets(INSTANCE, 16),
         key_storage=reader.text(KEY_STORAGE),
         debug=reader.get(DEBUG, bool),
         insecure=reader.get(INSECURE, bool),
@@ -160,76 +260,53 @@ def decode_realm(claims: Any) -> UnverifiedRealm:
     )
     reader.finish()
     if realm.cache_partition not in CACHE_PARTITIONS:
-        raise MalformedEvidence("the realm token states a partition of the cache that is not known")
+        reader.refuse("the realm token states a partition of the cache that is not known", CACHE_PARTITION)
     if realm.domain_class not in DOMAIN_CLASSES:
-        raise MalformedEvidence("the realm token states a class of domain that is not known")
+        reader.refuse("the realm token states a class of domain that is not known", CLASS)
     if realm.rak_hash_algorithm != "sha-256":
-        raise MalformedEvidence("the realm token binds its key with a hash that is not known")
+        reader.refuse("the realm token binds its key with a hash that is not known", RAK_HASH)
     return realm
 
 
-def _component(claims: Any, default_hash: str) -> Component:
-    reader = _Claims(claims, "component of the platform token")
-    algorithm = reader.choice(COMPONENT_HASH) if reader.has(COMPONENT_HASH) else default_hash
-    signer = reader.get(COMPONENT_SIGNER, bytes)
-    if len(signer) not in (32, 48, 64):
-        raise MalformedEvidence("a component of the platform token has an invalid signer")
+# What the profiles have in common.
+
+
+def read_ueid(reader: ClaimSet) -> bytes:
+    ueid = reader.octets(UEID, UEID_BYTES)
+    if ueid[0] != UEID_RANDOM:
+        reader.refuse(f"the {reader.half} has an instance id of another type than {UEID_RANDOM:#04x}", UEID)
+    return ueid
+
+
+def read_lifecycle(reader: ClaimSet) -> int:
+    """Two bytes: the state (``policy.LIFECYCLES``), and what the implementation has to add."""
+    lifecycle = reader.get(LIFECYCLE, int)
+    if not 0 <= lifecycle <= 0xFFFF:
+        reader.refuse(f"the {reader.half} has an invalid life cycle state", LIFECYCLE)
+    return lifecycle
+
+
+def read_rems(reader: ClaimSet, *sizes: int) -> tuple[bytes, ...]:
+    rems = reader.get(REMS, list)
+    if len(rems) != REM_COUNT:
+        reader.refuse(f"the {reader.half} has {len(rems)} extensible measurements, not {REM_COUNT}", REMS)
+    if not all(isinstance(rem, bytes) and len(rem) in sizes for rem in rems):
+        reader.refuse(f"the {reader.half} has invalid extensible measurements", REMS)
+    return tuple(rems)
+
+
+def read_components(reader: ClaimSet) -> list[ClaimSet]:
+    return reader.maps(COMPONENTS, "component of the platform token", COMPONENT_NAMES, MAX_COMPONENTS)
+
+
+def _component(reader: ClaimSet, default_hash: str) -> Component:
+    algorithm = reader.hash_name(COMPONENT_HASH) if reader.has(COMPONENT_HASH) else default_hash
     component = Component(
         name=reader.text(COMPONENT_TYPE),
-        digest=reader.bytes(COMPONENT_DIGEST, HASH_BYTES[algorithm]),
-        signer=signer,
+        digest=reader.octets(COMPONENT_DIGEST, HASH_BYTES[algorithm]),
+        signer=reader.octets(COMPONENT_SIGNER, *DIGEST_BYTES),
         hash_algorithm=algorithm,
         version=reader.text(COMPONENT_VERSION) if reader.has(COMPONENT_VERSION) else None,
     )
     reader.finish()
     return component
-
-
-class _Claims:
-    """Typed access to a map of claims. ``finish`` refuses what was not asked for: nothing is ignored."""
-
-    def __init__(self, claims: Any, what: str) -> None:
-        if not isinstance(claims, dict):
-            raise MalformedEvidence(f"the {what} is not a map of claims")
-        self._claims: Mapping[Any, Any] = claims
-        self._what = what
-        self._asked: set[int] = set()
-
-    def has(self, key: int) -> bool:
-        return key in self._claims
-
-    def get(self, key: int, kind: type[Kind]) -> Kind:
-        self._asked.add(key)
-        value = self._claims.get(key)
-        # Exactly this type: a bool is an int for isinstance.
-        if type(value) is not kind:
-            raise MalformedEvidence(f"claim {key} of the {self._what} is missing or of the wrong type")
-        return value
-
-    def bytes(self, key: int, size: int) -> bytes:
-        value = self.get(key, bytes)
-        if len(value) != size:
-            raise MalformedEvidence(f"claim {key} of the {self._what} has {len(value)} bytes, not {size}")
-        return value
-
-    def text(self, key: int) -> str:
-        value = self.get(key, str)
-        # Printed by the user's tools: no control characters, nothing that redraws a terminal.
-        if not 1 <= len(value) <= MAX_TEXT or not value.isascii() or not value.isprintable():
-            raise MalformedEvidence(f"claim {key} of the {self._what} is not a short printable text")
-        return value
-
-    def choice(self, key: int) -> str:
-        value = self.text(key)
-        if value not in HASH_BYTES:
-            raise MalformedEvidence(f"claim {key} of the {self._what} names a hash that is not known")
-        return value
-
-    def profile(self, expected: str) -> None:
-        if self.text(PROFILE) != expected:
-            raise MalformedEvidence(f"the {self._what} is of another profile")
-
-    def finish(self) -> None:
-        unknown = sorted(str(key)[:32] for key in self._claims if key not in self._asked)
-        if unknown:
-            raise MalformedEvidence(f"the {self._what} has claims that are not known: {unknown[0]!a}")

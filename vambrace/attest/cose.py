@@ -1,4 +1,4 @@
-"""COSE_Sign1 and COSE_Key (RFC 9052, 9053) with ES256, in deterministic CBOR."""
+"""COSE_Sign1 and COSE_Key (RFC 9052, 9053): ECDSA on the NIST curves; what is ours is ES256 in deterministic CBOR."""
 
 from __future__ import annotations
 
@@ -10,41 +10,77 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDSA,
     SECP256R1,
+    SECP384R1,
+    SECP521R1,
+    EllipticCurve,
     EllipticCurvePrivateKey,
     EllipticCurvePublicKey,
-    EllipticCurvePublicNumbers,
 )
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
-from vambrace.attest.cbor import Tag, decode, encode
-from vambrace.errors import MalformedEvidence, SignatureInvalid
+from vambrace.attest.cbor import Tag, decode_tolerant, encode
+from vambrace.attest.keys import decode_key, encode_key
+from vambrace.errors import MalformedCbor, MalformedEnvelope, SignatureInvalid
+
+__all__ = ["ALGORITHMS", "ES256", "ES384", "ES512", "Sign1", "decode_key", "decode_sign1", "encode_key", "sign1"]
 
 SIGN1_TAG: Final = 18
 ALGORITHM: Final = 1
 X5CHAIN: Final = 33  # RFC 9360
+X5T: Final = 34
 ES256: Final = -7
+ES384: Final = -35
+ES512: Final = -36
 
-_COORDINATE: Final = 32
 _MAX_SIGN1: Final = 64 << 10
-_MAX_KEY: Final = 128
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A signature algorithm of COSE: ECDSA with its curve and hash, r and s of ``coordinate`` bytes each."""
+
+    name: str
+    curve: type[EllipticCurve]
+    scheme: ECDSA
+    coordinate: int
+
+
+_P256: Final = Algorithm("ES256", SECP256R1, ECDSA(SHA256()), 32)
+_P384: Final = Algorithm("ES384", SECP384R1, ECDSA(SHA384()), 48)
+_P521: Final = Algorithm("ES512", SECP521R1, ECDSA(SHA512()), 66)
+#: By COSE identifier, those of RFC 9864 (ESP256, ESP384, ESP512) too.
+ALGORITHMS: Final = {ES256: _P256, ES384: _P384, ES512: _P521, -9: _P256, -51: _P384, -52: _P521}
 
 
 @dataclass(frozen=True)
 class Sign1:
-    """A decoded COSE_Sign1, not verified: ``verify`` says whether a key signed it."""
+    """A decoded COSE_Sign1, not verified: ``verify`` says whether a key signed it.
+
+    ``header`` are the protected parameters as they were signed, byte for byte; ``variation`` is what
+    ``cbor.decode_tolerant`` says of the encoding.
+    """
 
     protected: Mapping[int | str, Any]
     unprotected: Mapping[int | str, Any]
     payload: bytes
     signature: bytes
+    header: bytes
+    variation: str | None = None
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return ALGORITHMS[self.protected[ALGORITHM]]
 
     def verify(self, key: EllipticCurvePublicKey, what: str) -> bytes:
         """The payload, if ``key`` signed it. Raises ``SignatureInvalid``, which names ``what``."""
-        r, s = self.signature[:_COORDINATE], self.signature[_COORDINATE:]
+        algorithm = self.algorithm
+        if not isinstance(key.curve, algorithm.curve):
+            raise SignatureInvalid(f"the {what} is signed with {algorithm.name}, its key is on {key.curve.name}")
+        r, s = self.signature[: algorithm.coordinate], self.signature[algorithm.coordinate :]
         der = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
         try:
-            key.verify(der, _to_be_signed(encode(dict(self.protected)), self.payload), ECDSA(SHA256()))
+            key.verify(der, _to_be_signed(self.header, self.payload), algorithm.scheme)
         except InvalidSignature:
             raise SignatureInvalid(f"the signature of the {what} does not verify") from None
         return self.payload
@@ -62,7 +98,7 @@ def sign1(
         raise ValueError("ES256 needs a key on P-256")
     header = encode({**(protected or {}), ALGORITHM: ES256})
     r, s = decode_dss_signature(key.sign(_to_be_signed(header, payload), ECDSA(SHA256())))
-    signature = r.to_bytes(_COORDINATE, "big") + s.to_bytes(_COORDINATE, "big")
+    signature = b"".join(number.to_bytes(_P256.coordinate, "big") for number in (r, s))
     return encode(Tag(SIGN1_TAG, [header, dict(unprotected or {}), payload, signature]))
 
 
@@ -73,57 +109,68 @@ def decode_sign1(
     protected: frozenset[int] = frozenset(),
     unprotected: frozenset[int] = frozenset(),
 ) -> Sign1:
-    """Read a tagged COSE_Sign1 with ES256, whoever wrote it.
+    """Read a tagged COSE_Sign1 with ES256 in deterministic CBOR, whoever wrote it.
 
     ``protected`` (beside the algorithm) and ``unprotected`` are the header parameters that may be there.
-    Raises ``MalformedEvidence``, which names ``what``.
+    Raises ``MalformedCbor`` and ``MalformedEnvelope``, which names ``what``.
     """
-    value = decode(data, limit=_MAX_SIGN1)
-    if not isinstance(value, Tag) or value.number != SIGN1_TAG or not isinstance(value.value, list):
-        raise MalformedEvidence(f"the {what} is not a COSE_Sign1")
+    message = decode_sign1_tolerant(data, what)
+    if message.variation is not None:
+        raise MalformedCbor(message.variation)
+    check_headers(message, what, frozenset({ES256}), protected, unprotected)
+    return message
+
+
+def decode_sign1_tolerant(data: bytes, what: str) -> Sign1:
+    """Read any tagged COSE_Sign1 of a known algorithm (``ALGORITHMS``), in the encodings of ``cbor.decode_tolerant``.
+
+    Which algorithms and headers are accepted is for ``check_headers``. Raises as ``decode_sign1``.
+    """
+    value, variation = decode_tolerant(data, limit=_MAX_SIGN1)
+    if not isinstance(value, Tag) or value.number != SIGN1_TAG:
+        raise MalformedEnvelope(f"the {what} is not tagged as a COSE_Sign1")
     match value.value:
         case [bytes(header), dict(loose), bytes(payload), bytes(signature)]:
             pass
+        case [bytes(), dict(), None, bytes()]:
+            raise MalformedEnvelope(f"the {what} has its payload elsewhere")
         case _:
-            raise MalformedEvidence(f"the {what} is not a COSE_Sign1")
-    parameters = decode(header, limit=_MAX_SIGN1)
-    if not isinstance(parameters, dict) or parameters.get(ALGORITHM) != ES256:
-        raise MalformedEvidence(f"the {what} is not signed with ES256")
-    if not set(parameters) <= protected | {ALGORITHM} or not set(loose) <= unprotected:
-        raise MalformedEvidence(f"the {what} has header parameters that are not known")
-    if len(signature) != 2 * _COORDINATE:
-        raise MalformedEvidence(f"the signature of the {what} has the wrong length")
-    return Sign1(parameters, loose, payload, signature)
+            raise MalformedEnvelope(f"the {what} is not a COSE_Sign1")
+    parameters, header_variation = decode_tolerant(header, limit=_MAX_SIGN1) if header else ({}, None)
+    if not isinstance(parameters, dict):
+        raise MalformedEnvelope(f"the protected header of the {what} is not a map")
+    algorithm = ALGORITHMS.get(_algorithm(parameters, what))
+    if algorithm is None:
+        raise MalformedEnvelope(f"the {what} is signed with an algorithm that is not known")
+    if len(signature) != 2 * algorithm.coordinate:
+        raise MalformedEnvelope(f"the signature of the {what} has the wrong length")
+    return Sign1(parameters, loose, payload, signature, header, variation or header_variation)
+
+
+def check_headers(
+    message: Sign1,
+    what: str,
+    algorithms: frozenset[int],
+    protected: frozenset[int],
+    unprotected: frozenset[int],
+) -> None:
+    """Raises ``MalformedEnvelope`` for an algorithm or a header parameter that is not among these."""
+    if message.protected[ALGORITHM] not in algorithms:
+        names = sorted({ALGORITHMS[algorithm].name for algorithm in algorithms})
+        raise MalformedEnvelope(f"the {what} is not signed with {' or '.join(names)}")
+    unknown = (set(message.protected) - protected - {ALGORITHM}) | (set(message.unprotected) - unprotected)
+    if unknown:
+        first = min(str(parameter) for parameter in unknown)[:32]
+        raise MalformedEnvelope(f"the {what} has a header parameter that is not known: {first!a}")
+
+
+def _algorithm(parameters: Mapping[int | str, Any], what: str) -> int:
+    algorithm = parameters.get(ALGORITHM)
+    if type(algorithm) is not int:
+        raise MalformedEnvelope(f"the {what} does not say in its protected header how it is signed")
+    return algorithm
 
 
 def _to_be_signed(protected: bytes, payload: bytes) -> bytes:
     """Sig_structure (RFC 9052, 4.4) with no external data."""
     return encode(["Signature1", protected, b"", payload])
-
-
-def encode_key(key: EllipticCurvePublicKey) -> bytes:
-    """The COSE_Key encoding of a P-256 key: kty EC2, crv P-256, x, y and nothing else."""
-    if not isinstance(key.curve, SECP256R1):
-        raise ValueError("the key is not on P-256")
-    numbers = key.public_numbers()
-    x, y = (number.to_bytes(_COORDINATE, "big") for number in (numbers.x, numbers.y))
-    return encode({1: 2, -1: 1, -2: x, -3: y})
-
-
-def decode_key(data: bytes) -> EllipticCurvePublicKey:
-    """The key that ``data`` encodes. Raises ``MalformedEvidence``, also for a point off the curve."""
-    match decode(data, limit=_MAX_KEY):
-        case {1: 2, -1: 1, -2: bytes(x), -3: bytes(y), **rest} if (
-            not rest and len(x) == len(y) == _COORDINATE
-        ):
-            pass
-        case _:
-            raise MalformedEvidence("a key is not a COSE_Key on P-256")
-    numbers = EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), SECP256R1())
-    try:
-        key = numbers.public_key()
-    except ValueError:
-        raise MalformedEvidence("a key is not a point of P-256") from None
-    if encode_key(key) != data:  # "true" compares equal to 1
-        raise MalformedEvidence("a key is not a COSE_Key on P-256")
-    return key

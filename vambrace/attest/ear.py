@@ -28,7 +28,7 @@ from vambrace import __version__
 from vambrace.attest.appraisal import Appraisal
 from vambrace.attest.cbor import decode, encode
 from vambrace.attest.cose import decode_sign1, sign1
-from vambrace.attest.token import describe
+from vambrace.attest.show import describe
 from vambrace.attest.trustworthiness import PLATFORM, REALM, Claim, Finding, Tier
 from vambrace.errors import CertificateExpired, MalformedEvidence, SignatureInvalid, UsageError
 

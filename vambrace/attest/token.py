@@ -1,32 +1,37 @@
-"""The token as a whole: a CMW collection of a platform and a realm token. Nothing here is verified."""
+"""The token as a whole: a collection of a platform and a realm token. Nothing here is verified."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cryptography import x509
-
-from vambrace.attest import claims
-from vambrace.attest.cbor import Tag, decode
-from vambrace.attest.chain import MAX_CHAIN, UNREADABLE
-from vambrace.attest.cose import X5CHAIN, Sign1, decode_sign1
-from vambrace.attest.policy import lifecycle_name
-from vambrace.errors import MalformedEvidence
+from vambrace.attest import claims, profiles
+from vambrace.attest.cbor import Tag, decode_tolerant
+from vambrace.attest.chain import MAX_CHAIN
+from vambrace.attest.cose import X5CHAIN, X5T, Sign1, check_headers, decode_sign1_tolerant
+from vambrace.attest.profiles import Collection, Profile
+from vambrace.errors import MalformedCbor, MalformedEnvelope
 
 COLLECTION_TAG: Final = 907
 LEGACY_COLLECTION_TAG: Final = 399  # drafts of the CCA token before CMW
 PLATFORM: Final = 44234
 REALM: Final = 44241
+#: How a record of a collection says that it holds an EAT in CBOR: content format of CoAP, or media type.
+EAT_TYPES: Final = (263, "application/eat+cwt")
 
+_THUMBPRINTS: Final = {-16: "sha256", -43: "sha384", -44: "sha512"}  # RFC 9054
 MAX_TOKEN: Final = 64 << 10
 MAX_CLAIMS: Final = 32 << 10
 
 
 @dataclass(frozen=True)
-class UnverifiedEvidence:
-    """Both halves, decoded. ``x5chain`` has DER certificates, leaf first; empty where there is none."""
+class UnverifiedToken:
+    """Both halves of a token of any profile, decoded. ``x5chain`` has DER certificates, leaf first, or none."""
 
+    profile: Profile
+    collection: Collection
     platform_message: Sign1
     realm_message: Sign1
     platform: claims.UnverifiedPlatform
@@ -34,25 +39,85 @@ class UnverifiedEvidence:
     x5chain: tuple[bytes, ...]
 
 
+@dataclass(frozen=True)
+class UnverifiedEvidence(UnverifiedToken):
+    """A token of our profile."""
+
+    realm: claims.UnverifiedVambraceRealm
+
+
 def decode_evidence(token: bytes) -> UnverifiedEvidence:
-    """Read a token, whoever wrote it. Raises ``MalformedEvidence``."""
-    collection = decode(token, limit=MAX_TOKEN)
-    if not isinstance(collection, Tag) or collection.number not in (COLLECTION_TAG, LEGACY_COLLECTION_TAG):
-        raise MalformedEvidence("the token is not a CMW collection")
-    halves = collection.value
-    if not isinstance(halves, dict) or set(halves) != {PLATFORM, REALM}:
-        raise MalformedEvidence("the token is not a platform and a realm token")
-    if not all(isinstance(half, bytes) for half in halves.values()):
-        raise MalformedEvidence("a half of the token is not a byte string")
-    platform = decode_sign1(halves[PLATFORM], "platform token", unprotected=frozenset({X5CHAIN}))
-    realm = decode_sign1(halves[REALM], "realm token")
-    return UnverifiedEvidence(
+    """Read a token of our profile, whoever wrote it. Raises ``MalformedEvidence``."""
+    decoded = decode_token(token, accepted=(profiles.VAMBRACE,))
+    assert isinstance(decoded.realm, claims.UnverifiedVambraceRealm)  # for the type: the profile's decoder made it
+    return UnverifiedEvidence(**vars(decoded))
+
+
+def decode_token(token: bytes, *, accepted: tuple[Profile, ...] = profiles.ALL) -> UnverifiedToken:
+    """Read a token of one of the ``accepted`` profiles, whoever wrote it.
+
+    Raises ``MalformedCbor``, ``MalformedEnvelope``, ``UnknownProfile``, ``MalformedClaim``: all of them
+    ``MalformedEvidence``.
+    """
+    collection, halves, variation = _collection(token)
+    platform = decode_sign1_tolerant(halves[PLATFORM], "platform token")
+    realm = decode_sign1_tolerant(halves[REALM], "realm token")
+    platform_claims, platform_variation = decode_tolerant(platform.payload, limit=MAX_CLAIMS)
+    realm_claims, realm_variation = decode_tolerant(realm.payload, limit=MAX_CLAIMS)
+    profile = profiles.profile_of(_profile(platform_claims), _profile(realm_claims), accepted)
+    if collection not in profile.collections:
+        raise MalformedEnvelope(f"a token of profile {profile.name} does not come as {collection.value}")
+    variations = (variation, platform.variation, realm.variation, platform_variation, realm_variation)
+    if profile.deterministic and any(variations):
+        raise MalformedCbor(next(filter(None, variations)))
+    check_headers(platform, "platform token", profile.algorithms, profile.protected, profile.platform_loose)
+    check_headers(realm, "realm token", profile.algorithms, profile.protected, profile.realm_loose)
+    x5chain = read_x5chain(platform.unprotected)
+    _check_thumbprint(platform.protected, x5chain)
+    return UnverifiedToken(
+        profile=profile,
+        collection=collection,
         platform_message=platform,
         realm_message=realm,
-        platform=claims.decode_platform(decode(platform.payload, limit=MAX_CLAIMS)),
-        realm=claims.decode_realm(decode(realm.payload, limit=MAX_CLAIMS)),
-        x5chain=read_x5chain(platform.unprotected),
+        platform=profile.decode_platform(platform_claims),
+        realm=profile.decode_realm(realm_claims),
+        x5chain=x5chain,
     )
+
+
+def _collection(token: bytes) -> tuple[Collection, dict[int, bytes], str | None]:
+    tagged, variation = decode_tolerant(token, limit=MAX_TOKEN)
+    if not isinstance(tagged, Tag) or tagged.number not in (COLLECTION_TAG, LEGACY_COLLECTION_TAG):
+        raise MalformedEnvelope("the token is not a CMW collection")
+    entries = tagged.value
+    if not isinstance(entries, dict):
+        raise MalformedEnvelope("the token is not a collection of a platform and a realm token")
+    for key, half in ((PLATFORM, "platform"), (REALM, "realm")):
+        if key not in entries:
+            raise MalformedEnvelope(f"the token has no {half} token")
+    if len(entries) != 2:
+        raise MalformedEnvelope("the token has entries that are not known")
+    legacy = tagged.number == LEGACY_COLLECTION_TAG
+    if all(isinstance(entry, bytes) for entry in entries.values()):
+        return Collection.LEGACY if legacy else Collection.BARE, entries, variation
+    if legacy or not all(isinstance(entry, list) for entry in entries.values()):
+        raise MalformedEnvelope("a half of the token is not a byte string")
+    return Collection.RECORDS, {key: _record(entry) for key, entry in entries.items()}, variation
+
+
+def _record(record: list[Any]) -> bytes:
+    """The EAT in a record of a CMW (draft-ietf-rats-msg-wrap, 3.1): its type and bytes; no third, of indicators."""
+    match record:
+        case [kind, bytes(eat)] if type(kind) in (int, str) and kind in EAT_TYPES:
+            return eat
+        case [_, bytes()]:
+            raise MalformedEnvelope("a record of the token is of another type than an EAT in CBOR")
+        case _:
+            raise MalformedEnvelope("a record of the token is not a type and a byte string")
+
+
+def _profile(half: Any) -> object:
+    return half.get(claims.PROFILE) if isinstance(half, dict) else None
 
 
 def read_x5chain(header: Any) -> tuple[bytes, ...]:
@@ -65,61 +130,17 @@ def read_x5chain(header: Any) -> tuple[bytes, ...]:
         case list(several) if 2 <= len(several) <= MAX_CHAIN and all(isinstance(c, bytes) for c in several):
             return tuple(several)
         case _:
-            raise MalformedEvidence(f"x5chain is not a chain of at most {MAX_CHAIN} certificates")
+            raise MalformedEnvelope(f"x5chain is not a chain of at most {MAX_CHAIN} certificates")
 
 
-def describe(token: bytes) -> dict[str, Any]:
-    """A JSON-able, readable rendering of ``token``; says itself that nothing was verified.
-
-    Raises ``MalformedEvidence``.
-    """
-    evidence = decode_evidence(token)
-    platform, realm = evidence.platform, evidence.realm
-    return {
-        "verified": False,
-        "size": len(token),
-        "platform": {
-            "profile": claims.PLATFORM_PROFILE,
-            "instance-id": platform.ueid.hex(),
-            "implementation-id": platform.implementation_id.hex(),
-            "lifecycle": f"{platform.lifecycle:#06x} ({lifecycle_name(platform.lifecycle)})",
-            "config": platform.config.hex(),
-            "hash-algorithm": platform.hash_algorithm,
-            "components": [describe_component(component) for component in platform.components],
-            "binds-key": platform.challenge.hex(),
-            "endorsement": [_subject(certificate) for certificate in evidence.x5chain],
-        },
-        "realm": {
-            "profile": claims.REALM_PROFILE,
-            "instance": realm.instance.hex(),
-            "measurement": realm.measurement.hex(),
-            "hash-algorithm": realm.hash_algorithm,
-            "extensible-measurements": [rem.hex() for rem in realm.rems],
-            "personalization": realm.personalization.hex(),
-            "challenge": realm.challenge.hex(),
-            "key": realm.rak.hex(),
-            "key-storage": realm.key_storage,
-            "cache-partition": realm.cache_partition,
-            "class": realm.domain_class,
-            "debug": realm.debug,
-            "insecure": realm.insecure,
-        },
-    }
-
-
-def describe_component(component: claims.Component) -> dict[str, Any]:
-    """A JSON-able rendering of one component."""
-    described = {"name": component.name, "digest": component.digest.hex()}
-    if component.signer is not None:
-        described["signer"] = component.signer.hex()
-    if component.version is not None:
-        described["version"] = component.version
-    return described
-
-
-def _subject(certificate: bytes) -> str:
-    try:
-        name = x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
-    except UNREADABLE:
-        raise MalformedEvidence("x5chain has something that is not a certificate") from None
-    return name.encode("ascii", "backslashreplace").decode()
+def _check_thumbprint(protected: Mapping[int | str, Any], chain: tuple[bytes, ...]) -> None:
+    """x5t (RFC 9360) under the signature names the leaf that comes beside it."""
+    if X5T not in protected:
+        return
+    match protected[X5T]:
+        case [int(algorithm), bytes(thumbprint)] if algorithm in _THUMBPRINTS:
+            pass
+        case _:
+            raise MalformedEnvelope("x5t is not a hash of a certificate")
+    if chain and hashlib.new(_THUMBPRINTS[algorithm], chain[0]).digest() != thumbprint:
+        raise MalformedEnvelope("x5t is the hash of another certificate than x5chain begins with")

@@ -20,7 +20,8 @@ from vambrace.attest.claims import Component
 from vambrace.attest.policy import Policy, lifecycle_name
 from vambrace.attest.references import ReferenceValues
 from vambrace.attest.revocation import RevocationList
-from vambrace.attest.token import decode_evidence, describe_component
+from vambrace.attest.show import describe_component
+from vambrace.attest.token import decode_evidence
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def _expected(options: argparse.Namespace, output: Output) -> Any:
 
 
 def _show(options: argparse.Namespace, output: Output) -> int:
-    from vambrace.attest.token import describe as describe_token
+    from vambrace.attest.show import describe as describe_token
 
     state = None
     if Path(options.token).is_file():

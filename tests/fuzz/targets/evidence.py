@@ -13,7 +13,7 @@ from script import Script, demand
 
 from vambrace.attest import cbor, cose, references
 from vambrace.attest.owner import Bounds, OwnerIdentity, verify_bounds, verify_percent, verify_verdict
-from vambrace.attest.token import describe
+from vambrace.attest.show import describe
 from vambrace.attest.verify import verify_launch
 from vambrace.errors import MessageRefused, VerificationError
 
