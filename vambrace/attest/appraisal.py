@@ -18,8 +18,7 @@ from typing import Final
 from cryptography import x509
 
 from vambrace.attest.chain import PLATFORM_PURPOSE, VerifiedChain, verify_chain
-from vambrace.attest.claims import CACHE_PARTITIONS
-from vambrace.attest.cose import encode_key
+from vambrace.attest.claims import CACHE_PARTITIONS, Component
 from vambrace.attest.endorsement import platform_instance_id
 from vambrace.attest.policy import Policy, lifecycle_name
 from vambrace.attest.references import ReferenceValues
@@ -119,7 +118,7 @@ def appraise(
     chain, findings = _who_signed(case)
     if chain is not None:
         findings += [check.make(case) for check in _CHECKS]
-    subject = chain.leaf.subject.rfc4514_string() if chain else ""
+    subject = chain.path.subject if chain else ""
     return Appraisal(token, evidence, digest, policy, subject, tuple(findings))
 
 
@@ -190,7 +189,7 @@ def _who_signed(case: _Case) -> tuple[VerifiedChain | None, list[Finding]]:
 
 def _check_platform_signature(evidence: UnverifiedEvidence, chain: VerifiedChain) -> None:
     evidence.platform_message.verify(chain.key, "platform token")
-    if evidence.platform.ueid != platform_instance_id(encode_key(chain.key)):
+    if evidence.platform.ueid != platform_instance_id(chain.path.cose_key):
         raise SignatureInvalid("the platform's instance identity is not that of its key")
 
 
@@ -271,6 +270,8 @@ def _of_implementation(case: _Case) -> list[ReferenceValues]:
 def _difference(case: _Case, references: ReferenceValues) -> ComponentChanged | None:
     """What was measured and is not as in ``references``; the order counts, too."""
     measured, expected = case.evidence.platform.components, references.components
+    if len(measured) == len(expected) and all(map(Component.meets, measured, expected)):
+        return None
     missing = Counter(c.name for c in expected) - Counter(c.name for c in measured)
     for name in missing:
         return ComponentChanged(f"component {name} was not measured at boot", component=name)
@@ -289,7 +290,7 @@ def _difference(case: _Case, references: ReferenceValues) -> ComponentChanged | 
             return ComponentChanged(
                 f"component {component.name} was measured out of order", component=component.name
             )
-    return None
+    raise AssertionError("they differ in nothing")
 
 
 # --- the Realm ------------------------------------------------------------------------------------------

@@ -19,6 +19,12 @@ MAX_ITEMS: Final = 4096
 
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _SIMPLE_VALUES: Final = {20: False, 21: True, 22: None}
+#: By the form of an integer, the smallest one that needs it.
+_SMALLEST: Final = {24: 24, 25: 1 << 8, 26: 1 << 16, 27: 1 << 32}
+_INTEGERS: Final[frozenset[type]] = frozenset({int})
+_KEYS: Final[frozenset[type]] = frozenset({int, str})
+_TOO_EARLY: Final = "the CBOR data ends too early"
+_NO_MEANING: Final = "a float, or a simple value with no meaning here"
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,14 @@ def decode_tolerant(data: bytes, *, limit: int) -> Decoded:
     if len(data) > limit:
         raise MalformedCbor(f"{len(data)} bytes: at most {limit} are accepted")
     reader = _Reader(bytes(data))
-    value = reader.value(0)
+    (value,) = reader.run(1, 0)
     if reader.position != reader.size:
         raise MalformedCbor("bytes follow the end of the CBOR data")
     return Decoded(value, reader.variation)
 
 
 class _Reader:
-    """Every token passes here, most of its bytes several times: ``value`` trades calls for length."""
+    """Reads runs of items: every token passes here, most of its bytes several times, and calls are what takes time."""
 
     __slots__ = ("data", "items", "position", "size", "variation")
 
@@ -110,83 +116,96 @@ class _Reader:
         self.items = 0
         self.variation: str | None = None
 
-    def value(self, depth: int) -> Any:
-        self.items += 1
+    def run(self, count: int, depth: int) -> list[Any]:
+        """The next ``count`` items."""
+        self.enter(count, depth)
+        data, size, position = self.data, self.size, self.position
+        values: list[Any] = []
+        for _ in range(count):
+            if position >= size:
+                raise MalformedCbor(_TOO_EARLY)
+            initial = data[position]
+            position += 1
+            major, argument = initial >> 5, initial & 31
+            if argument > 23:
+                if argument > 27:
+                    raise MalformedCbor("an indefinite length, or a reserved form of CBOR")
+                smallest, start = _SMALLEST[argument], position
+                position += 1 << argument - 24
+                argument = int.from_bytes(data[start:position], "big")
+                if position > size or major == _SIMPLE:
+                    raise MalformedCbor(_NO_MEANING if major == _SIMPLE else _TOO_EARLY)
+                if argument < smallest:
+                    self.vary("an integer is not in its shortest form")
+            if major in (_BYTES, _TEXT):
+                end = position + argument
+                if end > size:
+                    raise MalformedCbor(_TOO_EARLY)
+                part = data[position:end]
+                values.append(part if major == _BYTES else _text(part))
+                position = end
+            elif major == _UINT:
+                values.append(argument)
+            elif major == _NEGATIVE:
+                values.append(-1 - argument)
+            elif major == _SIMPLE:
+                values.append(_simple(argument))
+            else:
+                self.position = position
+                values.append(self.container(major, argument, depth + 1))
+                position = self.position
+        self.position = position
+        return values
+
+    def enter(self, count: int, depth: int) -> None:
+        """Refuse items before any of them is read: each has at least one byte."""
+        if count > self.size - self.position:
+            raise MalformedCbor(_TOO_EARLY)
+        self.items += count
         if self.items > MAX_ITEMS or depth > MAX_DEPTH:
             raise MalformedCbor("the CBOR data is too deep or has too many items")
-        position = self.position
-        if position >= self.size:
-            raise MalformedCbor("the CBOR data ends too early")
-        initial = self.data[position]
-        major, argument = initial >> 5, initial & 31
-        self.position = position + 1
-        if argument > 23:
-            argument = self.long_argument(major, argument)
-        if major == _BYTES:
-            return self.take(argument)
-        if major == _UINT:
-            return argument
-        if major == _TEXT:
-            return self.text(argument)
+
+    def container(self, major: int, argument: int, depth: int) -> Any:
         if major == _MAP:
-            return self.map(argument, depth + 1)
+            return self.map(argument, depth)
         if major == _ARRAY:
-            return [self.value(depth + 1) for _ in range(self.count(argument))]
-        if major == _NEGATIVE:
-            return -1 - argument
-        if major == _TAG:
-            return Tag(argument, self.value(depth + 1))
-        if argument not in _SIMPLE_VALUES:
-            raise MalformedCbor("a float, or a simple value with no meaning here")
-        return _SIMPLE_VALUES[argument]
-
-    def long_argument(self, major: int, information: int) -> int:
-        if information > 27:
-            raise MalformedCbor("an indefinite length, or a reserved form of CBOR")
-        if major == _SIMPLE:
-            raise MalformedCbor("a float, or a simple value with no meaning here")
-        size = 1 << information - 24
-        argument = int.from_bytes(self.take(size), "big")
-        if argument < (24 if size == 1 else 1 << 4 * size):
-            self.vary("an integer is not in its shortest form")
-        return argument
-
-    def take(self, count: int) -> bytes:
-        position = self.position
-        end = position + count
-        if end > self.size:
-            raise MalformedCbor("the CBOR data ends too early")
-        self.position = end
-        return self.data[position:end]
-
-    def count(self, announced: int) -> int:
-        # Each item has at least one byte: refuse a promise that cannot be kept before acting upon it.
-        if announced > self.size - self.position:
-            raise MalformedCbor("the CBOR data ends too early")
-        return announced
-
-    def text(self, count: int) -> str:
-        try:
-            return self.take(count).decode("utf-8")
-        except UnicodeDecodeError:
-            raise MalformedCbor("a text is not UTF-8") from None
+            return self.run(argument, depth)
+        return Tag(argument, self.run(1, depth)[0])
 
     def map(self, pairs: int, depth: int) -> dict[int | str, Any]:
-        result: dict[int | str, Any] = {}
-        last = b""
-        for _ in range(self.count(pairs)):
-            start = self.position
-            key = self.value(depth)
-            if type(key) is not int and type(key) is not str:  # a bool is an int for isinstance
-                raise MalformedCbor("the key of a map is neither an integer nor a text")
-            if key in result:
-                raise MalformedCbor("a map has a key twice")
-            encoded = self.data[start : self.position]
-            if encoded < last:
-                self.vary("the keys of a map are not in order")
-            last = encoded
-            result[key] = self.value(depth)
+        flat = self.run(2 * pairs, depth)
+        keys = flat[::2]
+        kinds = set(map(type, keys))
+        if not kinds <= _KEYS:  # a bool is not one of them
+            raise MalformedCbor("the key of a map is neither an integer nor a text")
+        result = dict(zip(keys, flat[1::2], strict=True))
+        if len(result) != pairs:
+            raise MalformedCbor("a map has a key twice")
+        order = keys if kinds == _INTEGERS and min(keys) >= 0 else [_order(key) for key in keys]
+        if pairs > 1 and order != sorted(order):
+            self.vary("the keys of a map are not in order")
         return result
 
     def vary(self, how: str) -> None:
         self.variation = self.variation or how
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise MalformedCbor("a text is not UTF-8") from None
+
+
+def _simple(value: int) -> bool | None:
+    if value not in _SIMPLE_VALUES:
+        raise MalformedCbor(_NO_MEANING)
+    return _SIMPLE_VALUES[value]
+
+
+def _order(key: int | str) -> tuple[int, int, bytes]:
+    """Sorts as the shortest encodings of keys do, byte by byte (RFC 8949, 4.2.1)."""
+    if isinstance(key, int):
+        return (_UINT, key, b"") if key >= 0 else (_NEGATIVE, -key, b"")
+    text = key.encode()
+    return _TEXT, len(text), text

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import BasicConstraints, ExtendedKeyUsage, KeyUsage, ObjectIdentifier
 from cryptography.x509.oid import ExtensionOID
 
+from vambrace.attest.keys import encode_key
 from vambrace.attest.revocation import Revocation
 from vambrace.errors import CertificateExpired, ConfigError, MalformedEvidence, UnknownRoot
 
@@ -54,16 +55,27 @@ def load_roots(pem: bytes) -> tuple[x509.Certificate, ...]:
 
 
 @dataclass(frozen=True)
-class VerifiedChain:
-    """``path`` leads from the leaf to a root; ``key`` is the leaf's; ``revocation`` says what is known of that."""
+class VerifiedPath:
+    """What a chain proves whenever it is looked at. ``certificates`` lead from the leaf to a root."""
 
-    path: tuple[x509.Certificate, ...]
-    key: EllipticCurvePublicKey
+    certificates: tuple[x509.Certificate, ...]
+    key: EllipticCurvePublicKey  # the leaf's
+    cose_key: bytes  # the same, encoded
+    subject: str  # the leaf's
+    start: datetime  # from when and until when all of them are valid
+    end: datetime
+
+
+@dataclass(frozen=True)
+class VerifiedChain:
+    """``path`` leads from the leaf to a root; ``revocation`` says what is known of that."""
+
+    path: VerifiedPath
     revocation: str
 
     @property
-    def leaf(self) -> x509.Certificate:
-        return self.path[0]
+    def key(self) -> EllipticCurvePublicKey:
+        return self.path.key
 
 
 def verify_chain(
@@ -83,10 +95,11 @@ def verify_chain(
         raise UnknownRoot("there is no endorsement", hint="the platform must be certified by its vendor")
     if len(chain) > MAX_CHAIN:
         raise MalformedEvidence(f"a chain has more than {MAX_CHAIN} certificates")
-    path, key = _verified_path(tuple(chain), tuple(roots), purpose)
-    for certificate in path:
-        _check_validity(certificate, now)
-    return VerifiedChain(path, key, (revocation or Revocation()).check(path, now))
+    path = _verified_path(tuple(chain), tuple(roots), purpose)
+    if not path.start <= now <= path.end:
+        for certificate in path.certificates:
+            _check_validity(certificate, now)
+    return VerifiedChain(path, (revocation or Revocation()).check(path.certificates, now))
 
 
 # A platform shows the same chain with each of its tokens. Only what does not change is kept: neither validity nor
@@ -94,13 +107,21 @@ def verify_chain(
 @lru_cache(maxsize=1024)
 def _verified_path(
     chain: tuple[bytes, ...], roots: tuple[x509.Certificate, ...], purpose: ObjectIdentifier
-) -> tuple[tuple[x509.Certificate, ...], EllipticCurvePublicKey]:
+) -> VerifiedPath:
     """The path to a root and the leaf's key: everything that time does not change."""
     try:
         path = _complete([_load(certificate) for certificate in chain], roots)
         for above, certificate in enumerate(path[1:]):
             _check_authority(certificate, intermediates=above)
-        return tuple(path), _check_leaf(path[0], purpose)
+        key = _check_leaf(path[0], purpose)
+        return VerifiedPath(
+            certificates=tuple(path),
+            key=key,
+            cose_key=encode_key(key),
+            subject=path[0].subject.rfc4514_string(),
+            start=max(certificate.not_valid_before_utc for certificate in path),
+            end=min(certificate.not_valid_after_utc for certificate in path),
+        )
     except UNREADABLE:
         raise MalformedEvidence("a certificate cannot be read") from None
     except (x509.ExtensionNotFound, x509.DuplicateExtension):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -19,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
-from vambrace.attest.cbor import Tag, decode_tolerant, encode
+from vambrace.attest.cbor import Tag, decode_tolerant, encode, head
 from vambrace.attest.keys import decode_key, encode_key
 from vambrace.errors import MalformedCbor, MalformedEnvelope, SignatureInvalid
 
@@ -33,7 +35,10 @@ ES256: Final = -7
 ES384: Final = -35
 ES512: Final = -36
 
+_BYTES: Final = 2  # the major type
+_CONTEXT: Final = encode("Signature1")
 _MAX_SIGN1: Final = 64 << 10
+_MAX_HEADER: Final = 16 << 10  # the header of a CoRIM has certificates
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,19 @@ class Sign1:
     signature: bytes
     header: bytes
     variation: str | None = None
+    _signers: list[EllipticCurvePublicKey] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def algorithm(self) -> Algorithm:
         return ALGORITHMS[self.protected[ALGORITHM]]
 
     def verify(self, key: EllipticCurvePublicKey, what: str) -> bytes:
-        """The payload, if ``key`` signed it. Raises ``SignatureInvalid``, which names ``what``."""
+        """The payload, if ``key`` signed it. Raises ``SignatureInvalid``, which names ``what``.
+
+        What was proven stays so: the same message is not checked with the same key again.
+        """
+        if key in self._signers:
+            return self.payload
         algorithm = self.algorithm
         if not isinstance(key.curve, algorithm.curve):
             raise SignatureInvalid(f"the {what} is signed with {algorithm.name}, its key is on {key.curve.name}")
@@ -83,6 +94,7 @@ class Sign1:
             key.verify(der, _to_be_signed(self.header, self.payload), algorithm.scheme)
         except InvalidSignature:
             raise SignatureInvalid(f"the signature of the {what} does not verify") from None
+        self._signers[:] = [key]
         return self.payload
 
 
@@ -136,8 +148,8 @@ def decode_sign1_tolerant(data: bytes, what: str) -> Sign1:
             raise MalformedEnvelope(f"the {what} has its payload elsewhere")
         case _:
             raise MalformedEnvelope(f"the {what} is not a COSE_Sign1")
-    parameters, header_variation = decode_tolerant(header, limit=_MAX_SIGN1) if header else ({}, None)
-    if not isinstance(parameters, dict):
+    parameters, header_variation = _parameters(header)
+    if parameters is None:
         raise MalformedEnvelope(f"the protected header of the {what} is not a map")
     algorithm = ALGORITHMS.get(_algorithm(parameters, what))
     if algorithm is None:
@@ -164,6 +176,12 @@ def check_headers(
         raise MalformedEnvelope(f"the {what} has a header parameter that is not known: {first!a}")
 
 
+@lru_cache(maxsize=256)  # it mostly names an algorithm, and there are few
+def _parameters(header: bytes) -> tuple[Mapping[int | str, Any] | None, str | None]:
+    value, variation = decode_tolerant(header, limit=_MAX_HEADER) if header else ({}, None)
+    return MappingProxyType(value) if isinstance(value, dict) else None, variation
+
+
 def _algorithm(parameters: Mapping[int | str, Any], what: str) -> int:
     algorithm = parameters.get(ALGORITHM)
     if type(algorithm) is not int:
@@ -172,5 +190,6 @@ def _algorithm(parameters: Mapping[int | str, Any], what: str) -> int:
 
 
 def _to_be_signed(protected: bytes, payload: bytes) -> bytes:
-    """Sig_structure (RFC 9052, 4.4) with no external data."""
-    return encode(["Signature1", protected, b"", payload])
+    """Sig_structure (RFC 9052, 4.4) with no external data: an array of four."""
+    ours = head(_BYTES, len(protected)) + protected
+    return b"\x84" + _CONTEXT + ours + b"\x40" + head(_BYTES, len(payload)) + payload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -40,6 +41,8 @@ def encode_key(key: EllipticCurvePublicKey) -> bytes:
     return encode({_KTY: _EC2, _CRV: 1, _X: x, _Y: y})
 
 
+# A boot has one realm key, which comes with every token.
+@lru_cache(maxsize=1024)
 def decode_key(data: bytes) -> EllipticCurvePublicKey:
     """The P-256 key that ``data`` encodes as ``encode_key`` does; raises ``MalformedEvidence`` for any other bytes."""
     match decode(data, limit=_MAX_KEY):
@@ -53,6 +56,7 @@ def decode_key(data: bytes) -> EllipticCurvePublicKey:
     return key
 
 
+@lru_cache(maxsize=1024)
 def decode_cca_key(data: bytes) -> EllipticCurvePublicKey:
     """The key of a COSE_Key as Arm's tokens carry it, on P-256, P-384 or P-521.
 

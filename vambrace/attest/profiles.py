@@ -29,7 +29,7 @@ class Collection(Enum):
     LEGACY = "byte strings in a legacy collection (399)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Profile:
     """``name`` is for people; ``platform`` and ``realm`` are what claim 265 of each half says (None: it has none)."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, Final, NamedTuple
 
 from vambrace.attest import claims, profiles
 from vambrace.attest.cbor import Tag, decode_tolerant
@@ -46,11 +47,14 @@ class UnverifiedEvidence(UnverifiedToken):
     realm: claims.UnverifiedVambraceRealm
 
 
+_OURS: Final = (profiles.VAMBRACE,)
+
+
 def decode_evidence(token: bytes) -> UnverifiedEvidence:
     """Read a token of our profile, whoever wrote it. Raises ``MalformedEvidence``."""
-    decoded = decode_token(token, accepted=(profiles.VAMBRACE,))
-    assert isinstance(decoded.realm, claims.UnverifiedVambraceRealm)  # for the type: the profile's decoder made it
-    return UnverifiedEvidence(**vars(decoded))
+    evidence = decode_token(token, accepted=_OURS)
+    assert isinstance(evidence, UnverifiedEvidence)  # for the type: no other profile is accepted
+    return evidence
 
 
 def decode_token(token: bytes, *, accepted: tuple[Profile, ...] = profiles.ALL) -> UnverifiedToken:
@@ -60,29 +64,54 @@ def decode_token(token: bytes, *, accepted: tuple[Profile, ...] = profiles.ALL) 
     ``MalformedEvidence``.
     """
     collection, halves, variation = _collection(token)
-    platform = decode_sign1_tolerant(halves[PLATFORM], "platform token")
+    platform = _platform_half(halves[PLATFORM], accepted)
     realm = decode_sign1_tolerant(halves[REALM], "realm token")
-    platform_claims, platform_variation = decode_tolerant(platform.payload, limit=MAX_CLAIMS)
     realm_claims, realm_variation = decode_tolerant(realm.payload, limit=MAX_CLAIMS)
-    profile = profiles.profile_of(_profile(platform_claims), _profile(realm_claims), accepted)
+    profile = profiles.profile_of(platform.profile, _profile(realm_claims), accepted)
     if collection not in profile.collections:
         raise MalformedEnvelope(f"a token of profile {profile.name} does not come as {collection.value}")
-    variations = (variation, platform.variation, realm.variation, platform_variation, realm_variation)
-    if profile.deterministic and any(variations):
-        raise MalformedCbor(next(filter(None, variations)))
-    check_headers(platform, "platform token", profile.algorithms, profile.protected, profile.platform_loose)
+    variation = variation or platform.variation or realm.variation or realm_variation
+    if profile.deterministic and variation:
+        raise MalformedCbor(variation)
+    check_headers(platform.message, "platform token", profile.algorithms, profile.protected, profile.platform_loose)
     check_headers(realm, "realm token", profile.algorithms, profile.protected, profile.realm_loose)
-    x5chain = read_x5chain(platform.unprotected)
-    _check_thumbprint(platform.protected, x5chain)
-    return UnverifiedToken(
+    kind: type[UnverifiedToken] = UnverifiedEvidence if profile is profiles.VAMBRACE else UnverifiedToken
+    return kind(
         profile=profile,
         collection=collection,
-        platform_message=platform,
+        platform_message=platform.message,
         realm_message=realm,
-        platform=profile.decode_platform(platform_claims),
+        platform=platform.of(profile),
         realm=profile.decode_realm(realm_claims),
-        x5chain=x5chain,
+        x5chain=platform.x5chain,
     )
+
+
+class _PlatformHalf(NamedTuple):
+    """A platform half; it is ``decoded`` if its profile is accepted."""
+
+    message: Sign1
+    profile: object
+    variation: str | None
+    decoded: claims.UnverifiedPlatform | None
+    x5chain: tuple[bytes, ...]
+
+    def of(self, profile: Profile) -> claims.UnverifiedPlatform:
+        assert self.decoded is not None and self.profile == profile.platform
+        return self.decoded
+
+
+# A monitor has its platform half signed once at each boot, and puts it into all tokens: reading it once is enough, and
+# so is checking its signature (``Sign1.verify``). What was malformed is not kept.
+@lru_cache(maxsize=128)
+def _platform_half(data: bytes, accepted: tuple[Profile, ...]) -> _PlatformHalf:
+    message = decode_sign1_tolerant(data, "platform token")
+    value, variation = decode_tolerant(message.payload, limit=MAX_CLAIMS)
+    name = _profile(value)
+    decode = next((profile.decode_platform for profile in accepted if profile.platform == name), None)
+    x5chain = read_x5chain(message.unprotected)
+    _check_thumbprint(message.protected, x5chain)
+    return _PlatformHalf(message, name, message.variation or variation, decode(value) if decode else None, x5chain)
 
 
 def _collection(token: bytes) -> tuple[Collection, dict[int, bytes], str | None]:

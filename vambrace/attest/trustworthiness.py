@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from vambrace.errors import VerificationError
 
@@ -64,8 +63,7 @@ def tier(value: int) -> Tier:
     return Tier.AFFIRMING if magnitude >= Tier.AFFIRMING or value < -1 else Tier.NONE
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What one check found: a value for one claim of one attester, and why. ``error`` is what refuses the evidence."""
 
     attester: str

@@ -1,0 +1,93 @@
+"""Platforms that issue tokens, for the benchmarks: the claims of docs/architecture.md, section 9, and software keys."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from vambrace.attest import claims as c
+from vambrace.attest.appraisal import Anchors
+from vambrace.attest.cbor import Tag, encode
+from vambrace.attest.claims import Component
+from vambrace.attest.cose import X5CHAIN, encode_key, sign1
+from vambrace.attest.endorsement import VendorAuthority, platform_instance_id
+from vambrace.attest.policy import SECURED, Policy
+from vambrace.attest.references import ReferenceValues
+from vambrace.attest.token import COLLECTION_TAG, PLATFORM, REALM
+
+NAMES = ("BL31", "OPTEE_HEADER", "OPTEE_PAGER", "BL33")
+COMPONENTS = tuple(Component(name, hashlib.sha256(name.encode()).digest(), bytes(32)) for name in NAMES)
+MEASUREMENT = hashlib.sha256(b"an image").digest()
+OWNER = hashlib.sha512(b"an owner").digest()
+POLICY = Policy(measurements=frozenset({MEASUREMENT}), owners=frozenset({OWNER}))
+
+
+def new_key() -> EllipticCurvePrivateKey:
+    return generate_private_key(SECP256R1())
+
+
+@dataclass
+class Platform:
+    """One boot of one machine of ``vendor``: its platform half is signed once."""
+
+    vendor: VendorAuthority
+    key: EllipticCurvePrivateKey = field(default_factory=new_key)
+    realm_key: EllipticCurvePrivateKey = field(default_factory=new_key)
+
+    @cached_property
+    def rak(self) -> bytes:
+        return encode_key(self.realm_key.public_key())
+
+    @cached_property
+    def half(self) -> bytes:
+        pak = encode_key(self.key.public_key())
+        components = [
+            {
+                c.COMPONENT_TYPE: component.name,
+                c.COMPONENT_DIGEST: component.digest,
+                c.COMPONENT_SIGNER: component.signer,
+                c.COMPONENT_HASH: component.hash_algorithm,
+            }
+            for component in COMPONENTS
+        ]
+        stated = {
+            c.PROFILE: c.PLATFORM_PROFILE,
+            c.CHALLENGE: hashlib.sha256(self.rak).digest(),
+            c.IMPLEMENTATION_ID: bytes(32),
+            c.UEID: platform_instance_id(pak),
+            c.CONFIG: b"",
+            c.LIFECYCLE: SECURED,
+            c.PLATFORM_HASH: "sha-256",
+            c.COMPONENTS: components,
+        }
+        endorsement = self.vendor.certify(pak).public_bytes(Encoding.DER)
+        return sign1(self.key, encode(stated), unprotected={X5CHAIN: endorsement})
+
+    def token(self, challenge: bytes) -> bytes:
+        """For a new Realm; ``challenge`` has 64 bytes."""
+        stated = {
+            c.PROFILE: c.REALM_PROFILE,
+            c.CHALLENGE: challenge,
+            c.PERSONALIZATION: OWNER,
+            c.MEASUREMENT: MEASUREMENT,
+            c.REMS: [bytes(32)] * c.REM_COUNT,
+            c.MEASUREMENT_HASH: "sha-256",
+            c.RAK: self.rak,
+            c.RAK_HASH: "sha-256",
+            c.INSTANCE: os.urandom(16),
+            c.KEY_STORAGE: "dram",
+            c.DEBUG: False,
+            c.INSECURE: False,
+            c.CACHE_PARTITION: "none",
+            c.CLASS: "realm",
+        }
+        return encode(Tag(COLLECTION_TAG, {PLATFORM: self.half, REALM: sign1(self.realm_key, encode(stated))}))
+
+
+def anchors(vendor: VendorAuthority) -> Anchors:
+    return Anchors((vendor.certificate,), (ReferenceValues(COMPONENTS),))
