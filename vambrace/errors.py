@@ -35,6 +35,8 @@
     │   ├── OwnerMismatch           another owner's key
     │   ├── CacheShared             the cache is not divided as it is demanded
     │   └── PolicyRefused           something else that the policy does not accept
+    ├── BrokerError                 the broker failed, cannot be reached, or refused
+    │   └── NotReleased             the broker did not hand out a secret
     ├── MessageRefused              an owner's message is forged, replayed, late or for another instance
     ├── PagerError                  the encrypted window failed
     │   └── PageAuthenticationError a page's ciphertext was changed
@@ -246,6 +248,20 @@ class PolicyRefused(VerificationError):
 
 class MessageRefused(VambraceError):
     exit_code = 4
+
+
+class BrokerError(VambraceError):
+    """``status`` is the HTTP status, 0 where there was no answer."""
+
+    exit_code = 10
+
+    def __init__(self, message: str, *, hint: str | None = None, status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class NotReleased(BrokerError):
+    pass
 
 
 class PagerError(VambraceError):

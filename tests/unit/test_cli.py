@@ -81,6 +81,8 @@ def test_every_command_of_the_specification_is_there() -> None:
         *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "advise", "partition", "top")),
         *((name,) for name in ("logs", "results", "console", "destroy")),
         ("token", "show"),
+        *(("broker", name) for name in ("init", "serve", "audit")),
+        *(("secret", name) for name in ("put", "show", "delete", "list", "log")),
     }
     assert set(COMMANDS) == wanted
 

@@ -19,11 +19,12 @@ PACKAGE = ROOT / "vambrace"
 
 #: What each part of the package may import of the others, itself aside.
 LAYERS: dict[str, set[str]] = {
-    "cli": {"client", "advice", "emulator", "image", "debian", "attest", "certificate", "classes", "errors"},
+    "cli": {"broker", "client", "advice", "emulator", "image", "debian", "attest", "certificate", "classes", "errors"},
     "client": {"advice", "image", "attest", "checks", "config", "classes", "counts", "files", "errors"},
+    "broker": {"attest", "canonical", "problem", "files", "errors"},
     "host": {
         *("advice", "attest", "cache", "checks", "classes", "config", "counts", "image", "jail", "machine"),
-        *("partition", "trustzone", "files", "errors"),
+        *("partition", "problem", "trustzone", "files", "errors"),
     },
     "emulator": {"debian", "attest", "files", "errors"},
     "image": {
@@ -50,6 +51,7 @@ LAYERS: dict[str, set[str]] = {
     "advice": {"counts", "errors"},
     "files": set(),
     "counts": set(),
+    "problem": set(),
     "record": set(),
     "errors": set(),
 }

@@ -9,6 +9,7 @@ from vambrace.errors import UsageError
 
 NONCE_BYTES: Final = 32
 INSTANCE_BYTES: Final = 16
+THUMBPRINT_BYTES: Final = 32
 
 
 def launch_challenge(nonce: bytes, instance: bytes) -> bytes:
@@ -20,6 +21,16 @@ def channel_challenge(nonce: bytes, spki: bytes, instance: bytes) -> bytes:
     """Binds a token to a TLS session: ``spki`` is the DER SubjectPublicKeyInfo of the server's key."""
     key = hashlib.sha256(spki).digest()
     return hashlib.sha512(b"vambrace-channel-1" + _nonce(nonce) + key + _instance(instance)).digest()
+
+
+def release_challenge(nonce: bytes, thumbprint: bytes, instance: bytes) -> bytes:
+    """Binds a token to a broker's ``nonce`` and the key that a secret is to be encrypted to.
+
+    ``thumbprint`` is that of the key's JWK (RFC 7638, SHA-256).
+    """
+    if len(thumbprint) != THUMBPRINT_BYTES:
+        raise UsageError(f"a thumbprint has {THUMBPRINT_BYTES} bytes, not {len(thumbprint)}")
+    return hashlib.sha512(b"vambrace-release-1" + _nonce(nonce) + thumbprint + _instance(instance)).digest()
 
 
 # Fixed lengths make the concatenations above unambiguous.

@@ -10,7 +10,21 @@ import traceback
 from collections.abc import Sequence
 
 from vambrace import __version__
-from vambrace.cli import advise, attest, console, image, owner, partition, realm, run, server, session, top
+from vambrace.cli import (
+    advise,
+    attest,
+    broker,
+    console,
+    image,
+    owner,
+    partition,
+    realm,
+    run,
+    secret,
+    server,
+    session,
+    top,
+)
 from vambrace.cli.output import Output
 from vambrace.cli.parser import Commands, Parser
 from vambrace.errors import VambraceError
@@ -28,7 +42,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"vambrace {__version__}")
     commands = Commands(parser)
-    for group in (server, owner, image, run, realm, advise, attest, partition, top, console):
+    for group in (server, owner, image, run, realm, advise, attest, broker, secret, partition, top, console):
         group.add(commands)
     return parser
 

@@ -23,11 +23,12 @@ from vambrace.host.domain import Domain
 from vambrace.host.host import DomainRequest, Host
 from vambrace.host.lifecycle import STEPS, State
 from vambrace.host.metrics import CONTENT_TYPE
-from vambrace.host.problems import from_error, from_http, problem
+from vambrace.host.problems import from_error, from_http
 from vambrace.host.realm import Realm
 from vambrace.host.settings import Settings
 from vambrace.host.store import DomainRecord, StoredImage
 from vambrace.host.vsock import Connector, connect_vsock
+from vambrace.problem import problem
 
 BODY_LIMIT = 64 << 10
 UPLOAD_CHUNK = 1 << 20

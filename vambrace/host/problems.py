@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import http
-import json
-
 from aiohttp import web
 
 from vambrace.errors import (
@@ -21,9 +18,7 @@ from vambrace.errors import (
     VambraceError,
     VerificationError,
 )
-
-CONTENT_TYPE = "application/problem+json"
-DOCUMENTATION = "tag:vambrace.dev,2026:problem/"
+from vambrace.problem import problem
 
 # The first class that an error is an instance of decides.
 STATUS: tuple[tuple[type[VambraceError], int, str], ...] = (
@@ -39,18 +34,6 @@ STATUS: tuple[tuple[type[VambraceError], int, str], ...] = (
     (PartitionError, 503, "partition"),
     (HostError, 503, "host"),
 )
-
-
-def problem(status: int, kind: str, detail: str, hint: str) -> web.Response:
-    """A response with ``application/problem+json``."""
-    body = {
-        "type": DOCUMENTATION + kind,
-        "title": http.HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "hint": hint,
-    }
-    return web.Response(status=status, text=json.dumps(body), content_type=CONTENT_TYPE)
 
 
 def from_error(error: VambraceError) -> web.Response:

@@ -1,0 +1,272 @@
+"""The broker's API: owners and nobody else, everything bounded, every answer as it is described."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broker_world import PASSWORD, SECRET, VOLUME, World
+from openapi_schema_validator import OAS30Validator
+from openapi_spec_validator import validate
+
+from vambrace.attest.owner import OwnerIdentity
+from vambrace.broker import server, setup
+from vambrace.broker.limits import ADDRESSES, Rates
+from vambrace.broker.policy import ReleasePolicy
+from vambrace.broker.sessions import MAX_SESSIONS, Sessions
+from vambrace.broker.settings import parse_settings
+from vambrace.errors import BrokerError, ConfigError, NotFound, NotReleased
+
+SPECIFICATION = json.loads(server.specification())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with World(tmp_path_factory.mktemp("broker")).running() as world:
+        world.store()
+        yield world
+
+
+def ask(
+    world: World, method: str, path: str, body: Any = None, *, owner: OwnerIdentity | None = None, cookie: str = ""
+) -> tuple[int, Any]:
+    """Status and body of an answer, which the description must have."""
+    context = ssl.create_default_context(cafile=str(world.home / "certificate.pem"))
+    if owner:
+        context.load_cert_chain(owner.certificate_path, owner.key_path)
+    connection = http.client.HTTPSConnection("localhost", world.port, context=context, timeout=20)
+    data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    connection.request(method, path, data, {"Cookie": cookie} if cookie else {})
+    response = connection.getresponse()
+    raw = response.read()
+    connection.close()
+    answer = json.loads(raw) if raw else None
+    described(method, path, response.status, response.getheader("Content-Type", ""), answer)
+    return response.status, answer
+
+
+def described(method: str, path: str, status: int, kind: str, answer: Any) -> None:
+    for template, item in SPECIFICATION["paths"].items():
+        if re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), path.partition("?")[0]) and method.lower() in item:
+            responses = item[method.lower()]["responses"]
+            break
+    else:
+        responses = {"404": SPECIFICATION["components"]["responses"]["Problem"]} | {"405": {}}
+    if status < 400:
+        assert str(status) in responses
+    response = responses.get(str(status)) or SPECIFICATION["components"]["responses"]["Problem"]
+    if "content" in response:
+        schema = response["content"][kind.partition(";")[0]]["schema"]
+        OAS30Validator({**schema, "components": SPECIFICATION["components"]}).validate(answer)
+
+
+def test_the_description_is_valid_and_complete(world: World) -> None:
+    validate(SPECIFICATION)
+    assert ask(world, "GET", "/v1/openapi.json") == (200, SPECIFICATION)
+    folder = Path(server.__file__).parent
+    routes = re.findall(r'web\.(get|put|post|delete)\((?:"([^"]+)"|secret)', "".join(
+        (folder / name).read_text() for name in ("server.py", "admin.py")
+    ))  # fmt: skip
+    assert len(routes) == sum(method in item for item in SPECIFICATION["paths"].values() for method in
+                              ("get", "put", "post", "delete"))  # fmt: skip
+
+
+def test_an_owner(world: World) -> None:
+    with world.client() as client:
+        assert client.put("patients/secret/other", b"one", world.policy()) == 1
+        assert client.put("patients/secret/other", b"two", None) == 2
+        assert client.put("patients/secret/other", None, world.policy(cache="divided")) == 2
+        assert client.describe("patients/secret/other")["policy"]["cache"] == "divided"
+        assert {each["resource"] for each in client.secrets("patients")} >= {"patients/secret/other", SECRET, VOLUME}
+        entries, head = client.audit("patients")
+        assert [(e["event"], e["generation"]) for e in entries if e["resource"] == "patients/secret/other"] == [
+            ("put", 1), ("put", 2), ("policy", 2)]  # fmt: skip
+        assert client.audit("patients", head["sequence"]) == ([], head)
+        client.delete("patients/secret/other")
+        with pytest.raises(NotFound):
+            client.describe("patients/secret/other")
+        # A name that comes back does not begin with numbers that were used.
+        assert client.put("patients/secret/other", b"three", world.policy()) == 3
+        client.delete("patients/secret/other")
+
+
+def test_no_answer_has_a_value(world: World) -> None:
+    for path in (f"/v1/secrets/{SECRET}", "/v1/secrets/patients", "/v1/audit/patients"):
+        status, answer = ask(world, "GET", path, owner=world.owner)
+        assert status == 200 and PASSWORD not in json.dumps(answer).encode() and "value" not in json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/secrets/patients"), ("GET", f"/v1/secrets/{SECRET}"), ("PUT", f"/v1/secrets/{SECRET}"),
+     ("DELETE", f"/v1/secrets/{SECRET}"), ("GET", "/v1/audit/patients")],
+)  # fmt: skip
+def test_nobody_else(world: World, method: str, path: str) -> None:
+    assert ask(world, method, path, {} if method == "PUT" else None)[0] == 403
+    elsewhere = path.replace("patients", "others")
+    assert ask(world, method, elsewhere, {} if method == "PUT" else None, owner=world.owner)[0] == 403
+
+
+def test_a_stranger_does_not_get_in(world: World) -> None:
+    with world.client(world.stranger) as client, pytest.raises(BrokerError, match="cannot be reached"):
+        client.secrets("patients")
+
+
+def test_a_volume_has_its_key_from_the_broker(world: World) -> None:
+    with world.client() as client:
+        for value in (bytes(32), bytes(31)):
+            with pytest.raises(BrokerError, match="key"):
+                client.put(VOLUME, value, None)
+        with pytest.raises(BrokerError, match="32 bytes"):
+            client.put("patients/volume/short", bytes(31), world.policy())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"measurements": []}, {"owners": []}, {"measurements": ["00"]}, {"measurements": ["zz"]}, {"platform": "none"},
+     {"measurements": [32 * "00"] * 2}, {"hash": "md5"}, {"cache": "yes"}, {"debug": 1}, {"other": 1}, {"owners": "x"},
+     {"platform": "../x"}, {"measurements": [bytes([i]).hex() * 32 for i in range(65)]}],
+)  # fmt: skip
+def test_a_policy_that_admits_anything_or_nothing(world: World, change: dict[str, Any]) -> None:
+    status, answer = ask(
+        world, "PUT", "/v1/secrets/patients/secret/new", {"value": "AA==", "policy": world.policy(**change)},
+        owner=world.owner,
+    )  # fmt: skip
+    assert status == 422, answer
+    assert ask(world, "GET", "/v1/secrets/patients/secret/new", owner=world.owner)[0] == 404
+
+
+def test_a_new_secret_needs_both(world: World) -> None:
+    for body in ({"value": "AA=="}, {"policy": world.policy()}, {}):
+        assert ask(world, "PUT", "/v1/secrets/patients/secret/new", body, owner=world.owner)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'{"value": 1}', b'{"value": "!"}', b'{"value": ""}', b"[" * 50000, b"\xff"],
+)
+def test_bodies_that_are_none(world: World, body: bytes) -> None:
+    assert ask(world, "PUT", f"/v1/secrets/{SECRET}", body, owner=world.owner)[0] == 400
+    assert ask(world, "POST", "/kbs/v0/auth", body)[0] in (400, 401)
+
+
+def test_a_body_that_is_too_large(world: World) -> None:
+    assert ask(world, "POST", "/kbs/v0/auth", bytes(server.BODY_LIMIT + 1))[0] == 413
+    value = {"value": "A" * 4 * ((64 << 10) // 3 + 4)}
+    assert ask(world, "PUT", f"/v1/secrets/{SECRET}", value, owner=world.owner)[0] in (400, 413)
+
+
+@pytest.mark.parametrize("name", ["a//b", "-/b/c", "a/b/" + 65 * "c", "a/b/c%2fd", "a/b/%2e%2e", "a/b/%00", "a/b/c%0a"])
+def test_names_that_are_none(world: World, name: str) -> None:
+    assert ask(world, "GET", f"/v1/secrets/{name}", owner=world.owner)[0] in (400, 403, 404)
+    assert ask(world, "GET", f"/kbs/v0/resource/{name}", cookie="kbs-session-id=x")[0] in (400, 401, 404)
+
+
+@pytest.mark.parametrize("cookie", ["", "kbs-session-id=", "other=x", "kbs-session-id=" + 4000 * "x"])
+def test_cookies_of_no_session(world: World, cookie: str) -> None:
+    assert ask(world, "GET", f"/kbs/v0/resource/{SECRET}", cookie=cookie)[0] == 401
+    assert ask(world, "POST", "/kbs/v0/attest", {"tee-evidence": {}}, cookie=cookie)[0] == 401
+
+
+def test_who_asks_too_often(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.change_settings("rate = 1")
+    with world.running():
+        found = [ask(world, "GET", "/v1/openapi.json")[0] for _ in range(4)]
+    assert found[:2] == [200, 200] and 429 in found
+
+
+def test_rates_are_of_one_address_and_bounded() -> None:
+    now = [0.0]
+    rates = Rates(1, lambda: now[0])
+    assert [rates.take("a") for _ in range(3)] == [True, True, False]
+    assert rates.take("b")
+    now[0] = 1.0
+    assert rates.take("a") and not rates.take("a")
+    for number in range(2 * ADDRESSES):
+        rates.take(str(number))
+    assert len(rates._buckets) == ADDRESSES
+
+
+def test_connections_that_ask_nothing_are_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vambrace.broker.limits.IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("vambrace.broker.limits.LOOK_SECONDS", 0.1)
+    context = ssl.create_default_context(cafile=str(world.home / "certificate.pem"))
+    with socket.create_connection(("127.0.0.1", world.port), 10) as stream:
+        tls = context.wrap_socket(stream, server_hostname="localhost")
+        tls.settimeout(20)
+        with contextlib.suppress(ConnectionError):
+            assert tls.recv(1) == b""
+
+
+def test_sessions_are_bounded_and_of_one_connection() -> None:
+    class Connection:
+        pass
+
+    now = [0.0]
+    sessions = Sessions(10, 100, lambda: now[0])
+    connection = Connection()
+    kept = [sessions.begin(connection) for _ in range(10)]
+    assert len(sessions) == 4  # of one connection
+    assert sessions.find(kept[-1].identifier, connection) is kept[-1]
+    for other in (Connection(), None):
+        with pytest.raises(NotReleased):
+            sessions.find(kept[-1].identifier, other)
+    many = [Connection() for _ in range(MAX_SESSIONS)]
+    with pytest.raises(BrokerError, match="too many"):
+        for each in many:
+            sessions.begin(each)
+    del many, each
+    assert sessions.begin(connection)  # what is gone takes no room
+    now[0] = 10.1
+    with pytest.raises(NotReleased):
+        sessions.find(kept[-1].identifier, connection)
+    for _ in range(64):
+        sessions.begin(connection)
+    assert len(sessions) <= 4
+
+
+def test_settings(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    good = {"certificate": "c", "key": "k", "master_key": "m", "database": "sqlite:///x", "platforms": {},
+            "repositories": {}}  # fmt: skip
+    assert parse_settings(dict(good), tmp_path).database == f"sqlite:///{tmp_path}/x"
+    for change in (
+        {"other": 1}, {"port": "1"}, {"port": 65536}, {"rate": 0}, {"listen": 1}, {"database": 1}, {"platforms": []},
+        {"platforms": {"a": {"root": "x"}}}, {"platforms": {"a": {"root": "x", "references": "y", "insecure": True}}},
+        {"platforms": {"A": {"root": "x", "references": "y"}}}, {"repositories": {"a": {}}},
+        {"challenge_seconds": True},
+        {"repositories": {"a": {"owners": []}}}, {"repositories": {"a/b": {"owners": ["x"]}}},
+        {"repositories": {"a": {"owners": ["missing.pem"]}}},
+    ):  # fmt: skip
+        with pytest.raises(ConfigError):
+            parse_settings({**good, **change}, tmp_path)
+    for missing in good:
+        with pytest.raises(ConfigError, match=missing):
+            parse_settings({key: value for key, value in good.items() if key != missing}, tmp_path)
+    with pytest.raises(ConfigError, match="there is a broker"):
+        setup.create(world.home, names=["localhost"], platforms={}, repositories={})
+
+
+def test_policies_are_read_back_as_they_were(world: World) -> None:
+    policy = ReleasePolicy.parse(world.policy(cache="confirmed", debug=True))
+    assert ReleasePolicy.parse(json.loads(policy.encode())) == policy
+
+
+def test_it_is_slow_to_nobody(world: World) -> None:
+    """A request that never ends keeps no other one waiting."""
+    context = ssl.create_default_context(cafile=str(world.home / "certificate.pem"))
+    with socket.create_connection(("127.0.0.1", world.port), 10) as stream:
+        tls = context.wrap_socket(stream, server_hostname="localhost")
+        tls.sendall(b"POST /kbs/v0/auth HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        time.sleep(0.1)
+        assert ask(world, "GET", f"/v1/secrets/{SECRET}", owner=world.owner)[0] == 200

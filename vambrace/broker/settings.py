@@ -1,0 +1,158 @@
+"""``broker.toml``: the broker's settings. Unknown keys are refused; paths are relative to the file's folder.
+
+::
+
+    listen = "127.0.0.1"
+    port = 8444
+    certificate = "server.pem"          of the broker's own: Realms have it in their measured configuration
+    key = "server.key"
+    master_key = "master.key"           decrypts what the database holds; back both up, apart from each other
+    database = "sqlite:///broker.db"    or postgresql+psycopg://USER@HOST/NAME
+    challenge_seconds = 60              how long a Realm has to answer
+    session_seconds = 300               how long its answer counts
+    rate = 100                          requests per second of one address
+
+    [platforms.default]
+    root = "vendor-root.pem"
+    references = "reference-values.corim"
+
+    [repositories.patients]
+    owners = ["owner.pem"]              who may store secrets there, by certificate
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from vambrace.attest.chain import UNREADABLE
+from vambrace.broker.names import ResourceName
+from vambrace.broker.platforms import PlatformFiles
+from vambrace.broker.policy import PLATFORM_NAME
+from vambrace.errors import ConfigError, UsageError
+
+FILE: Final = "broker.toml"
+PORT: Final = 8444
+_HINT: Final = "correct the broker's settings; docs/broker.md has all of them"
+_SQLITE: Final = "sqlite:///"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """``repositories`` has the certificates (DER) of each one's owners."""
+
+    certificate: Path
+    key: Path
+    master_key: Path
+    database: str
+    platforms: Mapping[str, PlatformFiles]
+    repositories: Mapping[str, frozenset[bytes]]
+    listen: str = "127.0.0.1"
+    port: int = PORT
+    challenge_seconds: int = 60
+    session_seconds: int = 300
+    rate: int = 100
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.port < 65536, "port is 0 to 65535")
+        for name in ("challenge_seconds", "session_seconds", "rate"):
+            _check(0 < getattr(self, name) <= 1_000_000, f"{name} is a positive number")
+
+    @property
+    def owners(self) -> frozenset[bytes]:
+        """Every certificate that somebody may administer with."""
+        return frozenset().union(*self.repositories.values())
+
+
+def load_settings(path: Path) -> Settings:
+    """Read the file at ``path``, or ``broker.toml`` in that folder. Raises ``ConfigError``."""
+    path = path / FILE if path.is_dir() else path
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint="'vambrace broker init' makes a broker's folder") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}", hint="the file is TOML") from error
+    return parse_settings(table, path.resolve().parent)
+
+
+def parse_settings(table: dict[str, Any], folder: Path) -> Settings:
+    """Check one table of settings. Raises ``ConfigError``, which names the key."""
+    paths, numbers = ("certificate", "key", "master_key"), ("port", "challenge_seconds", "session_seconds", "rate")
+    known = {*paths, *numbers, "listen", "database", "platforms", "repositories"}
+    for key in table:
+        _check(key in known, f"{key[:40]} is not known")
+    for key in (*paths, "database", "platforms", "repositories"):
+        _check(key in table, f"{key} is missing")
+    for key in (*paths, "listen", "database"):
+        _check(isinstance(table.get(key, ""), str), f"{key} is a text")
+    for key in numbers:
+        _check(type(table.get(key, 0)) is int, f"{key} is a whole number")
+    values: dict[str, Any] = {key: table[key] for key in (*numbers, "listen") if key in table}
+    values |= {key: folder / table[key] for key in paths}
+    platforms, repositories = (_tables(table[key], key) for key in ("platforms", "repositories"))
+    return Settings(
+        **values,
+        database=_database(table["database"], folder),
+        platforms={name: _platform(name, value, folder) for name, value in platforms.items()},
+        repositories={name: _repository(name, value, folder) for name, value in repositories.items()},
+    )
+
+
+def _database(url: str, folder: Path) -> str:
+    """``url``, of SQLite with a file in ``folder``."""
+    if not url.startswith(_SQLITE):
+        return url
+    return _SQLITE + str(folder / url.removeprefix(_SQLITE))
+
+
+def _tables(value: Any, key: str) -> dict[str, dict[str, Any]]:
+    whole = isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())
+    _check(whole, f"{key} is a table of tables: [{key}.NAME]")
+    return dict(value)
+
+
+def _platform(name: str, table: dict[str, Any], folder: Path) -> PlatformFiles:
+    where = f"platform {name[:40]}"
+    _check(bool(PLATFORM_NAME.fullmatch(name)), f"{where}: a name has a-z, 0-9 and -, with no - at either end")
+    _check(set(table) <= {"root", "references", "insecure"}, f"{where}: unknown setting")
+    _check(isinstance(table.get("root"), str), f"{where}: root is the vendor's certificate")
+    if "references" not in table:
+        # Left out by mistake it would mean trust in anything.
+        _check(table.get("insecure") is True, f"{where}: references are missing")
+        return PlatformFiles(folder / table["root"])
+    _check(isinstance(table["references"], str), f"{where}: references is the vendor's file of them")
+    _check("insecure" not in table, f"{where}: an insecure platform has no reference values")
+    return PlatformFiles(folder / table["root"], folder / table["references"])
+
+
+def _repository(name: str, table: dict[str, Any], folder: Path) -> frozenset[bytes]:
+    where = f"repository {name[:40]}"
+    try:
+        ResourceName(name, "secret", "name")
+    except UsageError as error:
+        raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
+    owners = table.get("owners")
+    _check(set(table) == {"owners"} and isinstance(owners, list) and bool(owners), f"{where}: owners are its all")
+    assert isinstance(owners, list)
+    return frozenset(_certificate(folder / str(owner), where) for owner in owners)
+
+
+def _certificate(path: Path, where: str) -> bytes:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(Encoding.DER)
+    except OSError as error:
+        raise ConfigError(f"{where}: {path}: {error.strerror}", hint="an owner's certificate.pem") from error
+    except UNREADABLE:
+        raise ConfigError(f"{where}: {path} is no certificate", hint="an owner's certificate.pem") from None
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(f"broker: {message}", hint=_HINT)

@@ -1,0 +1,103 @@
+"""What an owner does at a broker: store secrets, change who may have them, read the log."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import urllib3
+
+from vambrace.errors import BrokerError, NotFound, NotReleased, UsageError
+
+TIMEOUT: Final = urllib3.Timeout(connect=10, read=60)
+
+
+class BrokerClient:
+    """A broker at ``url``, known by ``certificate`` (PEM); the owner by theirs. A context manager.
+
+    ``resource`` is ``repository/type/tag`` everywhere. Raises ``BrokerError``, ``NotFound``, ``NotReleased`` (not the
+    owner of that repository).
+    """
+
+    def __init__(self, url: str, certificate: Path, owner_certificate: Path, owner_key: Path) -> None:
+        for path in (certificate, owner_certificate, owner_key):
+            if not path.is_file():
+                raise UsageError(f"{path} is not there", hint="see 'vambrace secret --help'")
+        self._url = url.rstrip("/")
+        self._pool = urllib3.PoolManager(
+            ca_certs=str(certificate),
+            cert_file=str(owner_certificate),
+            key_file=str(owner_key),
+            timeout=TIMEOUT,
+            retries=False,
+        )
+
+    def __enter__(self) -> BrokerClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    def put(self, resource: str, value: bytes | None, policy: dict[str, Any] | None) -> int:
+        """Store a value, a policy, or both; a new volume's key is made by the broker. The generation from now on."""
+        body: dict[str, Any] = {}
+        if value is not None:
+            body["value"] = base64.b64encode(value).decode()
+        if policy is not None:
+            body["policy"] = policy
+        return int(self._ask("PUT", f"/v1/secrets/{resource}", body)["generation"])
+
+    def describe(self, resource: str) -> dict[str, Any]:
+        """Generation and policy."""
+        return self._ask("GET", f"/v1/secrets/{resource}")
+
+    def secrets(self, repository: str) -> list[dict[str, Any]]:
+        """What is in a repository, each as ``describe`` has it."""
+        return list(self._ask("GET", f"/v1/secrets/{repository}")["secrets"])
+
+    def delete(self, resource: str) -> None:
+        self._ask("DELETE", f"/v1/secrets/{resource}")
+
+    def audit(self, repository: str, after: int = 0) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Entries of the log about a repository that follow number ``after``, and where the whole log ends."""
+        answer = self._ask("GET", f"/v1/audit/{repository}?after={after}")
+        return list(answer["entries"]), dict(answer["head"])
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            response = self._pool.request(
+                method, self._url + path, body=data, headers={"Content-Type": "application/json"}
+            )
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise BrokerError(
+                f"the broker at {self._url} cannot be reached: {_cause(error)}",
+                hint="is it running, and is this its certificate?",
+            ) from error
+        try:
+            answer = json.loads(response.data) if response.data else {}
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise BrokerError("the broker's answer is not understood", hint="is this a vambrace broker?")
+        if response.status >= 400:
+            detail, hint = str(answer.get("detail", f"HTTP {response.status}")), answer.get("hint")
+            hint = hint if isinstance(hint, str) else None
+            if response.status == 404:
+                raise NotFound(detail, hint=hint, status=404)
+            kind = NotReleased if response.status in (401, 403) else BrokerError
+            raise kind(detail, hint=hint, status=response.status)
+        return answer
+
+
+def _cause(error: BaseException) -> str:
+    reason = getattr(error, "reason", None)
+    return " ".join(str(reason or error).split())[:200]
