@@ -21,6 +21,7 @@ from attest_factory import INSTANCE, MEASUREMENT, PERSONALIZATION, Change, Platf
 from client_harness import make_platform
 
 from vambrace.attest.owner import OwnerIdentity
+from vambrace.attest.policy import SCHEMA
 from vambrace.attest.references import publish
 from vambrace.broker import setup
 from vambrace.broker.platforms import PlatformFiles
@@ -124,12 +125,10 @@ class World:
         return (self.home / "certificate.pem").read_text()
 
     def policy(self, **changes: Any) -> dict[str, Any]:
-        policy: dict[str, Any] = {
-            "platform": "default",
-            "measurements": [MEASUREMENT.hex()],
-            "owners": [PERSONALIZATION.hex()],
-        }
-        return policy | changes
+        """For the Realm of the tests; ``changes`` are of the table ``realm``, or of another that is given whole."""
+        realm = {"measurements": [MEASUREMENT.hex()], "owners": [PERSONALIZATION.hex()]}
+        others = {key: changes.pop(key) for key in ("schema", "platform") if key in changes}
+        return {"schema": SCHEMA, "realm": {**realm, **changes}, **others}
 
     def client(self, owner: OwnerIdentity | None = None) -> BrokerClient:
         owner = owner or self.owner

@@ -18,6 +18,7 @@ import pytest
 from attest_factory import COMPONENTS, IMPLEMENTATION, Platform
 from broker_world import INSTANCE, MEASUREMENT, PASSWORD, SECRET, VOLUME, World
 from client_harness import make_platform
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from vambrace_agent import AgentError
 from vambrace_agent.release import Refused, Session
@@ -108,6 +109,30 @@ def test_a_certificate_that_is_out_of_date(world: World) -> None:
     refused(world, world.realm(platform=old).session, 401, "expired on", "attest")
 
 
+def test_a_certificate_that_is_revoked_meanwhile(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    file, authority = tmp_path / "vendor.crl", world.platform.authority
+    file.write_bytes(authority.revocation_list())
+    settings = world.home / "broker.toml"
+    settings.write_text(settings.read_text().replace("[repositories", f'revocation = ["{file}"]\n\n[repositories', 1))
+    with world.running():
+        world.store(platform={"revocation": "require"})
+        with world.realm().session() as session:
+            assert session.resource(SECRET)[1] == PASSWORD
+            assert world.platform.chain is not None
+            serial = x509.load_der_x509_certificate(world.platform.chain[0]).serial_number
+            file.write_bytes(authority.revocation_list(revoke={serial: x509.ReasonFlags.key_compromise}))
+            refused(world, lambda: session.resource(SECRET), 403, "revoked")
+        refused(world, world.realm().session, 401, "revoked", "attest")
+
+
+def test_revocation_lists_that_are_demanded_and_missing(world: World) -> None:
+    with world.client() as client:
+        client.put(SECRET, None, world.policy(platform={"revocation": "require"}))
+    with world.realm().session() as session:
+        refused(world, lambda: session.resource(SECRET), 403, "revocation list")
+
+
 def test_reference_values_that_were_taken_back_meanwhile(world: World) -> None:
     with world.realm().session() as session:
         assert session.resource(SECRET)[1] == PASSWORD
@@ -119,7 +144,7 @@ def test_reference_values_that_were_taken_back_meanwhile(world: World) -> None:
 def test_a_vendor_who_is_not_trusted_any_more(world: World) -> None:
     with world.realm().session() as session:
         world.root.write_bytes(make_platform().authority.certificate_pem)
-        refused(world, lambda: session.resource(SECRET), 403, "")
+        refused(world, lambda: session.resource(SECRET), 403, "does not lead to the given root")
 
 
 def test_a_policy_that_was_changed_meanwhile(world: World) -> None:

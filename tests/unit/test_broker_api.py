@@ -85,7 +85,7 @@ def test_an_owner(world: World) -> None:
         assert client.put("patients/secret/other", b"one", world.policy()) == 1
         assert client.put("patients/secret/other", b"two", None) == 2
         assert client.put("patients/secret/other", None, world.policy(cache="divided")) == 2
-        assert client.describe("patients/secret/other")["policy"]["cache"] == "divided"
+        assert client.describe("patients/secret/other")["policy"]["realm"]["cache"] == "divided"
         assert {each["resource"] for each in client.secrets("patients")} >= {"patients/secret/other", SECRET, VOLUME}
         entries, head = client.audit("patients")
         assert [(e["event"], e["generation"]) for e in entries if e["resource"] == "patients/secret/other"] == [
@@ -132,21 +132,24 @@ def test_a_volume_has_its_key_from_the_broker(world: World) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"measurements": []}, {"owners": []}, {"measurements": ["00"]}, {"measurements": ["zz"]}, {"platform": "none"},
-     {"measurements": [32 * "00"] * 2}, {"hash": "md5"}, {"cache": "yes"}, {"debug": 1}, {"other": 1}, {"owners": "x"},
-     {"platform": "../x"}, {"measurements": [bytes([i]).hex() * 32 for i in range(65)]}],
+    [{"measurements": []}, {"measurements": "any"}, {"measurements": ["00"]}, {"measurements": ["zz"]}, {"hash": "md5"},
+     {"cache": "yes"}, {"debug": 1}, {"other": 1}, {"owners": "x"}, {"schema": "x"}, {"platform": {"insecure": 1}},
+     {"measurements": [bytes([i]).hex() * 32 for i in range(65)]}],
 )  # fmt: skip
 def test_a_policy_that_admits_anything_or_nothing(world: World, change: dict[str, Any]) -> None:
     status, answer = ask(
-        world, "PUT", "/v1/secrets/patients/secret/new", {"value": "AA==", "policy": world.policy(**change)},
-        owner=world.owner,
+        world, "PUT", "/v1/secrets/patients/secret/new",
+        {"value": "AA==", "platform": "default", "policy": world.policy(**change)}, owner=world.owner,
     )  # fmt: skip
     assert status == 422, answer
+    for platform in ("none", "../x", "", 1, None):
+        body = {"value": "AA==", "platform": platform, "policy": world.policy()}
+        assert ask(world, "PUT", "/v1/secrets/patients/secret/new", body, owner=world.owner)[0] == 422
     assert ask(world, "GET", "/v1/secrets/patients/secret/new", owner=world.owner)[0] == 404
 
 
 def test_a_new_secret_needs_both(world: World) -> None:
-    for body in ({"value": "AA=="}, {"policy": world.policy()}, {}):
+    for body in ({"value": "AA=="}, {"policy": world.policy(), "platform": "default"}, {}):
         assert ask(world, "PUT", "/v1/secrets/patients/secret/new", body, owner=world.owner)[0] == 404
 
 
@@ -258,8 +261,8 @@ def test_settings(tmp_path: Path) -> None:
 
 
 def test_policies_are_read_back_as_they_were(world: World) -> None:
-    policy = ReleasePolicy.parse(world.policy(cache="confirmed", debug=True))
-    assert ReleasePolicy.parse(json.loads(policy.encode())) == policy
+    policy = ReleasePolicy.parse("default", world.policy(cache="confirmed", debug=True))
+    assert ReleasePolicy.parse(*json.loads(policy.encode()).values()) == policy
 
 
 def test_it_is_slow_to_nobody(world: World) -> None:

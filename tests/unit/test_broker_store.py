@@ -22,6 +22,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DatabaseError
 from vambrace_agent import AgentError
 
+from vambrace.attest.policy import Policy
 from vambrace.broker.audit import DONE, Event, Head, follow, next_entry
 from vambrace.broker.names import ResourceName
 from vambrace.broker.policy import ReleasePolicy
@@ -31,7 +32,7 @@ from vambrace.errors import BrokerError, ConfigError, UsageError, VambraceError
 
 NAME = ResourceName.parse(SECRET)
 COUNTER = "patients/secret/counter"
-POLICY = ReleasePolicy("default", (bytes(32),), (bytes(64),))
+POLICY = ReleasePolicy("default", Policy(measurements=frozenset({bytes(32)}), owners=frozenset({bytes(64)})))
 needs_postgresql = pytest.mark.skipif(program("initdb") is None, reason="PostgreSQL is not installed: make packages")
 
 

@@ -40,7 +40,7 @@ async def put_secret(request: web.Request) -> web.StreamResponse:
     _owned(request)
     body = await json_body(request)
     value = base64_field(body, "value") if "value" in body else None
-    policy = ReleasePolicy.parse(body["policy"]) if "policy" in body else None
+    policy = ReleasePolicy.parse(body.get("platform"), body["policy"]) if "policy" in body else None
     generation = await request.app[BROKER].put(_name(request), value, policy, caller_of(request))
     return web.json_response({"generation": generation})
 

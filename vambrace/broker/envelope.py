@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicNumbers
-from jwcrypto.jwe import JWE
-from jwcrypto.jwk import JWK
+from joserfc.jwe import FlattenedJSONEncryption, JWERegistry, encrypt_json
+from joserfc.jwk import ECKey
 
 from vambrace.canonical import canonical
 from vambrace.errors import MalformedEvidence
@@ -18,6 +19,8 @@ ALGORITHM: Final = "ECDH-ES+A256KW"
 ENCRYPTION: Final = "A256GCM"
 CURVE: Final = "P-256"
 _COORDINATE: Final = 32
+#: What a resource is stands in headers of our own.
+_REGISTRY: Final = JWERegistry(algorithms=[ALGORITHM, ENCRYPTION], strict_check_header=False)
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,9 @@ class TeeKey:
 
 def encrypt(plaintext: bytes, key: TeeKey, header: dict[str, str | int]) -> str:
     """The flattened JSON serialization; ``header`` is protected, beside algorithm and encryption."""
-    protected = canonical({**header, "alg": ALGORITHM, "enc": ENCRYPTION}).decode()
-    envelope = JWE(plaintext, protected=protected, recipient=JWK(**key.jwk()))
-    text: str = envelope.serialize(compact=False)
-    return text
+    envelope = FlattenedJSONEncryption({**header, "alg": ALGORITHM, "enc": ENCRYPTION}, plaintext)
+    envelope.add_recipient(None, ECKey.import_key({**key.jwk()}))
+    return json.dumps(encrypt_json(envelope, None, registry=_REGISTRY))
 
 
 def base64url(data: bytes) -> str:

@@ -1,17 +1,21 @@
-"""The platforms that a broker knows: for each a vendor's root and the reference values that it publishes."""
+"""The platforms that a broker knows: a vendor's root for each, its reference values and revocation lists."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-from cryptography import x509
+from typing import Final
 
 from vambrace.attest import chain, references
+from vambrace.attest.appraisal import Anchors
 from vambrace.attest.claims import INSECURE_COMPONENT
 from vambrace.attest.references import ReferenceValues
+from vambrace.attest.revocation import load_list
 from vambrace.errors import ConfigError
+
+NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -21,16 +25,16 @@ class PlatformFiles:
 
     root: Path
     references: Path | None = None
+    revocation: tuple[Path, ...] = ()
 
     @property
     def all(self) -> tuple[Path, ...]:
-        return (self.root,) if self.references is None else (self.root, self.references)
+        return (self.root, *((self.references,) if self.references else ()), *self.revocation)
 
 
 @dataclass(frozen=True)
 class Platform:
-    roots: tuple[x509.Certificate, ...]
-    references: ReferenceValues
+    anchors: Anchors
     insecure: bool = False
 
 
@@ -46,7 +50,7 @@ class Platforms:
         insecure one that is not asked for as such. ``VerificationError`` where reference values are not to be
         trusted."""
         if name not in self._files:
-            raise ConfigError(f"this broker knows no platform {name}", hint="see [platforms] in its settings")
+            raise ConfigError(f"this broker knows no platform {name[:40]!a}", hint="see [platforms] in its settings")
         platform = self._load(name)
         if platform.insecure and not insecure:
             raise ConfigError(f"platform {name} is insecure", hint="a policy must say that it accepts that")
@@ -65,12 +69,14 @@ class Platforms:
                 return known[1]
             root = files.root.read_bytes()
             values = files.references.read_bytes() if files.references else None
+            lists = [path.read_bytes() for path in files.revocation]
         except OSError as error:
             raise ConfigError(
                 f"platform {name}: {error.filename}: {error.strerror}", hint="the vendor publishes it"
             ) from error
         roots = chain.load_roots(root)
         checked = ReferenceValues((INSECURE_COMPONENT,)) if values is None else references.load(values, roots)
-        platform = Platform(roots, checked, insecure=values is None)
+        anchors = Anchors(roots, (checked,), tuple(load_list(data) for data in lists))
+        platform = Platform(anchors, insecure=values is None)
         self._loaded[name] = (stamps, platform)
         return platform

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from vambrace.attest.appraisal import Appraisal
 from vambrace.attest.challenge import release_challenge
 from vambrace.attest.token import decode_evidence
-from vambrace.attest.verify import VerifiedRealm
 from vambrace.broker.audit import DONE, GRANTED, REFUSED, Entry, Event, Head
 from vambrace.broker.envelope import TeeKey, encrypt
 from vambrace.broker.names import ResourceName
@@ -79,27 +79,27 @@ class Broker:
         """
         nonce = self.sessions.take_nonce(session)
 
-        def decide(transaction: Transaction) -> tuple[VerifiedRealm, Attested] | str:
+        def decide(transaction: Transaction) -> tuple[Appraisal, Attested] | str:
             subject = caller.subject()
             try:
                 key = TeeKey.parse(jwk)
                 instance = decode_evidence(evidence).realm.instance
                 subject["instance"] = instance.hex()
                 challenge = release_challenge(nonce, key.thumbprint(), instance)
-                realm = self._genuine(evidence, challenge)
+                appraisal = self._genuine(evidence, challenge)
             except VambraceError as error:
                 transaction.append(Event("attest", REFUSED, reason=error.message, subject=subject))
                 return error.message
-            subject |= _described(realm)
+            subject |= _described(appraisal)
             transaction.append(Event("attest", GRANTED, subject=subject))
-            return realm, Attested(evidence, challenge, key, subject)
+            return appraisal, Attested(evidence, challenge, key, subject)
 
         decision = await self._store.transact(decide)
         if isinstance(decision, str):
             raise NotReleased(decision, hint="the broker's audit log has the details", status=401)
-        realm, attested = decision
+        appraisal, attested = decision
         self.sessions.settle(session, attested)
-        return self._results.sign(realm, attested.key)
+        return self._results.sign(appraisal, attested.key)
 
     async def release(self, session: Session, name: ResourceName) -> str:
         """The secret as a JWE for the session's key. Raises ``NotReleased``: 401 without evidence, 403 where the
@@ -159,7 +159,7 @@ class Broker:
             raise Conflict(refusal, hint="somebody else has the volume, or its state is old", status=409)
         return generation
 
-    def _genuine(self, evidence: bytes, challenge: bytes) -> VerifiedRealm:
+    def _genuine(self, evidence: bytes, challenge: bytes) -> Appraisal:
         """Raises ``VerificationError``, of the first platform where all refuse; ``ConfigError``: there is none."""
         first: VambraceError | None = None
         for platform in self._platforms:
@@ -176,7 +176,7 @@ class Broker:
         try:
             if secret is None:
                 raise NotFound("there is no such secret")
-            secret.policy.appraise(attested.evidence, attested.challenge, self._platforms, self._clock())
+            secret.policy.admit(attested.evidence, attested.challenge, self._platforms, self._clock())
         except VambraceError as error:
             transaction.append(Event(what, REFUSED, str(name), generation, error.message, "", attested.subject))
             return None
@@ -194,7 +194,7 @@ class Broker:
         if value is not None and not 1 <= len(value) <= MAX_VALUE:
             raise UsageError(f"a secret has 1 to {MAX_VALUE >> 10} KiB", hint="keep the data elsewhere, and a key here")
         if policy is not None:
-            self._platforms.get(policy.platform, insecure=policy.insecure)
+            self._platforms.get(policy.platform, insecure=policy.policy.allow_insecure)
 
         def work(transaction: Transaction) -> int:
             secret = _changed(transaction, name, value, policy)
@@ -269,17 +269,18 @@ def _volume_content(secret: Secret, ticket: bytes) -> bytes:
     )
 
 
-def _described(realm: VerifiedRealm) -> dict[str, str]:
+def _described(appraisal: Appraisal) -> dict[str, str]:
+    platform, realm = appraisal.evidence.platform, appraisal.evidence.realm
     return {
         "instance": realm.instance.hex(),
         "measurement": realm.measurement.hex(),
-        "platform": realm.platform_instance_id.hex(),
+        "platform": platform.ueid.hex(),
         "owner": realm.personalization.hex(),
     }
 
 
 def _description(secret: Secret) -> dict[str, Any]:
-    return {"resource": str(secret.name), "generation": secret.generation, "policy": secret.policy.as_dict()}
+    return {"resource": str(secret.name), "generation": secret.generation, **secret.policy.as_dict()}
 
 
 def read_evidence(value: Any) -> bytes:

@@ -15,6 +15,7 @@
     [platforms.default]
     root = "vendor-root.pem"
     references = "reference-values.corim"
+    revocation = ["vendor.crl"]         revocation lists, if there are any
 
     [repositories.patients]
     owners = ["owner.pem"]              who may store secrets there, by certificate
@@ -33,8 +34,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest.chain import UNREADABLE
 from vambrace.broker.names import ResourceName
-from vambrace.broker.platforms import PlatformFiles
-from vambrace.broker.policy import PLATFORM_NAME
+from vambrace.broker.platforms import NAME, PlatformFiles
 from vambrace.errors import ConfigError, UsageError
 
 FILE: Final = "broker.toml"
@@ -120,16 +120,20 @@ def _tables(value: Any, key: str) -> dict[str, dict[str, Any]]:
 
 def _platform(name: str, table: dict[str, Any], folder: Path) -> PlatformFiles:
     where = f"platform {name[:40]}"
-    _check(bool(PLATFORM_NAME.fullmatch(name)), f"{where}: a name has a-z, 0-9 and -, with no - at either end")
-    _check(set(table) <= {"root", "references", "insecure"}, f"{where}: unknown setting")
+    _check(bool(NAME.fullmatch(name)), f"{where}: a name has a-z, 0-9 and -, with no - at either end")
+    _check(set(table) <= {"root", "references", "revocation", "insecure"}, f"{where}: unknown setting")
     _check(isinstance(table.get("root"), str), f"{where}: root is the vendor's certificate")
+    revocation = table.get("revocation", [])
+    listed = isinstance(revocation, list) and all(isinstance(name, str) for name in revocation)
+    _check(listed, f"{where}: revocation is a list of files")
+    lists = tuple(folder / name for name in revocation)
     if "references" not in table:
         # Left out by mistake it would mean trust in anything.
         _check(table.get("insecure") is True, f"{where}: references are missing")
-        return PlatformFiles(folder / table["root"])
+        return PlatformFiles(folder / table["root"], None, lists)
     _check(isinstance(table["references"], str), f"{where}: references is the vendor's file of them")
     _check("insecure" not in table, f"{where}: an insecure platform has no reference values")
-    return PlatformFiles(folder / table["root"], folder / table["references"])
+    return PlatformFiles(folder / table["root"], folder / table["references"], lists)
 
 
 def _repository(name: str, table: dict[str, Any], folder: Path) -> frozenset[bytes]:

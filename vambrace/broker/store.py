@@ -55,7 +55,7 @@ class Secret:
             {
                 "resource": str(self.name),
                 "generation": self.generation,
-                "policy": self.policy.as_dict(),
+                **self.policy.as_dict(),
                 "state": self.state.hex(),
             }
         )
@@ -128,7 +128,8 @@ class Transaction:
 
     def _secret(self, row: Any) -> Secret:
         name = ResourceName.parse(row["resource"])
-        policy = ReleasePolicy.parse(decode_json(_blob(row["policy"])))
+        stored = decode_json(_blob(row["policy"]))
+        policy = ReleasePolicy.parse(stored["platform"], stored["policy"])
         secret = Secret(name, row["generation"], policy, b"", _blob(row["state"]))
         value = self._vault.open(_blob(row["sealed"]), secret.context())
         return Secret(name, secret.generation, policy, value, secret.state)

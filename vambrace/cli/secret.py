@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vambrace.cli import session
+from vambrace.cli.attest import describe
 from vambrace.cli.broker import entry_lines
 from vambrace.cli.output import Output, table
 from vambrace.cli.parser import Commands
 
 if TYPE_CHECKING:
+    from vambrace.attest.policy import Policy
     from vambrace.client.broker import BrokerClient
 
 
@@ -26,7 +28,7 @@ def add(commands: Commands) -> None:
     put.add_argument("--value", type=Path, metavar="FILE", help="its contents; - reads standard input. A new volume's "
                      "key is made by the broker")  # fmt: skip
     put.add_argument("--bundle", type=Path, action="append", default=[], help="an image that may have it; repeat it")
-    put.add_argument("--policy", type=Path, metavar="FILE", help="a policy (JSON) in place of --bundle")
+    put.add_argument("--policy", type=Path, metavar="FILE", help="a policy file in place of --bundle")
     put.add_argument("--add", action="store_true", help="the images beside those that may have it already")
     put.add_argument("--platform", default="default", metavar="NAME", help="the platform that it must run on (default)")
     show = secrets.add("show", "its generation and policy; never its value", _show,
@@ -72,12 +74,12 @@ def _put(options: argparse.Namespace, output: Output) -> int:
     if options.policy and (options.bundle or options.add):
         raise UsageError("--policy stands for --bundle and --add", hint="give one or the other")
     with _client(options) as client:
-        policy = _policy(options, output, client)
+        policy = _policy(options, client, output)
         value = _value(options.value)
         if value is None and policy is None and "/volume/" not in options.resource:
             raise UsageError("there is nothing to change", hint="give --value, --bundle or --policy")
         output.progress("storing")
-        generation = client.put(options.resource, value, policy)
+        generation = client.put(options.resource, value, policy.table() if policy else None, options.platform)
     output.result(
         {"resource": options.resource, "generation": generation}, [f"{options.resource}: generation {generation}"]
     )
@@ -95,38 +97,39 @@ def _value(path: Path | None) -> bytes | None:
         raise UsageError(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
 
 
-def _policy(options: argparse.Namespace, output: Output, client: BrokerClient) -> dict[str, Any] | None:
+def _policy(options: argparse.Namespace, client: BrokerClient, output: Output) -> Policy | None:
     """What the options say of who may have the secret; None where they say nothing."""
+    from vambrace.attest.policy import Policy
     from vambrace.errors import UsageError
     from vambrace.image import Bundle
 
     if options.policy:
         try:
-            policy: dict[str, Any] = json.loads(options.policy.read_bytes())
-        except (OSError, ValueError):
-            raise UsageError(f"{options.policy} is no policy", hint="a JSON object, see docs/broker.md") from None
-        return policy
+            return Policy.parse(options.policy.read_bytes())
+        except OSError as error:
+            raise UsageError(f"{options.policy} cannot be read: {error.strerror}", hint="check the path") from error
     if not options.bundle:
         return None
-    policy = {"platform": options.platform, "measurements": [], "owners": []}
+    policy = Policy()
     if options.add:
-        policy = client.describe(options.resource)["policy"]
+        policy = Policy.from_table(client.describe(options.resource)["policy"])
     for path in options.bundle:
         output.progress(f"measuring {path.name}")
         bundle = Bundle.open(path)
-        for key, value in (("measurements", bundle.measurement()), ("owners", bundle.config.personalization())):
-            if value.hex() not in policy[key]:
-                policy[key].append(value.hex())
-        policy["hash"] = bundle.config.hash
+        policy = replace(
+            policy,
+            measurements=(policy.measurements or frozenset()) | {bundle.measurement()},
+            owners=(policy.owners or frozenset()) | {bundle.config.personalization()},
+            hash_algorithm=bundle.config.hash,
+        )
     return policy
 
 
 def _show(options: argparse.Namespace, output: Output) -> int:
     with _client(options) as client:
         found = client.describe(options.resource)
-    policy = found["policy"]
-    lines = [f"{found['resource']}: generation {found['generation']}"]
-    lines += [f"  {key}: {', '.join(item) if isinstance(item, list) else item}" for key, item in policy.items()]
+    lines = [f"{found['resource']}: generation {found['generation']}, platform {found['platform']}"]
+    lines += describe(found["policy"], "  ")
     output.result(found, lines)
     return 0
 
@@ -142,7 +145,9 @@ def _list(options: argparse.Namespace, output: Output) -> int:
     with _client(options) as client:
         found = client.secrets(options.repository)
     rows = [["RESOURCE", "GENERATION", "IMAGES"]]
-    rows += [[each["resource"], str(each["generation"]), str(len(each["policy"]["measurements"]))] for each in found]
+    for each in found:
+        images = each["policy"]["realm"]["measurements"]
+        rows.append([each["resource"], str(each["generation"]), str(len(images))])
     output.result(found, table(rows))
     return 0
 

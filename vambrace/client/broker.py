@@ -46,17 +46,20 @@ class BrokerClient:
     def close(self) -> None:
         self._pool.clear()
 
-    def put(self, resource: str, value: bytes | None, policy: dict[str, Any] | None) -> int:
-        """Store a value, a policy, or both; a new volume's key is made by the broker. The generation from now on."""
+    def put(
+        self, resource: str, value: bytes | None, policy: dict[str, Any] | None, platform: str = "default"
+    ) -> int:
+        """Store a value, a policy (``vambrace.attest.policy.Policy.table``) for a platform of the broker's settings, or
+        both; a new volume's key is made by the broker. The generation from now on."""
         body: dict[str, Any] = {}
         if value is not None:
             body["value"] = base64.b64encode(value).decode()
         if policy is not None:
-            body["policy"] = policy
+            body |= {"policy": policy, "platform": platform}
         return int(self._ask("PUT", f"/v1/secrets/{resource}", body)["generation"])
 
     def describe(self, resource: str) -> dict[str, Any]:
-        """Generation and policy."""
+        """Generation, platform and policy."""
         return self._ask("GET", f"/v1/secrets/{resource}")
 
     def secrets(self, repository: str) -> list[dict[str, Any]]:
