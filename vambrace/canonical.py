@@ -74,6 +74,12 @@ class Object:
             raise ConfigError(f"{self._where}: {key} must be a list of strings", hint=BUILD_AGAIN)
         return tuple(value)
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        value = self._get(key, list, "a list of integers")
+        if not all(type(item) is int for item in value):
+            raise ConfigError(f"{self._where}: {key} must be a list of integers", hint=BUILD_AGAIN)
+        return tuple(value)
+
     def mapping(self, key: str) -> dict[str, str]:
         value = self._get(key, dict, "an object of strings")
         if not all(isinstance(item, str) for item in value.values()):

@@ -14,18 +14,23 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from vambrace.application import (
+    FIRST_PORT,
+    LAST_PORT,
+    SYSTEM,
+    Application,
+    check_ports,
+    read_applications,
+)
 from vambrace.cache import CacheShare
 from vambrace.canonical import BUILD_AGAIN, Object, canonical, decode_json, unknown_keys
 from vambrace.certificate import owner_public_key, personalization
 from vambrace.checks import (
-    MAX_ITEMS,
-    check_below,
     check_boolean,
     check_choice,
     check_hex,
     check_integer,
     check_name,
-    check_strings,
     check_text,
     check_unique,
 )
@@ -45,11 +50,9 @@ MAX_DISKS: Final = 8
 MAX_ENDPOINTS: Final = 16
 MAX_NETWORKS: Final = 4
 MAX_PCI_DEVICES: Final = 16
-FIRST_PORT, LAST_PORT = 1024, 65535  # an application has no capability for smaller ones
 MAX_VCPUS: Final = 16
 MAX_CMDLINE: Final = 2047  # arm64 COMMAND_LINE_SIZE is 2048 with its NUL
 MAX_SECONDS: Final = 7 * 24 * 3600
-MAX_RESTARTS: Final = 1000
 
 MEMORY_STEP: Final = 2 << 20
 MIN_SYSTEM_MEMORY: Final = 96 << 20
@@ -60,7 +63,6 @@ BLOCK: Final = 4096
 PAGE: Final = 4096
 MINIMUM_WINDOW, PIN_HEADROOM = 64, 16  # pages, as in core/window.h
 
-SYSTEM: Final = "system"
 #: What a domain may ask for, and the beginning of the PCI class code of such devices.
 DEVICE_KINDS: Final[Mapping[str, str]] = {
     "nvme": "010802",
@@ -69,7 +71,6 @@ DEVICE_KINDS: Final[Mapping[str, str]] = {
     "accelerator": "12",
 }
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _PCI_ID = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}")
 
 
@@ -94,43 +95,6 @@ class Zone(Record):
     @property
     def pages(self) -> int:
         return self.memory // PAGE
-
-
-class Application(Record):
-    """One unmodified program with its own zone; ``results`` are files below ``/results/<name>``."""
-
-    name: str
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
-    directory: str
-    restarts: int = 0
-    results: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_name(self.name, "application")
-        where = f"application {self.name}"
-        if self.name == SYSTEM:
-            raise ConfigError(f"{where}: the name is the system zone's", hint="choose another name")
-        check_strings(self.command, f"{where}: command")
-        if not self.command or not self.command[0]:
-            raise ConfigError(f"{where}: the command is empty", hint='for example ["python3", "main.py"]')
-        for argument in self.command:
-            check_text(argument, f"{where}: command")
-        if not isinstance(self.environment, Mapping) or len(self.environment) > MAX_ITEMS:
-            raise ConfigError(f"{where}: environment must map names to strings", hint=f"at most {MAX_ITEMS} of them")
-        for variable, value in self.environment.items():
-            if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable):
-                raise ConfigError(
-                    f"{where}: {variable!r} is no name of an environment variable",
-                    hint="letters, digits and _, not starting with a digit",
-                )
-            check_text(value, f"{where}: environment variable {variable}")
-        check_below(self.directory, f"/app/{self.name}", f"{where}: directory", itself=True)
-        check_integer(self.restarts, 0, MAX_RESTARTS, f"{where}: restarts")
-        check_strings(self.results, f"{where}: results")
-        for path in self.results:
-            check_below(path, f"/results/{self.name}", f"{where}: result")
-        check_unique(self.results, f"{where}: result")
 
 
 class Disk(Record):
@@ -269,6 +233,7 @@ class DomainConfig(Record):
         if self.kind.verdict:
             check_integer(self.verdict_seconds, 1, MAX_SECONDS, "verdict_seconds")
         check_endpoints(self.endpoints)
+        check_ports(self.applications, listening_ports(self.endpoints))
         check_networks(self.networks)
         check_devices(self.devices, self.zones)
         for name in set(_PARTS) - set(self._parts()):
@@ -342,7 +307,7 @@ class DomainConfig(Record):
         for name in self._parts():
             found[name] = getattr(self, name)
         if self.kind.attested:
-            found["applications"] = [application_object(application) for application in self.applications]
+            found["applications"] = [application.as_object() for application in self.applications]
         if self.cache:
             found["cache"] = self.cache.as_object()
         if self.endpoints:
@@ -436,20 +401,6 @@ def _read_disk(disk: Object, kind: DomainClass) -> Disk:
     return Disk(name, sha256, size, disk.integer("data_size"), root, salt)
 
 
-def _read_applications(top: Object) -> tuple[Application, ...]:
-    return tuple(
-        Application(
-            name=item.string("name"),
-            command=item.strings("command"),
-            environment=item.mapping("environment"),
-            directory=item.string("directory"),
-            restarts=item.integer("restarts"),
-            results=item.strings("results"),
-        )
-        for item in top.objects("applications")
-    )
-
-
 def _read_cache(cache: Object) -> CacheShare:
     return CacheShare(cache.string("demand"), cache.integer("percent"))
 
@@ -468,24 +419,12 @@ def _read_endpoints(top: Object) -> tuple[Endpoint, ...]:
     )
 
 
-def application_object(application: Application) -> dict[str, Any]:
-    """The JSON object of one application, the same in the configuration and for the agent."""
-    return {
-        "name": application.name,
-        "command": list(application.command),
-        "environment": dict(application.environment),
-        "directory": application.directory,
-        "restarts": application.restarts,
-        "results": list(application.results),
-    }
-
-
 _READERS: Final[dict[str, Callable[[Object], Any]]] = {
     "form": lambda top: top.string("form"),
     "hash": lambda top: top.string("hash"),
     "owner": lambda top: top.string("owner"),
     "collect_seconds": lambda top: top.integer("collect_seconds"),
-    "applications": _read_applications,
+    "applications": read_applications,
     "cipher": lambda top: top.string("cipher"),
     "verdict_seconds": lambda top: top.integer("verdict_seconds"),
     "endpoints": _read_endpoints,
@@ -510,12 +449,17 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
     if len(endpoints) > MAX_ENDPOINTS:
         raise ConfigError(f"{len(endpoints)} endpoints", hint=f"at most {MAX_ENDPOINTS}")
     check_unique([endpoint.name for endpoint in endpoints], "endpoint")
-    listening = [endpoint.port for endpoint in endpoints if endpoint.role == CONNECT]
+    listening = listening_ports(endpoints)
     for endpoint in endpoints:
         if listening.count(endpoint.port) > (endpoint.role == CONNECT):
             raise ConfigError(
                 f"endpoint {endpoint.name}: port {endpoint.port} is another endpoint's", hint="choose another port"
             )
+
+
+def listening_ports(endpoints: Sequence[Endpoint]) -> list[int]:
+    """The ports of the loopback that the agent listens on for programs."""
+    return [endpoint.port for endpoint in endpoints if endpoint.role == CONNECT]
 
 
 def check_networks(names: Sequence[str]) -> None:

@@ -34,7 +34,8 @@
     │   ├── MeasurementMismatch     another image or configuration
     │   ├── OwnerMismatch           another owner's key
     │   ├── CacheShared             the cache is not divided as it is demanded
-    │   └── PolicyRefused           something else that the policy does not accept
+    │   ├── PolicyRefused           something else that the policy does not accept
+    │   └── EventsMismatch          a log of events is not what the measurement registers say
     ├── BrokerError                 the broker failed, cannot be reached, or refused
     │   └── NotReleased             the broker did not hand out a secret
     ├── MessageRefused              an owner's message is forged, replayed, late or for another instance
@@ -244,6 +245,10 @@ class PolicyRefused(VerificationError):
     def __init__(self, message: str, *, rule: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.rule = rule
+
+
+class EventsMismatch(VerificationError):
+    pass
 
 
 class MessageRefused(VambraceError):

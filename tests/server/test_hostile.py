@@ -13,9 +13,10 @@ from machine import processes, vmm_of
 from user import User, await_log
 
 from testbed.door import Door
+from vambrace.application import Application
 from vambrace.client.host import DomainInfo
 from vambrace.client.realm import Realm
-from vambrace.config import MIN_APPLICATION_MEMORY, MIN_SYSTEM_MEMORY, Application, Disk, DomainConfig, Zone
+from vambrace.config import MIN_APPLICATION_MEMORY, MIN_SYSTEM_MEMORY, Disk, DomainConfig, Zone
 from vambrace.image.bundle import write_bundle
 
 SOURCE = Path(__file__).parent / "attacker"

@@ -35,11 +35,13 @@ from vambrace.config import DomainConfig, Zone
 from vambrace.emulator.provision import Credentials
 from vambrace.errors import VambraceError
 from vambrace.image import Bundle, write_bundle
+from vambrace.measure.registers import Registers
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest" / "agent"))
 
 from vambrace_agent import AgentError, channel  # noqa: E402
 from vambrace_agent import main as agent_main  # noqa: E402
+from vambrace_agent.events import Events  # noqa: E402
 from vambrace_agent.logs import Log  # noqa: E402
 from vambrace_agent.service import Service  # noqa: E402
 from vambrace_agent.settings import Application  # noqa: E402
@@ -98,6 +100,7 @@ class Monitor:
     def __init__(self, platform: Platform, config: DomainConfig, measurement: bytes, instance: bytes) -> None:
         self.platform, self.config = platform, config
         self.measurement, self.instance = measurement, instance
+        self.registers = Registers(config.hash)
         self.percents = [zone.percent for zone in config.zones]
         self.sampling: list[bool] = []
         self.counter = -1
@@ -115,10 +118,14 @@ class Monitor:
             values[10] = challenge
             values[44235] = self.config.personalization()
             values[44238] = self.measurement
+            values[44239] = list(self.registers.values)
 
         return self.platform.token(realm=claims, instance=self.instance)
 
     attest = token
+
+    def extend(self, register: int, digest: bytes) -> None:
+        self.registers.extend(register, digest)
 
     def encrypt(self, message: str) -> object:
         try:
@@ -206,18 +213,13 @@ class Agent:
         for index, application in enumerate(monitor.config.applications, 1):
             logs = directory / f"log-{index}"
             logs.mkdir()
-            fields = {
-                "name": application.name,
-                "command": list(application.command),
-                "environment": dict(application.environment),
-                "directory": application.directory,
-                "restarts": application.restarts,
-                "results": list(application.results),
-                "memory": monitor.config.zones[index].memory,
-            }
+            fields = application.as_object() | {"memory": monitor.config.zones[index].memory}
             processes.append(Process(Application(index, fields), Log(str(logs))))
+        self.events = Events(monitor.config.hash, monitor.extend)
         supervisor = Supervisor(processes, self.launch, lambda application: None, loop.poll)
-        self.service = Service(supervisor, monitor, key or self.spki, monitor.instance, loop.wake, str(directory))
+        self.service = Service(
+            supervisor, monitor, self.events, key or self.spki, monitor.instance, loop.wake, str(directory)
+        )
         doors = channel.Channel(self.listener, context, ssl.PEM_cert_to_DER_cert(owner), self.service, loop.wake)
 
         def life() -> None:
@@ -231,6 +233,7 @@ class Agent:
         threading.Thread(target=life, daemon=True).start()
 
     def launch(self, application: Application, output: int) -> int:
+        self.events.started(application)
         environment = {**os.environ, **application.environment, "ROOT": str(self.root), "NAME": application.name}
         actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
         return os.posix_spawnp(application.command[0], application.command, environment, file_actions=actions)

@@ -12,8 +12,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from vambrace.application import Application
 from vambrace.classes import NORMAL, SECURE
-from vambrace.config import Application, Disk, DomainConfig, Endpoint, Zone
+from vambrace.config import Disk, DomainConfig, Endpoint, Zone
 
 MIB = 1 << 20
 

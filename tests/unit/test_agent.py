@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
 
 from vambrace_agent import AgentError, channel, confine, main, settings, system  # noqa: E402
 from vambrace_agent.channel import Channel  # noqa: E402
+from vambrace_agent.events import Events  # noqa: E402
 from vambrace_agent.logs import Log  # noqa: E402
 from vambrace_agent.monitor import Monitor, MonitorRefused  # noqa: E402
 from vambrace_agent.service import Service  # noqa: E402
@@ -104,9 +105,10 @@ class Realm:
     def __init__(self, folder: Path, applications: list[dict[str, Any]], collect_seconds: float) -> None:
         self.folder = folder
         self.monitor = FakeMonitor()
-        fields = {"name": "r", "owner": owner()[0], "collect_seconds": collect_seconds, "lasting": False}
+        fields = {"name": "r", "owner": owner()[0], "hash": "sha-256", "lasting": False}
         defaults = {"environment": {}, "directory": str(folder), "restarts": 0, "results": [], "memory": 1 << 24}
-        wanted = settings.Settings({**fields, "applications": [{**defaults, **a} for a in applications]})
+        described = [{**defaults, **application} for application in applications]
+        wanted = settings.Settings({**fields, "collect_seconds": 0, "applications": described})
         key, certificate = channel.make_key(str(folder))
         context = channel.make_context(key, certificate, wanted.owner_pem)
         assert not Path(key).exists()
@@ -124,7 +126,8 @@ class Realm:
         port = Monitor(self.monitor.agent_fd, timeout=10)
         self.supervisor = Supervisor(processes, launch, lambda application: None, loop.poll)
         self.key = channel.public_key(certificate)
-        service = Service(self.supervisor, port, self.key, port.identity(), loop.wake, root=str(folder))
+        events = Events(wanted.hash, port.extend)
+        service = Service(self.supervisor, port, events, self.key, port.identity(), loop.wake, root=str(folder))
         doors = Channel(listener, context, wanted.owner, service, loop.wake)
         self.outcome: tuple[str, str] | None = None
 

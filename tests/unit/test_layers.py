@@ -24,15 +24,16 @@ LAYERS: dict[str, set[str]] = {
     "broker": {"attest", "canonical", "problem", "files", "errors"},
     "host": {
         *("advice", "attest", "cache", "checks", "classes", "config", "counts", "image", "jail", "machine"),
-        *("partition", "problem", "trustzone", "files", "errors"),
+        *("measure", "partition", "problem", "trustzone", "files", "errors"),
     },
     "emulator": {"debian", "attest", "files", "errors"},
     "image": {
-        *("cache", "debian", "measure", "machine", "checks", "config", "canonical", "classes", "certificate", "errors"),
+        *("application", "cache", "debian", "measure", "machine", "checks", "config", "canonical", "classes"),
+        *("certificate", "errors"),
     },
     "debian": {"errors"},
     "trustzone": {"attest", "errors"},
-    "attest": {"certificate", "files", "errors"},
+    "attest": {"certificate", "files", "measure", "errors"},
     "jail": {"virtio", "vfio", "kvm", "errors"},
     "machine": {"jail", "measure", "virtio", "pager", "kvm", "pci", "vfio", "config", "classes", "record", "errors"},
     "partition": {"vfio", "pager", "errors"},
@@ -43,7 +44,8 @@ LAYERS: dict[str, set[str]] = {
     "vfio": {"pci", "errors"},
     "pci": {"errors"},
     "cache": {"record", "errors"},
-    "config": {"cache", "canonical", "certificate", "checks", "classes", "record", "errors"},
+    "application": {"canonical", "checks", "record", "errors"},
+    "config": {"application", "cache", "canonical", "certificate", "checks", "classes", "record", "errors"},
     "checks": {"canonical", "errors"},
     "canonical": {"errors"},
     "classes": {"record", "errors"},
@@ -69,8 +71,8 @@ ONLY = {
 
 #: All of vambrace that a VMM process holds, and what else it must not hold: each costs memory or time at its start.
 VMM = {
-    *("cache", "canonical", "certificate", "checks", "classes", "config", "errors", "jail", "kvm", "machine"),
-    *("measure", "pager", "pci", "record", "vfio", "virtio"),
+    *("application", "cache", "canonical", "certificate", "checks", "classes", "config", "errors", "jail", "kvm"),
+    *("machine", "measure", "pager", "pci", "record", "vfio", "virtio"),
 }
 HEAVY = {
     *("aiohttp", "asyncio", "cbor2", "cryptography", "ssl", "urllib3", "websockets", "yaml"),

@@ -16,6 +16,7 @@ from config_factory import make_kernel, make_realm, owner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vambrace.application import Port
 from vambrace.config import DomainConfig
 from vambrace.debian.erofs import VerityDisk
 from vambrace.errors import ConfigError
@@ -116,6 +117,8 @@ def test_any_bit_of_the_configuration(bit: int) -> None:
         {"zones": (CONFIG.zones[0].replace(follow=False), *CONFIG.zones[1:])},
         {"zones": (*CONFIG.zones[:2], CONFIG.zones[2].replace(percent=79))},
         {"applications": (CONFIG.applications[0].replace(restarts=1), CONFIG.applications[1])},
+        {"applications": (CONFIG.applications[0].replace(ports=(Port(5432),)), CONFIG.applications[1])},
+        {"applications": (CONFIG.applications[0].replace(registers=(1,)), CONFIG.applications[1])},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -102,6 +102,7 @@ def test_programs_are_told_where() -> None:
         {
             "name": "r",
             "owner": certificate("alice"),
+            "hash": "sha-256",
             "collect_seconds": 1,
             "lasting": False,
             "applications": [fields, fields | {"environment": {"ENDPOINT_RAW_DATA": "mine"}}],
@@ -109,5 +110,6 @@ def test_programs_are_told_where() -> None:
         }
     )
     told, own = (application.environment for application in wanted.applications)
-    assert told == {"ENDPOINT_RAW_DATA": "127.0.0.1:9000", "A": "b"}
-    assert own == {"ENDPOINT_RAW_DATA": "mine"}
+    desk = {"VAMBRACE_AGENT": agent_settings.DESK}
+    assert told == {**desk, "ENDPOINT_RAW_DATA": "127.0.0.1:9000", "A": "b"}
+    assert own == {**desk, "ENDPOINT_RAW_DATA": "mine"}

@@ -15,6 +15,7 @@ def add(commands: Commands) -> None:
     attest = commands.add("attest", "ask a running Realm for fresh evidence and verify it", _attest,
                           "vambrace attest patients")  # fmt: skip
     attest.add_argument("realm", metavar="REALM")
+    attest.add_argument("--events", action="store_true", help="show what happened since the launch, as it is proven")
     host_option(attest)
     verify = commands.add(
         "verify",
@@ -60,7 +61,11 @@ def _attest(options: argparse.Namespace, output: Output) -> int:
     with session.open_attested(options) as realm:
         output.progress("asking for evidence")
         verified = realm.attest()
-    output.result({"realm": realm.uuid, **verified.as_dict()}, describe(verified.as_dict()))
+        found = verified.as_dict()
+        if options.events:
+            output.progress("replaying the log of events")
+            found["events"] = [event.as_dict() for event in realm.events(verified)]
+    output.result({"realm": realm.uuid, **found}, describe(found))
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from vambrace.attest.events import Event, verify_events
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.verify import VerifiedRealm
 from vambrace.checks import check_domain_name
@@ -40,6 +41,9 @@ from vambrace.errors import (
     OwnerMismatch,
     UsageError,
 )
+
+#: More than all applications together can bring about.
+MAX_EVENTS = 20_000
 
 OnLog = Callable[[str, bytes], None]
 
@@ -163,6 +167,23 @@ class Attested(Domain):
         """Fresh evidence: a new connection, with a new nonce and a token for it."""
         self.close()
         return self._connect().realm
+
+    def events(self, verified: VerifiedRealm | None = None) -> list[Event]:
+        """What has happened from the launch until ``verified`` (of ``attest``; fresh evidence if not given) was made.
+
+        Raises ``EventsMismatch``: the log is not what the evidence proves.
+        """
+        verified = verified or self.attest()
+        log: list[Event] = []
+        count = 1
+        while len(log) < min(count, MAX_EVENTS):
+            reply, _ = self._ask("events", first=len(log))
+            found, total = objects(reply, "events"), reply.get("count")
+            if type(total) is not int or not (found or total <= len(log)):
+                raise DomainError("the agent's reply has no events", hint=OTHER_VERSION)
+            log += map(Event.decode, found)
+            count = total
+        return verify_events(verified.rems, verified.hash_algorithm, log)
 
     def status(self) -> dict[str, Any]:
         """``state``, and for each application ``name``, ``state``, ``exit_code``, ``restarts``."""

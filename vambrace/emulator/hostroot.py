@@ -48,8 +48,8 @@ PARTS = (
     *("vfio", "virtio"),
 )
 FILES = (
-    *("__init__.py", "advice.py", "cache.py", "canonical.py", "certificate.py", "checks.py", "classes.py"),
-    *("config.py", "counts.py", "errors.py", "files.py", "problem.py", "record.py"),
+    *("__init__.py", "advice.py", "application.py", "cache.py", "canonical.py", "certificate.py", "checks.py"),
+    *("classes.py", "config.py", "counts.py", "errors.py", "files.py", "problem.py", "record.py"),
 )
 INIT = "/usr/lib/vambrace/host-init"
 SITE = "usr/lib/python3/dist-packages"

@@ -21,11 +21,12 @@ LINE_LIMIT = 64 << 10
 BACKLOG_LINES = 64
 BACKLOG_BYTES = 256 << 10
 CHALLENGE = 64
+DIGEST = 32
 DETAIL_LIMIT = 200
 #: Seconds: sampling slows a Realm down, and ends by itself.
 SAMPLE_LIMIT = 3600
 ORDERS = ("encrypt", "change", "auto", "sample", "reuse", "connect", "messages")
-OPERATIONS = ", ".join(("identity", "attest", "stats", "report", *ORDERS))
+OPERATIONS = ", ".join(("identity", "attest", "extend", "stats", "report", *ORDERS))
 REPORTS = ("ready", "running", "succeeded", "failed")
 
 
@@ -109,6 +110,7 @@ class Monitor(Protocol):
 
     def identity(self) -> bytes: ...
     async def attest(self, challenge: bytes) -> bytes: ...
+    def extend(self, register: int, digest: bytes) -> bytes: ...
     async def stats(self) -> list[Any]: ...
     def report(self, state: str, detail: str) -> None: ...
 
@@ -184,10 +186,13 @@ class AgentPort:
             case "identity":
                 return {"instance": self._monitor.identity().hex()}
             case "attest":
-                challenge = _hex(request.get("challenge"), CHALLENGE)
+                challenge = _hex(request, "challenge", CHALLENGE)
                 await self._bucket.take(10)
                 token = await self._monitor.attest(challenge)
                 return {"token": base64.b64encode(token).decode()}
+            case "extend":
+                digest = _hex(request, "digest", DIGEST)
+                return {"value": self._monitor.extend(_integer(request, "register"), digest).hex()}
             case "stats":
                 zones = await self._monitor.stats()
                 return {"zones": zones, "auto": self._orders.autos() if self._orders else [None] * len(zones)}
@@ -255,13 +260,13 @@ def _integer(request: dict[str, Any], key: str) -> int:
     return value
 
 
-def _hex(value: Any, length: int) -> bytes:
+def _hex(request: dict[str, Any], key: str, length: int) -> bytes:
     try:
-        data = bytes.fromhex(value)
-    except (TypeError, ValueError):
+        data = bytes.fromhex(request[key])
+    except (KeyError, TypeError, ValueError):
         data = b""
     if len(data) != length:
-        raise UsageError(f"challenge must be {length} bytes in hexadecimal")
+        raise UsageError(f"{key} must be {length} bytes in hexadecimal")
     return data
 
 

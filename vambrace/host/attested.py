@@ -11,9 +11,8 @@ from vambrace.host.agent import AgentPort, OwnerOrders
 from vambrace.host.domain import Admitted, Domain, Services
 from vambrace.host.lifecycle import State
 from vambrace.host.vmm import AgentBytes, Event
+from vambrace.measure.registers import Registers
 from vambrace.trustzone import RealmClaims
-
-REM = bytes(32)
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +26,7 @@ class Attested(Domain):
         self._signed = admitted.signed
         self.channels = 0  # open ones, of its owner
         self._token: bytes | None = None
+        self._registers = Registers(self.config.hash)
         self._agent = AgentPort(self, self._send_agent, self._orders())
         self._ready = asyncio.Event()
 
@@ -45,6 +45,10 @@ class Attested(Domain):
 
     async def attest(self, challenge: bytes) -> bytes:
         return await self._platform.token(self._claims(challenge))
+
+    def extend(self, register: int, digest: bytes) -> bytes:
+        """Extend a measurement register by the digest of what has happened; what it is then. Raises ``UsageError``."""
+        return self._registers.extend(register, digest)
 
     def report(self, state: str, detail: str) -> None:
         if state in ("succeeded", "failed") and self.config.kind.ends_itself:
@@ -123,7 +127,7 @@ class Attested(Domain):
         return RealmClaims(
             instance=self._instance,
             rim=bytes.fromhex(self.record.measurement),
-            rems=(REM, REM, REM, REM),
+            rems=self._registers.values,
             personalization=self.config.personalization(),
             challenge=challenge,
             hash_algorithm=self.config.hash,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vambrace.canonical import canonical
-from vambrace.config import DEVICE_KINDS, Disk, DomainConfig, application_object
+from vambrace.config import DEVICE_KINDS, Disk, DomainConfig
 from vambrace.debian.erofs import VerityDisk, make_erofs
 from vambrace.errors import BuildError, ConfigError, NoSpace
 from vambrace.image.base import INIT, RuntimeBase
@@ -107,10 +107,11 @@ def agent_settings(manifest: Manifest) -> dict[str, Any]:
     """What the agent reads: the configuration's part that is its business, covered by the disk's verity."""
     applications = []
     for program in manifest.programs:
-        applications.append(application_object(program.application) | {"memory": program.zone.memory})
+        applications.append(program.application.as_object() | {"memory": program.zone.memory})
     settings: dict[str, Any] = {
         "name": manifest.name,
         "owner": manifest.owner,
+        "hash": manifest.hash,
         "collect_seconds": manifest.collect_seconds,
         "lasting": not manifest.kind.ends_itself,
         "applications": applications,

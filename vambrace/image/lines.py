@@ -82,6 +82,16 @@ class Mapping:
         items = self._list(key, required=required)
         return tuple(_string(item, f"{self._where}: {key}") for item in items)
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        """A list of whole numbers; it may be missing."""
+        found = []
+        for node in self._list(key, required=False):
+            value = _scalar(node, f"{self._where}: {key}")
+            if type(value) is not int:
+                raise ConfigError(f"{self._where}: {key}: whole numbers are expected", line=node.start_mark.line + 1)
+            found.append(value)
+        return tuple(found)
+
     def mapping(self, key: str) -> dict[str, str]:
         inner = self.map(key)
         if inner is None:

@@ -11,6 +11,8 @@ applications:
     memory: 128M
     percent: 80
     results: [result.txt]        # below /results/analysis
+    publish: [5432]              # TCP ports on which it serves its owner, docs/connect.md
+    registers: [1]               # measurement registers that it may extend, 1 to 3
 endpoints:                       # for messages between Realms, docs/messages.md
   - offer: records               # or connect: records
     port: 8000                   # on the loopback of this Realm
@@ -50,23 +52,20 @@ from typing import Final
 
 import yaml
 
+from vambrace.application import FIRST_PORT, LAST_PORT, SYSTEM, Application, Port, check_ports
 from vambrace.cache import DEMANDS, REQUIRED, CacheShare
 from vambrace.certificate import certificate_der, certificate_pem, owner_public_key, personalization
 from vambrace.checks import check_choice, check_integer, check_name
 from vambrace.classes import REALM, DomainClass, domain_class
 from vambrace.config import (
     CIPHERS,
-    FIRST_PORT,
     HASHES,
-    LAST_PORT,
     MAX_SECONDS,
     MAX_VCPUS,
     MIN_APPLICATION_MEMORY,
     MIN_SYSTEM_MEMORY,
     PAGE,
     ROLES,
-    SYSTEM,
-    Application,
     Device,
     Endpoint,
     Zone,
@@ -77,6 +76,7 @@ from vambrace.config import (
     check_networks,
     check_percent,
     check_pins,
+    listening_ports,
     window_bytes,
 )
 from vambrace.errors import ConfigError
@@ -299,6 +299,8 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         endpoints = tuple(_endpoint(item, folder, owner) for item in top.maps("endpoints", required=False))
     with top.at("endpoints"):
         check_endpoints(endpoints)
+    with top.at("applications"):
+        check_ports([program.application for program in programs], listening_ports(endpoints))
     cache = _cache(top)
     networks = tuple(_network(item) for item in top.words_or_maps("networks"))
     with top.at("networks"):
@@ -472,6 +474,10 @@ def _program(item: Mapping, folder: Path, kind: DomainClass, pinning: bool) -> P
     with item.at("results"):
         for path in item.strings("results"):
             results.append(path if path.startswith("/") else f"/results/{name}/{path}")
+    with item.at("publish"):
+        ports = tuple(map(Port, item.integers("publish")))
+    with item.at("registers"):
+        registers = item.integers("registers")
     with item.at("command"):
         application = Application(
             name=name,
@@ -480,6 +486,8 @@ def _program(item: Mapping, folder: Path, kind: DomainClass, pinning: bool) -> P
             directory=f"/app/{name}",
             restarts=item.integer("restarts", 0),
             results=tuple(results),
+            ports=ports,
+            registers=registers,
         )
     item.done()
     return Program(application, Zone(name, memory, percent, pins=pins), files, merge)

@@ -7,7 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from vambrace.config import BLOCK, PAGE, PIN_HEADROOM, SYSTEM, Disk, DomainConfig, Zone
+from vambrace.application import SYSTEM
+from vambrace.config import BLOCK, PAGE, PIN_HEADROOM, Disk, DomainConfig, Zone
 from vambrace.debian.system import System, make_ext4
 from vambrace.errors import BuildError, ConfigError
 from vambrace.image.bundle import Bundle, write_bundle

@@ -12,10 +12,10 @@ import select
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 
 from vambrace_agent import AgentError
+from vambrace_agent.pace import Pace
 from vambrace_agent.settings import Endpoint
 
 PORT = 4051
@@ -49,8 +49,7 @@ class Endpoints:
         self._listener = listener
         self._ask = ask
         self._lock = threading.Lock()
-        self._asking = threading.Lock()
-        self._tokens, self._filled = BURST, time.monotonic()
+        self._pace = Pace(RATE, BURST)
         self._number = 0
         self._open = [0] * len(endpoints)
         self._expected: dict[int, Expected] = {}
@@ -119,7 +118,7 @@ class Endpoints:
             expected = self._expected[number] = Expected()
         seconds = ANSWER_SECONDS
         try:
-            self._pace()
+            self._pace.wait()
             self._ask(index, number)
         except (AgentError, OSError):
             seconds = 0.0
@@ -161,18 +160,6 @@ class Endpoints:
             monitor.close()
         finally:
             self._give(number)
-
-    def _pace(self) -> None:
-        """Wait for our turn to ask."""
-        with self._asking:
-            while True:
-                now = time.monotonic()
-                self._tokens = min(BURST, self._tokens + (now - self._filled) * RATE)
-                self._filled = now
-                if self._tokens >= 1:
-                    self._tokens -= 1
-                    return
-                time.sleep((1 - self._tokens) / RATE)
 
 
 class Expected:

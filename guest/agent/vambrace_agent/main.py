@@ -10,15 +10,21 @@ from collections.abc import Callable
 
 from vambrace_agent import AgentError, channel, confine, devices, monitor, network, settings, system
 from vambrace_agent.channel import Channel
+from vambrace_agent.desk import Desk, Handler, Request
 from vambrace_agent.endpoints import Endpoints, listen_vsock
+from vambrace_agent.events import Events
 from vambrace_agent.logs import Log
 from vambrace_agent.monitor import Monitor
+from vambrace_agent.pace import Pace
 from vambrace_agent.service import Service
+from vambrace_agent.settings import Application
 from vambrace_agent.supervisor import Process, Supervisor
 
 SETTINGS = "/app/vambrace.json"
 STATE = "/run/vambrace"
 LINGER_SECONDS = 5.0  # for owners who read logs while nothing is to be collected
+#: Requests of applications, of which each costs one to the monitor.
+DESK_RATE, DESK_BURST = 5.0, 10.0
 _LONGEST_WAIT = 5.0  # orphans are reaped at least this often
 
 
@@ -137,9 +143,31 @@ def _life(port: Monitor) -> tuple[str, str]:
         logs = f"{STATE}/logs/{application.name}"
         confine.prepare(application, logs)
         processes.append(Process(application, Log(logs)))
-    supervisor = Supervisor(processes, confine.launch, confine.stop, loop.poll)
-    service = Service(supervisor, port, channel.public_key(certificate), port.identity(), loop.wake)
+    events = Events(wanted.hash, port.extend)
+
+    def launch(application: Application, output: int) -> int:
+        events.started(application)
+        return confine.launch(application, output)
+
+    supervisor = Supervisor(processes, launch, confine.stop, loop.poll)
+    service = Service(supervisor, port, events, channel.public_key(certificate), port.identity(), loop.wake)
     doors = Channel(listener, context, wanted.owner, service, loop.wake)
     if wanted.endpoints:
         Endpoints(wanted.endpoints, listen_vsock(), port.connect).start()
+    Desk(settings.DESK, wanted.applications, handlers(events)).start()
     return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds, wanted.lasting)
+
+
+def handlers(events: Events) -> dict[str, Handler]:
+    """What applications may ask for."""
+    pace = Pace(DESK_RATE, DESK_BURST)
+
+    def extend(application: Application, request: Request) -> Request:
+        register, text = request.get("register"), request.get("text")
+        if type(register) is not int or not isinstance(text, str):
+            raise AgentError("register: a number, and text: a string, are expected")
+        pace.wait()
+        events.told(application, register, text)
+        return {}
+
+    return {"extend": extend}

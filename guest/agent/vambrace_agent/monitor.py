@@ -64,6 +64,10 @@ class Monitor:
         reply = self._call("attest", challenge=challenge.hex())
         return base64.b64decode(str(reply.get("token")), validate=True)
 
+    def extend(self, register: int, digest: bytes) -> None:
+        """Extend a measurement register (0 to 3) by ``digest`` (32 bytes)."""
+        self._call("extend", register=register, digest=digest.hex())
+
     def encrypt(self, message: str) -> object:
         """Carry the owner's signed ``message`` (base64) to the monitor, which verifies it and begins the change.
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 
 from vambrace_agent import AgentError
+from vambrace_agent.events import Events
 from vambrace_agent.monitor import Monitor
 from vambrace_agent.supervisor import Process, Supervisor
 
@@ -29,6 +30,7 @@ class Service:
         self,
         supervisor: Supervisor,
         monitor: Monitor,
+        events: Events,
         key: bytes,
         instance: bytes,
         wake: Callable[[], None],
@@ -36,6 +38,7 @@ class Service:
     ) -> None:
         self._supervisor = supervisor
         self._monitor = monitor
+        self._events = events
         self._key = key
         self._instance = instance
         self._wake = wake
@@ -68,6 +71,10 @@ class Service:
         key = hashlib.sha256(self._key).digest()
         challenge = hashlib.sha512(b"vambrace-channel-1" + nonce + key + self._instance).digest()
         return {"token": base64.b64encode(self._monitor.attest(challenge)).decode()}, b""
+
+    def events(self, request: Reply) -> tuple[Reply, bytes]:
+        found, count = self._events.read(_integer(request, "first"))
+        return {"events": found, "count": count}, b""
 
     def status(self, _request: Reply) -> tuple[Reply, bytes]:
         applications = [
@@ -182,6 +189,7 @@ class Service:
 
 HANDLERS: dict[str, Handler] = {
     "attest": Service.attest,
+    "events": Service.events,
     "status": Service.status,
     "start": Service.start,
     "logs": Service.logs,

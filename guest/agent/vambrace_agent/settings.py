@@ -9,6 +9,9 @@ from __future__ import annotations
 import base64
 import json
 
+#: Where applications ask the agent, which an environment variable tells them.
+DESK = "/run/vambrace-agent"
+
 
 class Application:
     """One application; ``index`` is its NUMA node, and its user and group are 1000 + index - 1."""
@@ -22,6 +25,8 @@ class Application:
         self.restarts: int = fields["restarts"]
         self.results: list[str] = fields["results"]
         self.memory: int = fields["memory"]
+        self.ports: list[int] = [port["port"] for port in fields.get("ports", ())]
+        self.registers: list[int] = fields.get("registers", [])
         self.uid = 1000 + index - 1
 
     @property
@@ -75,6 +80,7 @@ class Settings:
         self.name: str = fields["name"]
         self.owner_pem: str = fields["owner"]
         self.owner = base64.b64decode("".join(self.owner_pem.splitlines()[1:-1]))
+        self.hash: str = fields["hash"]
         self.collect_seconds: int = fields["collect_seconds"]
         self.lasting: bool = fields["lasting"]  # a Secure VM: what the applications come to does not end it
         self.endpoints = [Endpoint(item) for item in fields.get("endpoints", ())]
@@ -82,7 +88,8 @@ class Settings:
         self.devices = [Device(item) for item in fields.get("devices", ())]
         self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]
         for application in self.applications:
-            application.environment = {**dict(e.variable for e in self.endpoints), **application.environment}
+            told = {"VAMBRACE_AGENT": DESK, **dict(endpoint.variable for endpoint in self.endpoints)}
+            application.environment = {**told, **application.environment}
 
 
 def load(path: str) -> Settings:

@@ -21,8 +21,9 @@ import aiohttp
 from harness_certificates import Certificates
 from openapi_schema_validator import OAS30Validator
 
+from vambrace.application import Application
 from vambrace.attest.owner import OwnerIdentity
-from vambrace.config import Application, Disk, DomainConfig, Zone
+from vambrace.config import Disk, DomainConfig, Zone
 from vambrace.host.__main__ import serve
 from vambrace.host.settings import NO_TRUSTZONE, Settings
 from vambrace.image import write_bundle

@@ -1,0 +1,86 @@
+"""Where applications ask the agent for something: JSON lines over a Unix socket (docs/architecture.md, section 9).
+
+Who asks is known by its user, which the kernel tells: each application has one of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from vambrace_agent import AgentError
+from vambrace_agent.settings import Application
+
+MAX_CONNECTIONS = 4  # of one application
+MAX_LINE = 64 << 10
+IDLE_SECONDS = 60.0
+
+Request = dict[str, object]
+#: An application's request in, what to answer out; raises ``AgentError``.
+Handler = Callable[[Application, Request], Request]
+
+
+class Desk:
+    """Listens at ``path``, and serves each connection in a thread; ``handlers`` are by the request's ``op``."""
+
+    def __init__(self, path: str, applications: Sequence[Application], handlers: Mapping[str, Handler]) -> None:
+        self._applications = {application.uid: application for application in applications}
+        self._handlers = handlers
+        self._open = dict.fromkeys(self._applications, 0)
+        self._lock = threading.Lock()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        os.chmod(path, 0o666)
+        self._listener.listen(16)
+
+    def start(self) -> None:
+        """Serve from now on."""
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            connection, _ = self._listener.accept()
+            _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            with self._lock:
+                welcome = self._open.get(uid, MAX_CONNECTIONS) < MAX_CONNECTIONS
+                if welcome:
+                    self._open[uid] += 1
+            if not welcome:
+                connection.close()
+                continue
+            try:
+                threading.Thread(target=self._serve, args=(connection, uid), daemon=True).start()
+            except RuntimeError:  # no memory for another thread
+                self._leave(connection, uid)
+
+    def _leave(self, connection: socket.socket, uid: int) -> None:
+        connection.close()
+        with self._lock:
+            self._open[uid] -= 1
+
+    def _serve(self, connection: socket.socket, uid: int) -> None:
+        try:
+            connection.settimeout(IDLE_SECONDS)
+            with connection.makefile("rb") as lines:
+                while line := lines.readline(MAX_LINE):
+                    reply = self._answer(self._applications[uid], line)
+                    connection.sendall(json.dumps(reply).encode() + b"\n")
+        except OSError:
+            pass  # gone, or silent for too long
+        finally:
+            self._leave(connection, uid)
+
+    def _answer(self, application: Application, line: bytes) -> Request:
+        try:
+            request = json.loads(line)
+            handler = self._handlers[request["op"]]
+        except (ValueError, RecursionError, KeyError, TypeError):
+            return {"ok": False, "error": f"a request is a line of JSON with an op: {', '.join(self._handlers)}"}
+        try:
+            return {"ok": True, **handler(application, request)}
+        except AgentError as error:
+            return {"ok": False, "error": str(error)}

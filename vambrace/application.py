@@ -1,0 +1,137 @@
+"""An application of an attested domain, as the measured configuration describes it (docs/architecture.md, section 1).
+
+Standard library only, and few modules of it: the VMM process imports this file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from vambrace.canonical import Object
+from vambrace.checks import (
+    MAX_ITEMS,
+    check_below,
+    check_integer,
+    check_name,
+    check_strings,
+    check_text,
+    check_unique,
+)
+from vambrace.errors import ConfigError
+from vambrace.record import Record
+
+MAX_RESTARTS: Final = 1000
+MAX_PORTS: Final = 64
+FIRST_PORT, LAST_PORT = 1024, 65535  # an application has no capability for smaller ones
+#: The measurement registers of applications. A Realm has one more, 0, which is the agent's.
+REGISTERS: Final = (1, 2, 3)
+
+#: The system zone's name, which no application can have.
+SYSTEM: Final = "system"
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+class Port(Record):
+    """A TCP port on the guest's loopback where an application serves, and which the owner reaches (section 7)."""
+
+    port: int
+
+    def __post_init__(self) -> None:
+        check_integer(self.port, FIRST_PORT, LAST_PORT, "port")
+
+
+class Application(Record):
+    """One unmodified program with its own zone; ``results`` are files below ``/results/<name>``.
+
+    ``ports`` are those that it publishes: nobody reaches another one. ``registers`` are the measurement registers that
+    it may extend while it runs.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    directory: str
+    restarts: int = 0
+    results: tuple[str, ...] = ()
+    ports: tuple[Port, ...] = ()
+    registers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "application")
+        where = f"application {self.name}"
+        if self.name == SYSTEM:
+            raise ConfigError(f"{where}: the name is the system zone's", hint="choose another name")
+        check_strings(self.command, f"{where}: command")
+        if not self.command or not self.command[0]:
+            raise ConfigError(f"{where}: the command is empty", hint='for example ["python3", "main.py"]')
+        for argument in self.command:
+            check_text(argument, f"{where}: command")
+        _check_environment(self.environment, where)
+        check_below(self.directory, f"/app/{self.name}", f"{where}: directory", itself=True)
+        check_integer(self.restarts, 0, MAX_RESTARTS, f"{where}: restarts")
+        check_strings(self.results, f"{where}: results")
+        for path in self.results:
+            check_below(path, f"/results/{self.name}", f"{where}: result")
+        check_unique(self.results, f"{where}: result")
+        for register in self.registers:
+            check_integer(register, REGISTERS[0], REGISTERS[-1], f"{where}: register")
+        check_unique([str(register) for register in self.registers], f"{where}: register")
+
+    def as_object(self) -> dict[str, Any]:
+        """The JSON object, the same in the configuration and for the agent; what few have is there only if it is."""
+        found: dict[str, Any] = {
+            "name": self.name,
+            "command": list(self.command),
+            "environment": dict(self.environment),
+            "directory": self.directory,
+            "restarts": self.restarts,
+            "results": list(self.results),
+        }
+        if self.ports:
+            found["ports"] = [port.as_dict() for port in self.ports]
+        if self.registers:
+            found["registers"] = list(self.registers)
+        return found
+
+
+def read_applications(top: Object) -> tuple[Application, ...]:
+    """Those of a configuration. Raises ``ConfigError``."""
+    return tuple(
+        Application(
+            name=item.string("name"),
+            command=item.strings("command"),
+            environment=item.mapping("environment"),
+            directory=item.string("directory"),
+            restarts=item.integer("restarts"),
+            results=item.strings("results"),
+            ports=tuple(Port(port.integer("port")) for port in item.objects("ports")) if "ports" in item else (),
+            registers=item.integers("registers") if "registers" in item else (),
+        )
+        for item in top.objects("applications")
+    )
+
+
+def check_ports(applications: Sequence[Application], listening: Sequence[int]) -> None:
+    """They share one loopback: a port is published once, and is none that the agent is ``listening`` on."""
+    ports = [port.port for application in applications for port in application.ports]
+    if len(ports) > MAX_PORTS:
+        raise ConfigError(f"{len(ports)} published ports", hint=f"at most {MAX_PORTS}")
+    check_unique([str(port) for port in ports], "port")
+    for port in ports:
+        if port in listening:
+            raise ConfigError(f"port {port} is an endpoint's", hint="the agent listens there: publish another port")
+
+
+def _check_environment(environment: object, where: str) -> None:
+    if not isinstance(environment, Mapping) or len(environment) > MAX_ITEMS:
+        raise ConfigError(f"{where}: environment must map names to strings", hint=f"at most {MAX_ITEMS} of them")
+    for variable, value in environment.items():
+        if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable):
+            raise ConfigError(
+                f"{where}: {variable!r} is no name of an environment variable",
+                hint="letters, digits and _, not starting with a digit",
+            )
+        check_text(value, f"{where}: environment variable {variable}")
