@@ -43,6 +43,7 @@ from vambrace_agent import AgentError, channel  # noqa: E402
 from vambrace_agent import main as agent_main  # noqa: E402
 from vambrace_agent.events import Events  # noqa: E402
 from vambrace_agent.logs import Log  # noqa: E402
+from vambrace_agent.ports import Ports  # noqa: E402
 from vambrace_agent.service import Service  # noqa: E402
 from vambrace_agent.settings import Application  # noqa: E402
 from vambrace_agent.supervisor import Process, Supervisor  # noqa: E402
@@ -220,7 +221,12 @@ class Agent:
         self.service = Service(
             supervisor, monitor, self.events, key or self.spki, monitor.instance, loop.wake, str(directory)
         )
-        doors = channel.Channel(self.listener, context, ssl.PEM_cert_to_DER_cert(owner), self.service, loop.wake)
+        for process in processes:  # they run as whoever runs the tests
+            process.application.uid = os.getuid()
+        self.ports = Ports([process.application for process in processes])
+        doors = channel.Channel(
+            self.listener, context, ssl.PEM_cert_to_DER_cert(owner), self.service, self.ports, loop.wake
+        )
 
         def life() -> None:
             states: list[str] = []
@@ -263,6 +269,8 @@ class Record:
     executed: bool = False
     verdicts: list[bool] = field(default_factory=list)
     agent: Agent | None = None
+    channels: int = 0  # how many there were
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
     channel_to: int | None = None  # a port instead of the agent's: a host that lies
 
     def as_dict(self) -> dict[str, Any]:
@@ -420,6 +428,11 @@ class LoopbackHost:
         record.agent = Agent(self.directory / record.uuid, record.monitor, ended)
         record.state, record.executed = "running", True
 
+    def cut(self, record: Record) -> None:
+        """Cut all channels of a Realm, in the middle of whatever they carry."""
+        for writer in record.writers:
+            self._loop.call_soon_threadsafe(writer.transport.abort)
+
     async def _channel(self, request: web.Request) -> web.StreamResponse:
         record = self.record(request)
         if record.state != "running" or record.agent is None:
@@ -428,6 +441,8 @@ class LoopbackHost:
             self.busy -= 1
             raise _Problem(503, "host", "the agent does not answer yet", "try again")
         reader, writer = await asyncio.open_connection("127.0.0.1", record.channel_to or record.agent.port)
+        record.channels += 1
+        record.writers.append(writer)
         answer = web.WebSocketResponse(compress=False)
         await answer.prepare(request)
 
@@ -442,6 +457,7 @@ class LoopbackHost:
         async for message in answer:
             if message.type is WSMsgType.BINARY:
                 writer.write(message.data)
+                await writer.drain()
         task.cancel()
         writer.close()
         return answer

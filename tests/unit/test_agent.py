@@ -28,6 +28,7 @@ from vambrace_agent.channel import Channel  # noqa: E402
 from vambrace_agent.events import Events  # noqa: E402
 from vambrace_agent.logs import Log  # noqa: E402
 from vambrace_agent.monitor import Monitor, MonitorRefused  # noqa: E402
+from vambrace_agent.ports import Ports  # noqa: E402
 from vambrace_agent.service import Service  # noqa: E402
 from vambrace_agent.supervisor import Process, Supervisor  # noqa: E402
 
@@ -128,7 +129,8 @@ class Realm:
         self.key = channel.public_key(certificate)
         events = Events(wanted.hash, port.extend)
         service = Service(self.supervisor, port, events, self.key, port.identity(), loop.wake, root=str(folder))
-        doors = Channel(listener, context, wanted.owner, service, loop.wake)
+        ports = Ports(wanted.applications)
+        doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
         self.outcome: tuple[str, str] | None = None
 
         def life() -> None:

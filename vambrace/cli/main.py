@@ -14,6 +14,7 @@ from vambrace.cli import (
     advise,
     attest,
     broker,
+    connect,
     console,
     image,
     owner,
@@ -42,7 +43,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"vambrace {__version__}")
     commands = Commands(parser)
-    for group in (server, owner, image, run, realm, advise, attest, broker, secret, partition, top, console):
+    for group in (server, owner, image, run, realm, advise, attest, broker, secret, connect, partition, top, console):
         group.add(commands)
     return parser
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from vambrace.attest.events import Event, verify_events
 from vambrace.attest.owner import OwnerIdentity
@@ -14,7 +15,7 @@ from vambrace.attest.verify import VerifiedRealm
 from vambrace.checks import check_domain_name
 from vambrace.classes import CLASSES
 from vambrace.client import results, zones
-from vambrace.client.channel import OTHER_VERSION, Channel
+from vambrace.client.channel import OTHER_VERSION, Channel, Verify
 from vambrace.client.context import Context
 from vambrace.client.domain import (
     LOAD_SECONDS,
@@ -45,6 +46,11 @@ from vambrace.errors import (
 #: More than all applications together can bring about.
 MAX_EVENTS = 20_000
 
+if TYPE_CHECKING:
+    from vambrace.client.tunnel import Address, Forward, Told, Tunnel
+
+T = TypeVar("T")
+
 OnLog = Callable[[str, bytes], None]
 
 
@@ -60,6 +66,7 @@ class Attested(Domain):
         self.owner, self.trust = owner, trust
         self.verified: VerifiedRealm | None = None
         self._channel: Channel | None = None
+        self._tunnel: Tunnel | None = None
 
     @classmethod
     def create(
@@ -121,7 +128,13 @@ class Attested(Domain):
         return its
 
     def close(self) -> None:
-        """Close the channel, if one is open."""
+        """Close the channel, if one is open, and what goes to published ports."""
+        self._hang_up()
+        if self._tunnel:
+            self._tunnel.close()
+            self._tunnel = None
+
+    def _hang_up(self) -> None:
         if self._channel:
             self._channel.close()
             self._channel = None
@@ -143,7 +156,7 @@ class Attested(Domain):
             self.uuid, lambda info: info.state not in LOADING, timeout=LOAD_SECONDS, progress=progress
         )
         if info.final:
-            raise self._ended(info)
+            raise self.ended(info)
         return info
 
     def _verify(self, token: bytes) -> VerifiedRealm:
@@ -165,7 +178,7 @@ class Attested(Domain):
 
     def attest(self) -> VerifiedRealm:
         """Fresh evidence: a new connection, with a new nonce and a token for it."""
-        self.close()
+        self._hang_up()
         return self._connect().realm
 
     def events(self, verified: VerifiedRealm | None = None) -> list[Event]:
@@ -244,12 +257,81 @@ class Attested(Domain):
         """Say that all results were taken: the Realm may end."""
         self._ask("collected")
 
+    # Published ports
+
+    def connect(self, port: int) -> socket.socket:
+        """A connection to a port that an application publishes, as a blocking socket of a pair.
+
+        What goes through it is encrypted for the domain whose evidence was verified, over a connection that all of them
+        share; where it is cut, the socket sees a reset. Raises ``UsageError`` (not published), ``DomainError`` (nobody
+        serves there), ``HostError``, ``VerificationError``.
+        """
+        self.check_port(port)
+        return self._reach(lambda tunnel: tunnel.socket(port))
+
+    def forward(self, port: int, listen: Address = ("127.0.0.1", 0), told: Told = lambda error: None) -> Forward:
+        """Listen on this machine for clients of a published port, until the result or this object is closed.
+
+        The connection is made, and evidence verified, before anybody listens. ``told`` hears, in another thread, why a
+        client was refused. Raises as ``connect``, and ``UsageError`` where it cannot listen.
+        """
+        from vambrace.client.tunnel import Forward
+
+        self.check_port(port)
+        self._reach(lambda tunnel: tunnel.streams())
+        return Forward(self.tunnel, port, listen, told)
+
+    def check_port(self, port: int) -> None:
+        """Raises ``UsageError`` unless an application of the image publishes ``port``."""
+        known = [each.port for application in self.config.applications for each in application.ports]
+        if port not in known:
+            said = f"it publishes {', '.join(map(str, known))}" if known else "name it in the manifest: publish"
+            raise UsageError(f"port {port} is not published", hint=said)
+
+    @property
+    def tunnel(self) -> Tunnel:
+        """What connects to published ports, in a thread of its own; begun when it is first needed."""
+        if self._tunnel is None:
+            from vambrace.client.pipe import Pipe
+            from vambrace.client.tunnel import Tunnel
+
+            verify, owner = self._judge(), self.owner
+            self._tunnel = Tunnel(
+                lambda: Pipe.open(self.host, self.uuid, owner.certificate_path, owner.key_path, verify)
+            )
+        return self._tunnel
+
+    def _reach(self, work: Callable[[Tunnel], Coroutine[Any, Any, T]]) -> T:
+        """Do it in the tunnel; what fails because the domain has ended, says so."""
+        try:
+            return self.tunnel.do(work(self.tunnel))
+        except (Conflict, ChannelClosed) as error:
+            info = self.info()
+            raise (self.ended(info) if info.final else error) from error
+
     # The channel
 
     def _connect(self) -> Channel:
         """The open channel, or a new one: the agent may need a moment until it listens."""
         if self._channel:
             return self._channel
+        verify, owner = self._judge(), self.owner
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self._channel = Channel(self.host, self.uuid, owner.certificate_path, owner.key_path, verify)
+                return self._channel
+            except Conflict as error:
+                info = self.info()
+                raise (self.ended(info) if info.final else error) from error
+            except (HostError, ChannelClosed) as error:
+                again = isinstance(error, ChannelClosed) or error.status in (429, 503)
+                if not again or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_SECONDS)
+
+    def _judge(self) -> Verify:
+        """What evidence over a channel is held to. Raises ``UsageError``."""
         state = self.state
         if not state.instance:
             raise UsageError("this Realm was never approved", hint="'vambrace run' starts one")
@@ -258,20 +340,7 @@ class Attested(Domain):
         def verify(token: bytes, nonce: bytes, spki: bytes) -> VerifiedRealm:
             return self.trust.channel(token, nonce, spki, instance, expected)
 
-        owner = self.owner
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                self._channel = Channel(self.host, self.uuid, owner.certificate_path, owner.key_path, verify)
-                return self._channel
-            except Conflict as error:
-                info = self.info()
-                raise (self._ended(info) if info.final else error) from error
-            except (HostError, ChannelClosed) as error:
-                again = isinstance(error, ChannelClosed) or error.status in (429, 503)
-                if not again or time.monotonic() > deadline:
-                    raise
-            time.sleep(POLL_SECONDS)
+        return verify
 
     def _ask(self, operation: str, **arguments: Any) -> tuple[dict[str, Any], bytes]:
         """A request that may be repeated: once more, on a new channel, where the first one was cut."""
@@ -279,7 +348,7 @@ class Attested(Domain):
         try:
             return self._connect().request(operation, **arguments)
         except ChannelClosed:
-            self.close()
+            self._hang_up()
             if fresh:
                 raise
         return self._connect().request(operation, **arguments)

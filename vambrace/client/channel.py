@@ -63,7 +63,7 @@ class Channel:
         self._lock = threading.Lock()
         self._buffer = bytearray()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = _context(certificate, key)
+        context = client_context(certificate, key)
         self._stack = contextlib.ExitStack()
         self._socket = self._stack.enter_context(open_websocket(host, host.channel_url(uuid)))
         try:
@@ -94,20 +94,13 @@ class Channel:
             if type(length) is not int or not 0 <= length <= MAX_DATA:
                 raise DomainError("the agent's reply has a wrong length", hint=OTHER_VERSION)
             data = self._take(length) if length else b""
-        if reply.get("ok") is not True:
-            hint = plain(reply.get("hint") or "") or "see 'vambrace logs' and 'vambrace ps'"
-            raise DomainError(f"the Realm refused: {plain(reply.get('error') or 'no reason given')}", hint=hint)
-        return reply, data
+        return accepted(reply), data
 
     def _attest(self, verify: Verify) -> VerifiedRealm:
         spki = public_key(self._tls.getpeercert(binary_form=True) or b"")
         nonce = os.urandom(32)
         reply, _ = self.request("attest", nonce=nonce.hex())
-        try:
-            token = base64.b64decode(reply.get("token", ""), validate=True)
-        except (ValueError, TypeError) as error:
-            raise MalformedEvidence("the agent's reply holds no token") from error
-        return verify(token, nonce, spki)
+        return verify(decode_token(reply), nonce, spki)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -120,14 +113,7 @@ class Channel:
             if len(self._buffer) > MAX_LINE:
                 raise DomainError("the agent's reply is too long", hint=OTHER_VERSION)
             self._fill()
-        line = self._take(end + 1)
-        try:
-            reply = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DomainError("the agent's reply is not JSON", hint=OTHER_VERSION) from error
-        if not isinstance(reply, dict):
-            raise DomainError("the agent's reply is not an object", hint=OTHER_VERSION)
-        return reply
+        return decode_reply(self._take(end + 1))
 
     def _take(self, count: int) -> bytes:
         while len(self._buffer) < count:
@@ -150,17 +136,10 @@ class Channel:
             except ssl.SSLWantReadError:
                 self._flush()
                 self._receive()
-            except ssl.SSLZeroReturnError as error:
-                raise ChannelClosed("the Realm closed the channel", hint=ENDED) from error
-            except ssl.SSLEOFError as error:
-                raise ChannelClosed("the channel was cut", hint=ENDED) from error
             except ssl.SSLError as error:
                 with contextlib.suppress(ChannelClosed):
                     self._flush()
-                reason = plain(error.reason or "TLS failed").lower().replace("_", " ")
-                raise DomainError(
-                    f"the Realm's TLS failed ({reason})", hint="only the owner named in its image may connect"
-                ) from error
+                raise broken(error) from error
             else:
                 self._flush()
                 return result
@@ -191,7 +170,45 @@ class Channel:
         self._incoming.write(data)
 
 
-def _context(certificate: Path, key: Path) -> ssl.SSLContext:
+def decode_reply(line: bytes) -> dict[str, Any]:
+    """Raises ``DomainError``: it is no JSON object."""
+    try:
+        reply = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DomainError("the agent's reply is not JSON", hint=OTHER_VERSION) from error
+    if not isinstance(reply, dict):
+        raise DomainError("the agent's reply is not an object", hint=OTHER_VERSION)
+    return reply
+
+
+def accepted(reply: dict[str, Any]) -> dict[str, Any]:
+    """Raises ``DomainError``: the agent says no."""
+    if reply.get("ok") is not True:
+        hint = plain(reply.get("hint") or "") or "see 'vambrace logs' and 'vambrace ps'"
+        raise DomainError(f"the Realm refused: {plain(reply.get('error') or 'no reason given')}", hint=hint)
+    return reply
+
+
+def decode_token(reply: dict[str, Any]) -> bytes:
+    """The token of a reply to ``attest``, not verified. Raises ``MalformedEvidence``."""
+    try:
+        return base64.b64decode(reply.get("token", ""), validate=True)
+    except (ValueError, TypeError) as error:
+        raise MalformedEvidence("the agent's reply holds no token") from error
+
+
+def broken(error: ssl.SSLError) -> DomainError:
+    """What it means that TLS has failed."""
+    if isinstance(error, ssl.SSLZeroReturnError):
+        return ChannelClosed("the Realm closed the channel", hint=ENDED)
+    if isinstance(error, ssl.SSLEOFError):
+        return ChannelClosed("the channel was cut", hint=ENDED)
+    reason = plain(error.reason or "TLS failed").lower().replace("_", " ")
+    return DomainError(f"the Realm's TLS failed ({reason})", hint="only the owner named in its image may connect")
+
+
+def client_context(certificate: Path, key: Path) -> ssl.SSLContext:
+    """The owner's side of TLS with an agent. Raises ``ConfigError``."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     # By design: the token is what proves the server's key (see the module's docstring).

@@ -63,7 +63,7 @@ class Domain:
         """Wait until it runs. Raises ``DomainError``: it has ended."""
         info = self.host.wait(self.uuid, lambda info: info.state == "running", timeout=START_SECONDS, progress=progress)
         if info.final:
-            raise self._ended(info)
+            raise self.ended(info)
 
     # What is known
 
@@ -81,7 +81,8 @@ class Domain:
         self.host.destroy(self.uuid)
         return self.host.wait(self.uuid, lambda info: info.final, timeout=END_SECONDS)
 
-    def _ended(self, info: DomainInfo) -> DomainError:
+    def ended(self, info: DomainInfo) -> DomainError:
+        """The error that it has ended, of a domain that has."""
         unexecuted = "" if info.executed else "; it never executed"
         return DomainError(
             f"the {self.config.kind} is {info.state}: {info.reason or 'no reason given'}{unexecuted}",

@@ -225,7 +225,7 @@ class Realm(Attested):
         progress("waiting for its end")
         info = self.host.wait(self.uuid, lambda info: info.final, timeout=END_SECONDS)
         if info.state != "succeeded":
-            raise self._ended(info)
+            raise self.ended(info)
         if not taken:
             raise DomainError("the Realm ended before its results were taken", hint="raise collect_seconds")
         if not succeeded:

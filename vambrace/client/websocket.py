@@ -19,24 +19,37 @@ MAX_MESSAGE = 1 << 20
 @contextlib.contextmanager
 def open_websocket(host: Host, url: str) -> Iterator[ClientConnection]:
     """Raises ``HostUnreachable``, and what the host refuses with."""
-    place = urlsplit(host.url)
+    place = place_of(host)
     with contextlib.ExitStack() as stack:
-        try:
+        with explained(host):
             # A socket of our own: no proxy of the environment's comes between.
-            stream = socket.create_connection((place.hostname, place.port or 443), timeout=CONNECT_SECONDS)
+            stream = socket.create_connection(place, timeout=CONNECT_SECONDS)
             stack.callback(stream.close)
             connection = connect(
                 url,
                 sock=stream,
                 ssl=host.tls,
-                server_hostname=place.hostname,
+                server_hostname=place[0],
                 compression=None,
                 max_size=MAX_MESSAGE,
                 open_timeout=CONNECT_SECONDS,
             )
             opened = stack.enter_context(connection)
-        except InvalidStatus as error:
-            raise problem(error.response.status_code, bytes(error.response.body or b"")) from error
-        except (WebSocketException, OSError) as error:
-            raise unreachable(host.url, error) from error
         yield opened
+
+
+def place_of(host: Host) -> tuple[str, int]:
+    """Its name or address, and its port."""
+    place = urlsplit(host.url)
+    return place.hostname or "", place.port or 443
+
+
+@contextlib.contextmanager
+def explained(host: Host) -> Iterator[None]:
+    """What fails while a WebSocket to ``host`` is opened, as errors of our tree."""
+    try:
+        yield
+    except InvalidStatus as error:
+        raise problem(error.response.status_code, bytes(error.response.body or b"")) from error
+    except (WebSocketException, OSError) as error:
+        raise unreachable(host.url, error) from error

@@ -10,6 +10,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from vambrace.errors import CapacityError, Conflict, HostError
 from vambrace.host.attested import Attested
 from vambrace.host.lifecycle import State
+from vambrace.host.relay import PAUSE, UNSENT, unsent
 from vambrace.host.vsock import OWNER_PORT, Connector
 from vambrace.host.websocket import until_one_ends, websocket
 
@@ -53,6 +54,8 @@ async def _upwards(socket_: web.WebSocketResponse, stream: socket.socket) -> Non
     async for message in socket_:
         if message.type is not WSMsgType.BINARY:
             return
+        while unsent(stream) > UNSENT:  # a guest says itself how much it takes
+            await asyncio.sleep(PAUSE)
         await loop.sock_sendall(stream, message.data)
 
 

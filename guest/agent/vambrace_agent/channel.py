@@ -14,7 +14,9 @@ import threading
 from collections.abc import Callable
 
 from vambrace_agent import AgentError
+from vambrace_agent.ports import Ports
 from vambrace_agent.service import Service
+from vambrace_agent.streams import MAX_WINDOW, WINDOW, Streams
 
 PORT = 4050
 MAX_CONNECTIONS = 8
@@ -89,6 +91,7 @@ class Channel:
         context: ssl.SSLContext,
         owner: bytes,
         service: Service,
+        ports: Ports,
         wake: Callable[[], None],
     ) -> None:
         self.listener = listener
@@ -96,6 +99,7 @@ class Channel:
         self._context = context
         self._owner = owner
         self._service = service
+        self._ports = ports
         self._wake = wake
         self._count = 0
         self._owners = 0
@@ -156,5 +160,16 @@ class Channel:
                 request = json.loads(line)
             except (ValueError, RecursionError):
                 request = None
+            if isinstance(request, dict) and request.get("op") == "streams":
+                self._streams(tls, request.get("window"), buffer)
+                return
             reply, data = self._service.handle(request)
             tls.sendall(json.dumps(reply).encode() + b"\n" + data)
+
+    def _streams(self, tls: ssl.SSLSocket, window: object, unread: bytes) -> None:
+        """From here on the connection carries streams to published ports; ``window``: what the owner takes of each."""
+        if type(window) is not int or not 0 < window <= MAX_WINDOW:
+            raise ValueError("no window")
+        reply = {"ok": True, "ports": self._ports.published, "window": WINDOW}
+        tls.sendall(json.dumps(reply).encode() + b"\n")
+        Streams(tls, unread, self._ports, window).serve()

@@ -16,6 +16,7 @@ from vambrace_agent.events import Events
 from vambrace_agent.logs import Log
 from vambrace_agent.monitor import Monitor
 from vambrace_agent.pace import Pace
+from vambrace_agent.ports import Ports
 from vambrace_agent.service import Service
 from vambrace_agent.settings import Application
 from vambrace_agent.supervisor import Process, Supervisor
@@ -151,7 +152,8 @@ def _life(port: Monitor) -> tuple[str, str]:
 
     supervisor = Supervisor(processes, launch, confine.stop, loop.poll)
     service = Service(supervisor, port, events, channel.public_key(certificate), port.identity(), loop.wake)
-    doors = Channel(listener, context, wanted.owner, service, loop.wake)
+    ports = Ports(wanted.applications)
+    doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
     if wanted.endpoints:
         Endpoints(wanted.endpoints, listen_vsock(), port.connect).start()
     Desk(settings.DESK, wanted.applications, handlers(events)).start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import io
 import json
@@ -10,8 +11,10 @@ import os
 import re
 import socket
 import ssl
+import struct
 import subprocess
 import sys
+import termios
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -29,10 +32,13 @@ from openapi_spec_validator import validate
 from vambrace.attest.cbor import Tag, decode, encode
 from vambrace.attest.endorsement import VendorAuthority
 from vambrace.errors import ConfigError, HostError, MessageRefused, TrustZoneError, UnknownRoot
+from vambrace.host import channel
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
 from vambrace.host.platform import Platform
 from vambrace.host.settings import load_settings, parse_settings
 from vambrace.partition.cards import Network
+
+MESSAGE = 64 << 10
 
 
 def test_description_is_valid_and_complete(tmp_path: Path, certificates: Certificates) -> None:
@@ -306,11 +312,44 @@ def test_channel(tmp_path: Path, certificates: Certificates) -> None:
         assert (await daemon.get(path)).status == 409
         server.close()
 
-    async def send(channel: aiohttp.ClientWebSocketResponse, blob: bytes) -> None:
-        for start in range(0, len(blob), 1 << 16):
-            await channel.send_bytes(blob[start : start + (1 << 16)])
-
     run(tmp_path, certificates, test, channels=2)
+
+
+def test_a_guest_that_takes_more_than_it_reads(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the host's kernel holds for it is bounded by the host, and nothing of it is lost."""
+    monkeypatch.setattr(channel, "UNSENT", 32 << 10)
+
+    async def test(daemon: Daemon) -> None:
+        handle, vmm = await daemon.awaiting()
+        await daemon.verdict(handle, "yes")
+        await vmm.request("start")
+        await daemon.state(handle, "running")
+        loop, blob = asyncio.get_running_loop(), os.urandom(2 << 20)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(daemon.agent_path))
+            listener.listen()
+            listener.setblocking(False)
+            async with daemon.session.ws_connect(f"/v1/domains/{handle}/channel") as owner:
+                guest, _ = await loop.sock_accept(listener)
+                sending = asyncio.create_task(send(owner, blob))
+                await asyncio.sleep(0.5)
+                (waiting,) = struct.unpack("i", fcntl.ioctl(guest, termios.FIONREAD, bytes(4)))
+                assert 0 < waiting <= channel.UNSENT + MESSAGE
+                received = bytearray()
+                while len(received) < len(blob):
+                    received += await soon(loop.sock_recv(guest, 1 << 20))
+                await sending
+                assert received == blob
+                guest.close()
+
+    run(tmp_path, certificates, test)
+
+
+async def send(owner: aiohttp.ClientWebSocketResponse, blob: bytes) -> None:
+    for start in range(0, len(blob), MESSAGE):
+        await owner.send_bytes(blob[start : start + MESSAGE])
 
 
 def test_gate_and_signals(tmp_path: Path, certificates: Certificates) -> None:
