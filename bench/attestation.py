@@ -1,8 +1,8 @@
 """Evidence: how fast a verifier is, on one processor.
 
 Rows (docs/performance.md): ``attest.verify`` in tokens per second, against the two signature checks alone;
-``attest.refuse`` in milliseconds. ``VAMBRACE_BENCH_ROUNDS`` (25) rounds, in each of which everything runs once. Only the
-processor's time counts, and of that the fastest round: what else a machine does makes no round faster.
+``attest.refuse`` in milliseconds. ``VAMBRACE_BENCH_ROUNDS`` (25) rounds, in each of which everything runs once. Only
+the processor's time counts, and of that the fastest round: what else a machine does makes no round faster.
 """
 
 from __future__ import annotations

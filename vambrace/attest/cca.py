@@ -37,7 +37,7 @@ MAX_BOOT_KEYS: Final = 16
 MAX_COUNTERSIGNERS: Final = 16
 
 _HASH, _MEASUREMENTS, _CHAIN, _IDE, _PROTOCOL, _VCA, _TYPE, _ENCRYPTION = range(1, 9)
-_DEVICE_NAMES: Final = {
+DEVICE_NAMES: Final = {
     _HASH: "hash algorithm",
     _MEASUREMENTS: "measurements digest",
     _CHAIN: "certificate chain digest",
@@ -50,7 +50,7 @@ _DEVICE_NAMES: Final = {
 _SPDM: Final = frozenset(f"spdm-{v}" for v in ("1.2.0", "1.2.1", "1.2.2", "1.2.3", "1.3.0", "1.3.1", "1.3.2", "1.4.0"))
 _ENCRYPTED_TYPE: Final = "cxl-type-3"
 _KEY_NAME, _KEY_ARRAY, _KEY_INDEX, _KEY_DIGEST = range(1, 5)
-_BOOT_KEY_NAMES: Final = {_KEY_NAME: "name", _KEY_ARRAY: "active array", _KEY_INDEX: "index", _KEY_DIGEST: "hash"}
+BOOT_KEY_NAMES: Final = {_KEY_NAME: "name", _KEY_ARRAY: "active array", _KEY_INDEX: "index", _KEY_DIGEST: "hash"}
 
 
 def decode_platform(claims: Any) -> UnverifiedPlatform:
@@ -132,11 +132,11 @@ def _realm(reader: ClaimSet) -> dict[str, Any]:
 
 def _component(reader: ClaimSet, default_hash: str) -> Component:
     component = Component(
-        name=reader.text(COMPONENT_TYPE) if reader.has(COMPONENT_TYPE) else "",
+        name=reader.text_or_none(COMPONENT_TYPE) or "",
         digest=reader.octets(COMPONENT_DIGEST, *DIGEST_BYTES),
         signer=reader.octets(COMPONENT_SIGNER, *DIGEST_BYTES),
         hash_algorithm=reader.hash_name(COMPONENT_HASH) if reader.has(COMPONENT_HASH) else default_hash,
-        version=reader.text(COMPONENT_VERSION) if reader.has(COMPONENT_VERSION) else None,
+        version=reader.text_or_none(COMPONENT_VERSION),
     )
     if reader.has(COMPONENT_LIVE):
         reader.get(COMPONENT_LIVE, bool)
@@ -157,7 +157,7 @@ def _check_countersigners(reader: ClaimSet) -> None:
 
 def _devices(reader: ClaimSet) -> tuple[ExtensionDevice, ...]:
     half = "extension of the platform token"
-    return tuple(_device(device) for device in reader.maps(c.EXTENSIONS, half, _DEVICE_NAMES, MAX_DEVICES))
+    return tuple(_device(device) for device in reader.maps(c.EXTENSIONS, half, DEVICE_NAMES, MAX_DEVICES))
 
 
 def _device(reader: ClaimSet) -> ExtensionDevice:
@@ -179,7 +179,7 @@ def _device(reader: ClaimSet) -> ExtensionDevice:
 
 def _boot_keys(reader: ClaimSet) -> tuple[BootKey, ...]:
     half = "boot key of the platform token"
-    return tuple(_boot_key(key) for key in reader.maps(c.BOOT_KEYS, half, _BOOT_KEY_NAMES, MAX_BOOT_KEYS))
+    return tuple(_boot_key(key) for key in reader.maps(c.BOOT_KEYS, half, BOOT_KEY_NAMES, MAX_BOOT_KEYS))
 
 
 def _boot_key(reader: ClaimSet) -> BootKey:

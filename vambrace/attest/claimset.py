@@ -61,12 +61,16 @@ class ClaimSet:
             self.refuse(f"{self.name(key)} is empty", key)
         return value
 
-    def text(self, key: int) -> str:
+    def text(self, key: int, *, least: int = 1) -> str:
         value = self.get(key, str)
         # Printed by the user's tools: no control characters, nothing that redraws a terminal.
-        if not 1 <= len(value) <= MAX_TEXT or not value.isascii() or not value.isprintable():
+        if not least <= len(value) <= MAX_TEXT or not value.isascii() or not value.isprintable():
             self.refuse(f"{self.name(key)} is not a short printable text", key)
         return value
+
+    def text_or_none(self, key: int) -> str | None:
+        """A text that may be missing, or empty, which says as much."""
+        return (self.text(key, least=0) or None) if self.has(key) else None
 
     def hash_name(self, key: int) -> str:
         value = self.text(key)

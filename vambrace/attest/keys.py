@@ -64,8 +64,10 @@ def decode_cca_key(data: bytes) -> EllipticCurvePublicKey:
     key_ops may be there; they must not say that the key is for something else. Raises ``MalformedEvidence``.
     """
     value = decode_tolerant(data, limit=_MAX_CCA_KEY).value
-    if not isinstance(value, dict) or type(value.get(_KTY)) is not int or value[_KTY] != _EC2:
-        raise MalformedEnvelope("the realm key is not a COSE_Key of an elliptic curve with two coordinates")
+    if not isinstance(value, dict):
+        raise MalformedEnvelope("the realm key is not a COSE_Key")
+    if type(value.get(_KTY)) is not int or value[_KTY] != _EC2:
+        raise MalformedEnvelope("the realm key is not one of an elliptic curve with two coordinates")
     if type(value.get(_CRV)) is not int or value[_CRV] not in _CURVES:
         raise MalformedEnvelope("the realm key is on a curve that is not known")
     curve, algorithms = _CURVES[value[_CRV]]

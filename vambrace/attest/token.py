@@ -129,8 +129,10 @@ def _collection(token: bytes) -> tuple[Collection, dict[int, bytes], str | None]
     legacy = tagged.number == LEGACY_COLLECTION_TAG
     if all(isinstance(entry, bytes) for entry in entries.values()):
         return Collection.LEGACY if legacy else Collection.BARE, entries, variation
-    if legacy or not all(isinstance(entry, list) for entry in entries.values()):
+    if legacy:
         raise MalformedEnvelope("a half of the token is not a byte string")
+    if not all(isinstance(entry, list) for entry in entries.values()):
+        raise MalformedEnvelope("a half of the token is neither a record nor a byte string")
     return Collection.RECORDS, {key: _record(entry) for key, entry in entries.items()}, variation
 
 

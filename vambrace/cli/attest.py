@@ -36,6 +36,7 @@ def add(commands: Commands) -> None:
     token = commands.group("token", "look at evidence without believing it")
     show = token.add("show", "decode a token; verifies nothing", _show, "vambrace token show patients")
     show.add_argument("token", metavar="FILE_OR_REALM", help="a token's file, or a Realm that was started from here")
+    show.add_argument("--diagnostic", action="store_true", help="in CBOR diagnostic notation, all of it")
     show.add_argument("--save", type=Path, metavar="FILE", help="write the token to a file")
     host_option(show)
 
@@ -105,6 +106,7 @@ def _expected(options: argparse.Namespace, output: Output) -> Any:
 
 
 def _show(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.attest.diagnostic import diagnostic
     from vambrace.attest.show import describe as describe_token
 
     state = None
@@ -116,10 +118,11 @@ def _show(options: argparse.Namespace, output: Output) -> int:
         context = session.open_context()
         uuid = names.resolve(options.token, context, session.open_host(options, context))
         token, state = context.domain_file(uuid, "token.cbor"), context.domain(uuid)
-    value = describe_token(token)
+    notation = diagnostic(token) if options.diagnostic else None
+    value: dict[str, Any] = {"verified": False, "diagnostic": notation} if notation else describe_token(token)
     if options.save:
         _write(options.save, token)
-    lines = ["NOT verified:", *describe(value, "  ")]
+    lines = ["NOT verified:", *(notation.splitlines() if notation else describe(value, "  "))]
     if state:
         # What an offline verification needs besides the token.
         value |= {"nonce": state.nonce, "expected-measurement": state.measurement}
