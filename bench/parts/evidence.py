@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest import claims as c
-from vambrace.attest.appraisal import Anchors
+from vambrace.attest.anchors import Anchors
 from vambrace.attest.cbor import Tag, encode
 from vambrace.attest.claims import Component
 from vambrace.attest.cose import X5CHAIN, encode_key, sign1

@@ -19,7 +19,8 @@ from attest_factory import (
 )
 from cryptography.x509 import ReasonFlags, load_der_x509_certificate
 
-from vambrace.attest.appraisal import Anchors, Appraisal, appraise
+from vambrace.attest.anchors import Anchors
+from vambrace.attest.appraisal import Appraisal, appraise
 from vambrace.attest.challenge import launch_challenge
 from vambrace.attest.policy import Policy
 from vambrace.attest.references import ReferenceValues

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from vambrace.attest import ear
-from vambrace.attest.appraisal import Anchors, Appraisal, appraise
+from vambrace.attest.anchors import Anchors
+from vambrace.attest.appraisal import Appraisal, appraise
 from vambrace.attest.challenge import launch_challenge
 from vambrace.attest.policy import Policy
 from vambrace.errors import CertificateExpired, MalformedEvidence, SignatureInvalid, UsageError

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from attest_factory import INSTANCE, MEASUREMENT, NONCE, NOW, PERSONALIZATION, Change, Platform
 
-from vambrace.attest.appraisal import Anchors, appraise
+from vambrace.attest.anchors import Anchors
+from vambrace.attest.appraisal import appraise
 from vambrace.attest.challenge import launch_challenge
 from vambrace.attest.policy import CACHE_DEMANDS, Policy
 from vambrace.attest.verify import VerifiedRealm, accepted

@@ -20,6 +20,8 @@ from client_harness import Monitor, World, make_auto, make_stats, make_world, re
 from config_factory import make_endpoint
 
 from vambrace import Realm
+from vambrace.attest import ear
+from vambrace.attest.endorsement import load_private_key
 from vambrace.attest.owner import Bounds
 from vambrace.cli import stats
 from vambrace.cli.main import main, make_parser
@@ -83,6 +85,7 @@ def test_every_command_of_the_specification_is_there() -> None:
         ("token", "show"),
         *(("broker", name) for name in ("init", "serve", "audit")),
         *(("secret", name) for name in ("put", "show", "delete", "list", "log")),
+        ("verifier", "serve"),
     }
     assert set(COMMANDS) == wanted
 
@@ -248,9 +251,27 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
     assert json_of(capsys)["measurement"] == world.measurement.hex()
     assert main([*verify, *expected, "--nonce", "00" * 32]) == 4
     assert json_of(capsys)["kind"] == "ChallengeMismatch"
+    policy, result = tmp_path / "policy.toml", ["--result", "ear.jwt", "--result-key", "ear.pem"]
+    policy.write_text(f'schema = "vambrace.policy/1"\n[realm]\nmeasurements = ["{world.measurement.hex()}"]\n')
+    assert main([*verify, "--policy", str(policy), "--nonce", shown["nonce"], *result]) == 0
+    assert any("answers the challenge" in finding for finding in json_of(capsys)["findings"])
+    assert ear_verdicts("ear.jwt", "ear.pem") == {"accepted"}
+    policy.write_text(policy.read_text() + '[platform]\nrevocation = "require"\n')
+    assert main([*verify, "--policy", str(policy), "--nonce", shown["nonce"], *result]) == 4
+    assert json_of(capsys)["kind"] == "RevocationUnknown"
+    assert ear_verdicts("ear.jwt", "ear.pem") == {"refused"}
+    policy.write_text("surprise = 1")
+    assert main([*verify, "--policy", str(policy), "--nonce", shown["nonce"]]) == 3
+    capsys.readouterr()
     token.write_bytes(token.read_bytes()[:-1])
     assert main([*verify, *expected, "--nonce", shown["nonce"]]) == 4
     assert main(["token", "show", str(tmp_path / "none")]) == 5
+
+
+def ear_verdicts(result: str, key: str) -> set[str]:
+    """What a signed result says of each attester."""
+    claims = ear.verify_jwt(Path(result).read_text().strip(), load_private_key(Path(key).read_bytes()).public_key())
+    return {module["ear_verifier_claims"]["verdict"] for module in claims["submods"].values()}
 
 
 STATS = """\

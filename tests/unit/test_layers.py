@@ -19,7 +19,10 @@ PACKAGE = ROOT / "vambrace"
 
 #: What each part of the package may import of the others, itself aside.
 LAYERS: dict[str, set[str]] = {
-    "cli": {"broker", "client", "advice", "emulator", "image", "debian", "attest", "certificate", "classes", "errors"},
+    "cli": {
+        *("broker", "client", "verifier", "advice", "emulator", "image", "debian", "attest", "certificate", "classes"),
+        "errors",
+    },
     "client": {"advice", "image", "attest", "checks", "config", "classes", "counts", "files", "errors"},
     "broker": {"attest", "canonical", "problem", "files", "errors"},
     "host": {
@@ -33,6 +36,7 @@ LAYERS: dict[str, set[str]] = {
     },
     "debian": {"errors"},
     "trustzone": {"attest", "errors"},
+    "verifier": {"attest", "problem", "errors"},
     "attest": {"certificate", "files", "measure", "errors"},
     "jail": {"virtio", "vfio", "kvm", "errors"},
     "machine": {"jail", "measure", "virtio", "pager", "kvm", "pci", "vfio", "config", "classes", "record", "errors"},

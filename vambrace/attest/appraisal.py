@@ -1,40 +1,34 @@
-"""The appraisal of evidence: every check of the verifier, as one table, and what each has to say.
+"""The appraisal of evidence: who signed it, and then what every check has to say (``checks``, ``ccachecks``).
 
-First comes who signed. Only if that holds, what the token says is looked at, in the order from the root outwards:
-what state the platform is in, whether the token is fresh, what was booted, what the Realm is. Every check is made, also
-after one has refused, so that a result tells all that is wrong; ``verify.accepted`` raises the first refusal.
+Only if the signatures lead to an anchor, what the token says is looked at, in the order from the root outwards: what
+state the platform is in, whether the token is fresh, what was booted, what the Realm is. Every check is made, after one
+has refused too, so that a result tells all that is wrong; ``verify.accepted`` raises the first refusal.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
-from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
 
-from cryptography import x509
-
+from vambrace.attest import ccachecks, checks, profiles
+from vambrace.attest.anchors import Anchors
 from vambrace.attest.chain import PLATFORM_PURPOSE, VerifiedChain, verify_chain
-from vambrace.attest.claims import CACHE_PARTITIONS, Component
+from vambrace.attest.checks import Case
 from vambrace.attest.endorsement import platform_instance_id
-from vambrace.attest.policy import Policy, lifecycle_name
-from vambrace.attest.references import ReferenceValues
-from vambrace.attest.revocation import Revocation, RevocationList
+from vambrace.attest.policy import Policy
+from vambrace.attest.profiles import Profile
+from vambrace.attest.revocation import Revocation
 from vambrace.attest.signatures import check_realm_signature
-from vambrace.attest.token import UnverifiedEvidence, decode_evidence
+from vambrace.attest.token import UnverifiedToken, decode_token
 from vambrace.attest.trustworthiness import (
-    APPROVED_AT_BOOT,
     BAD,
     CRYPTO_FAILED,
-    DOUBTFUL,
     GOOD,
     PLATFORM,
     REALM,
     UNRECOGNIZED,
-    UNRECOGNIZED_CODE,
     Claim,
     Finding,
     Tier,
@@ -42,44 +36,32 @@ from vambrace.attest.trustworthiness import (
     vector,
 )
 from vambrace.errors import (
-    AnotherRealm,
-    CacheShared,
     CertificateRevoked,
-    ChallengeMismatch,
-    ComponentChanged,
-    InsecurePlatform,
-    MeasurementMismatch,
-    OwnerMismatch,
-    PolicyRefused,
-    ReplayedToken,
+    RevocationUnknown,
     SignatureInvalid,
+    UnknownRoot,
     VerificationError,
 )
 
 
 @dataclass(frozen=True)
-class Anchors:
-    """What a verifier takes as true without evidence: vendors' roots, reference values, revocation lists."""
-
-    roots: tuple[x509.Certificate, ...] = ()
-    references: tuple[ReferenceValues, ...] = ()
-    revocation_lists: tuple[RevocationList, ...] = ()
-
-
-@dataclass(frozen=True)
 class Appraisal:
-    """What the verifier found. Nothing of ``evidence`` may be used before ``verify.accepted`` has returned."""
+    """What the verifier found. Nothing of ``evidence`` may be used before ``verify.accepted`` has returned.
+
+    ``endorsement`` says who vouches for the platform's key; it is empty if nobody who is trusted does, or if a
+    signature does not verify.
+    """
 
     token: bytes
-    evidence: UnverifiedEvidence
+    evidence: UnverifiedToken
     sha256: bytes  # of the token
     policy: Policy
-    endorsement: str  # subject of the platform key's certificate; empty if that is not trusted
+    endorsement: str
     findings: tuple[Finding, ...]
 
     @property
     def authentic(self) -> bool:
-        """Both halves are signed by keys that lead to a root; nothing more."""
+        """Both halves are signed by keys that lead to an anchor; nothing more."""
         return bool(self.endorsement)
 
     @property
@@ -106,311 +88,93 @@ def appraise(
     now: datetime | None = None,
     instance: bytes | None = None,
     seen: Container[bytes] = (),
+    expected_measurement: bytes | None = None,
+    expected_owner: bytes | None = None,
+    readable: tuple[Profile, ...] = profiles.ALL,
 ) -> Appraisal:
     """Appraise evidence by ``policy``. ``challenge`` has 64 bytes; ``now`` has a time zone; ``seen``: SHA-256 of tokens
-    of other starts; ``instance``: the one that is meant, where it is known already.
+    of other starts; ``instance``: the one that is meant, where it is known already. The expected measurement and owner
+    are demanded beside what the policy demands.
 
-    Raises ``MalformedEvidence`` for what is no token; every other refusal is a finding.
+    Raises ``MalformedEvidence`` for what is no token of a ``readable`` profile; every other refusal is a finding.
     """
-    evidence = decode_evidence(token)
-    digest = hashlib.sha256(token).digest()
-    case = _Case(evidence, digest, anchors, policy, now or datetime.now(UTC), challenge, instance, seen)
-    chain, findings = _who_signed(case)
-    if chain is not None:
-        findings += [check.make(case) for check in _CHECKS]
-    subject = chain.path.subject if chain else ""
-    return Appraisal(token, evidence, digest, policy, subject, tuple(findings))
-
-
-@dataclass(frozen=True)
-class _Case:
-    """All that a check may look at."""
-
-    evidence: UnverifiedEvidence
-    sha256: bytes
-    anchors: Anchors
-    policy: Policy
-    now: datetime
-    challenge: bytes
-    instance: bytes | None
-    seen: Container[bytes]
-
-
-class Concession(str):
-    """The reason of a check that passed only because the policy allows it."""
-
-
-@dataclass(frozen=True)
-class _Check:
-    """One row of the table. ``run`` returns its reason, or raises what refuses the evidence."""
-
-    attester: str
-    claim: Claim
-    good: int
-    bad: int
-    run: Callable[[_Case], str]
-
-    def make(self, case: _Case) -> Finding:
-        try:
-            reason = self.run(case)
-        except VerificationError as error:
-            return Finding(self.attester, self.claim, self.bad, error.message, error)
-        value = DOUBTFUL if isinstance(reason, Concession) else self.good
-        return Finding(self.attester, self.claim, value, str(reason))
-
-
-# --- who signed -----------------------------------------------------------------------------------------
-
-
-def _who_signed(case: _Case) -> tuple[VerifiedChain | None, list[Finding]]:
-    """Vendor's certificate → platform key → platform token → realm key → realm token; no chain if any of it fails."""
-    revocation = Revocation(
-        case.anchors.revocation_lists, case.policy.require_revocation, case.policy.revocation_age
+    evidence = decode_token(token, accepted=readable)
+    case = Case(
+        evidence=evidence,
+        sha256=hashlib.sha256(token).digest(),
+        anchors=anchors,
+        policy=policy,
+        now=now or datetime.now(UTC),
+        challenge=challenge,
+        instance=instance,
+        seen=seen,
+        expected_measurement=expected_measurement,
+        expected_owner=expected_owner,
     )
+    endorsement, findings = _who_signed(case)
+    if endorsement:
+        table = checks.TABLE if evidence.profile is profiles.VAMBRACE else ccachecks.TABLE
+        findings += [check.make(case) for check in table]
+    return Appraisal(token, evidence, case.sha256, policy, endorsement, tuple(findings))
+
+
+def _who_signed(case: Case) -> tuple[str, list[Finding]]:
+    """Who vouches for the platform's key → platform token → realm key → realm token; nobody if any of it fails."""
+    vouched = _vouched_by_vendor if case.evidence.profile is profiles.VAMBRACE else _vouched_by_endorsement
     who = Claim.INSTANCE_IDENTITY
     try:
-        chain = verify_chain(
-            case.evidence.x5chain, case.anchors.roots, PLATFORM_PURPOSE, case.now, revocation=revocation
-        )
+        endorsement, reason = vouched(case)
     except VerificationError as error:
-        value = BAD if isinstance(error, CertificateRevoked) else UNRECOGNIZED
-        return None, [Finding(PLATFORM, who, value, error.message, error)]
-    try:
-        _check_platform_signature(case.evidence, chain)
-    except VerificationError as error:
-        return None, [Finding(PLATFORM, who, CRYPTO_FAILED, error.message, error)]
-    platform = Finding(PLATFORM, who, GOOD, f"its key is certified by the vendor, {chain.revocation}")
+        return "", [Finding(PLATFORM, who, _doubt(error), error.message, error)]
+    platform = Finding(PLATFORM, who, GOOD, reason)
     try:
         check_realm_signature(case.evidence)
     except VerificationError as error:
-        return None, [platform, Finding(REALM, who, CRYPTO_FAILED, error.message, error)]
-    return chain, [platform, Finding(REALM, who, GOOD, "its key is vouched for by the platform")]
+        return "", [platform, Finding(REALM, who, CRYPTO_FAILED, error.message, error)]
+    return endorsement, [platform, Finding(REALM, who, GOOD, "its key is vouched for by the platform")]
 
 
-def _check_platform_signature(evidence: UnverifiedEvidence, chain: VerifiedChain) -> None:
+def _doubt(error: VerificationError) -> int:
+    if isinstance(error, SignatureInvalid):
+        return CRYPTO_FAILED
+    return BAD if isinstance(error, CertificateRevoked) else UNRECOGNIZED
+
+
+def _vouched_by_vendor(case: Case) -> tuple[str, str]:
+    """Our platforms: the vendor's certificate is beside the signature."""
+    revocation = Revocation(
+        case.anchors.revocation_lists, case.policy.require_revocation, case.policy.revocation_age
+    )
+    chain = verify_chain(
+        case.evidence.x5chain, case.anchors.roots, PLATFORM_PURPOSE, case.now, revocation=revocation
+    )
+    _check_platform_signature(case.evidence, chain)
+    return chain.path.subject, f"its key is certified by the vendor, {chain.revocation}"
+
+
+def _check_platform_signature(evidence: UnverifiedToken, chain: VerifiedChain) -> None:
     evidence.platform_message.verify(chain.key, "platform token")
     if evidence.platform.ueid != platform_instance_id(chain.path.cose_key):
         raise SignatureInvalid("the platform's instance identity is not that of its key")
 
 
-def _profile(case: _Case) -> str:
-    if "vambrace" not in case.policy.profiles:
-        raise PolicyRefused("the token's profile is not one that the policy accepts", rule="platform.profiles")
-    return "the token is of a profile that is accepted"
-
-
-# --- the platform ---------------------------------------------------------------------------------------
-
-
-def _security(case: _Case) -> str:
-    if not case.evidence.realm.insecure:
-        return "it has TrustZone and measured boot"
-    if not case.policy.allow_insecure:
-        raise InsecurePlatform(
-            "the platform says that it is insecure",
-            hint="it has no TrustZone or no measured boot; its token proves nothing",
+def _vouched_by_endorsement(case: Case) -> tuple[str, str]:
+    """Arm CCA: the verifier has the key of each machine from a signed CoRIM."""
+    platform = case.evidence.platform
+    identity = (platform.implementation_id, platform.ueid)
+    keys = [known.key for known in case.anchors.cca_keys if (known.implementation_id, known.ueid) == identity]
+    if not keys:
+        raise UnknownRoot("no endorsement has the key of this platform", hint="get the CoRIM of its vendor")
+    if case.policy.require_revocation:
+        raise RevocationUnknown(
+            "endorsements of CCA platforms cannot be revoked by a list", hint='revocation = "check" accepts that'
         )
-    return Concession("it says that it is insecure, and the policy allows that")
-
-
-def _lifecycle(case: _Case) -> str:
-    lifecycle = case.evidence.platform.lifecycle
-    name = lifecycle_name(lifecycle)
-    if not case.policy.accepts_lifecycle(lifecycle):
-        raise InsecurePlatform(
-            f"the platform's life cycle is {name}",
-            hint="the vendor secures it at the factory, after certifying its key",
-        )
-    return f"its life cycle is {name}" if name == "secured" else Concession(f"its life cycle is {name}")
-
-
-def _implementation(case: _Case) -> str:
-    known = [values.implementation_id for values in case.anchors.references]
-    if not known:
-        raise ComponentChanged(
-            "there are no reference values for the platform",
-            component="implementation",
-            hint="get them from its vendor",
-        )
-    if not _of_implementation(case):
-        raise ComponentChanged(
-            "the platform is another implementation than the reference values describe",
-            component="implementation",
-        )
-    return "its implementation is one that the vendor has published reference values for"
-
-
-def _machine(case: _Case) -> str:
-    if case.policy.platforms is None:
-        return "any machine of the vendor's is accepted"
-    if case.evidence.platform.ueid not in case.policy.platforms:
-        raise PolicyRefused(
-            f"the platform {case.evidence.platform.ueid.hex()} is not among those that the policy names",
-            rule="platform.identities",
-        )
-    return "it is one of those that the policy names"
-
-
-def _components(case: _Case) -> str:
-    differences = [_difference(case, values) for values in _of_implementation(case)]
-    if not differences:
-        raise ComponentChanged(
-            "there are no reference values for this implementation", component="implementation"
-        )
-    if None not in differences:
-        raise next(difference for difference in differences if difference)
-    return f"all {len(case.evidence.platform.components)} components have their reference values"
-
-
-def _of_implementation(case: _Case) -> list[ReferenceValues]:
-    theirs = case.evidence.platform.implementation_id
-    return [values for values in case.anchors.references if values.implementation_id in (None, theirs)]
-
-
-def _difference(case: _Case, references: ReferenceValues) -> ComponentChanged | None:
-    """What was measured and is not as in ``references``; the order counts, too."""
-    measured, expected = case.evidence.platform.components, references.components
-    if len(measured) == len(expected) and all(map(Component.meets, measured, expected)):
-        return None
-    missing = Counter(c.name for c in expected) - Counter(c.name for c in measured)
-    for name in missing:
-        return ComponentChanged(f"component {name} was not measured at boot", component=name)
-    extra = Counter(c.name for c in measured) - Counter(c.name for c in expected)
-    for name in extra:
-        return ComponentChanged(f"component {name} has no reference value", component=name)
-    for component in measured:
-        if not any(component.meets(reference) for reference in expected):
-            return ComponentChanged(
-                f"component {component.name} differs from its reference value",
-                component=component.name,
-                hint="changed firmware or host, or reference values of another build",
-            )
-    for component, reference in zip(measured, expected, strict=True):
-        if not component.meets(reference):
-            return ComponentChanged(
-                f"component {component.name} was measured out of order", component=component.name
-            )
-    raise AssertionError("they differ in nothing")
-
-
-# --- the Realm ------------------------------------------------------------------------------------------
-
-
-def _debug(case: _Case) -> str:
-    if not case.evidence.realm.debug:
-        return "it is not in debug mode"
-    if not case.policy.allow_debug:
-        raise InsecurePlatform("the Realm runs in debug mode: its console is open to the operator")
-    return Concession("it is in debug mode, and the policy allows that")
-
-
-def _freshness(case: _Case) -> str:
-    """The challenge alone decides; the other two say more exactly what happened."""
-    realm = case.evidence.realm
-    if case.sha256 in case.seen:
-        raise ReplayedToken("the token is an old one, of an earlier start", hint="the host replays it: do not trust it")
-    if case.instance is not None and realm.instance != case.instance:
-        raise AnotherRealm(
-            "the token is of another instance of this image",
-            instance=realm.instance,
-            hint="the host relays another Realm's: do not trust it",
-        )
-    if not hmac.compare_digest(realm.challenge, case.challenge):
-        raise ChallengeMismatch("the token answers another challenge", hint="the nonce is wrong, or it is not fresh")
-    return "the token answers the challenge"
-
-
-def _measurement(case: _Case) -> str:
-    realm, accepted = case.evidence.realm, case.policy.measurements
-    if realm.hash_algorithm != case.policy.hash_algorithm:
-        raise MeasurementMismatch(f"the Realm was measured with {realm.hash_algorithm}")
-    if accepted is None:
-        return Concession("the policy accepts any image")
-    if not accepted:
-        raise MeasurementMismatch("nothing says what the Realm's measurement should be", hint="name it in the policy")
-    if realm.measurement not in accepted:
-        raise MeasurementMismatch(
-            f"the Realm's measurement is {realm.measurement.hex()}, not {_expected(accepted)}",
-            hint="the host started another image or configuration than this one",
-        )
-    return "its image and configuration have the measurement that is expected"
-
-
-def _expected(measurements: frozenset[bytes]) -> str:
-    return next(iter(measurements)).hex() if len(measurements) == 1 else "one of those that are accepted"
-
-
-def _registers(case: _Case) -> str:
-    demanded = 0
-    for index, (value, accepted) in enumerate(zip(case.evidence.realm.rems, case.policy.registers, strict=True)):
-        if accepted is None:
+    for key in keys[:-1]:
+        try:
+            case.evidence.platform_message.verify(key, "platform token")
+            break
+        except SignatureInvalid:
             continue
-        demanded += 1
-        if value not in accepted:
-            raise PolicyRefused(
-                f"the Realm's run-time measurement register {index} is {value.hex()}, which is not accepted",
-                rule=f"realm.registers.{index}",
-            )
-    return f"{demanded} run-time measurement registers have values that are accepted" if demanded else (
-        "the policy asks for no run-time measurement"
-    )
-
-
-def _owner(case: _Case) -> str:
-    if case.policy.owners is None:
-        return "any owner is accepted"
-    if case.evidence.realm.personalization not in case.policy.owners:
-        raise OwnerMismatch("the Realm was started for another owner")
-    return "it was started for an owner that is accepted"
-
-
-def _class(case: _Case) -> str:
-    stated = case.evidence.realm.domain_class
-    if stated not in case.policy.classes:
-        raise PolicyRefused(
-            f"the class of the domain is {stated!r}, which the policy does not accept", rule="realm.classes"
-        )
-    return f"its class is {stated!r}"
-
-
-def _cache(case: _Case) -> str:
-    stated, accepted = case.evidence.realm.cache_partition, case.policy.cache_partitions
-    if stated not in accepted:
-        demanded = " or ".join(repr(known) for known in CACHE_PARTITIONS if known in accepted)
-        raise CacheShared(
-            f"the Realm's cache partition is {stated!r}, and {demanded} is demanded",
-            stated=stated,
-            hint="use a host that divides its cache so, or demand less",
-        )
-    return f"its cache partition is {stated!r}"
-
-
-def _key_storage(case: _Case) -> str:
-    stated, accepted = case.evidence.realm.key_storage, case.policy.key_storage
-    if accepted is not None and stated not in accepted:
-        raise PolicyRefused(
-            f"the key of the Realm's memory is in {stated!r}, which the policy does not accept",
-            rule="realm.key-storage",
-        )
-    return f"its memory is closed to other domains; the key of its encryption is in {stated!r}"
-
-
-# Isolated from every other domain, and not opaque to the measured host: AR4SI calls that a warning.
-_OPACITY: Final = DOUBTFUL
-
-_CHECKS: Final = (
-    _Check(PLATFORM, Claim.INSTANCE_IDENTITY, GOOD, UNRECOGNIZED, _profile),
-    _Check(PLATFORM, Claim.HARDWARE, GOOD, BAD, _security),
-    _Check(PLATFORM, Claim.CONFIGURATION, GOOD, BAD, _lifecycle),
-    _Check(REALM, Claim.CONFIGURATION, GOOD, BAD, _debug),
-    _Check(REALM, Claim.INSTANCE_IDENTITY, GOOD, UNRECOGNIZED, _freshness),
-    _Check(PLATFORM, Claim.HARDWARE, GOOD, UNRECOGNIZED, _implementation),
-    _Check(PLATFORM, Claim.EXECUTABLES, APPROVED_AT_BOOT, UNRECOGNIZED_CODE, _components),
-    _Check(PLATFORM, Claim.INSTANCE_IDENTITY, GOOD, UNRECOGNIZED, _machine),
-    _Check(REALM, Claim.EXECUTABLES, APPROVED_AT_BOOT, UNRECOGNIZED_CODE, _measurement),
-    _Check(REALM, Claim.EXECUTABLES, APPROVED_AT_BOOT, UNRECOGNIZED_CODE, _registers),
-    _Check(REALM, Claim.INSTANCE_IDENTITY, GOOD, UNRECOGNIZED, _owner),
-    _Check(REALM, Claim.CONFIGURATION, GOOD, BAD, _cache),
-    _Check(REALM, Claim.CONFIGURATION, GOOD, BAD, _class),
-    _Check(REALM, Claim.RUNTIME_OPAQUE, _OPACITY, BAD, _key_storage),
-)
+    else:
+        case.evidence.platform_message.verify(keys[-1], "platform token")
+    return f"attestation key of {platform.ueid.hex()}", "its key is endorsed by its vendor"

@@ -207,6 +207,20 @@ def write_private_key(path: Path, key: EllipticCurvePrivateKey) -> None:
         ) from error
 
 
+def load_or_make_key(path: Path) -> EllipticCurvePrivateKey:
+    """The P-256 key (PEM) in ``path``, or a fresh one that is written there. Raises ``ConfigError``."""
+    try:
+        return load_private_key(path.read_bytes())
+    except FileNotFoundError:
+        key = generate_private_key(SECP256R1())
+        write_private_key(path, key)
+        return key
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="check the path") from None
+    except ValueError:
+        raise ConfigError(f"{path} is not a private key on P-256", hint="PEM, not encrypted") from None
+
+
 # Also for the owner's certificate.
 
 

@@ -66,8 +66,10 @@ class Policy:
     """``None`` stands for "any" everywhere.
 
     ``allow_insecure`` also accepts a platform that is not provisioned; such a platform proves nothing.
-    ``platforms`` are instance identities (UEID, 33 bytes). ``measurements`` are launch measurements; where there are
-    none, signed reference values for Realms must know it. ``owners`` are personalization values (64 bytes).
+    ``platforms`` are instance identities (UEID, 33 bytes). ``allow_extensions`` accepts a CCA platform with devices
+    that were added while it ran, for which there are no reference values. ``measurements`` are launch measurements;
+    where there are none, signed reference values for Realms must know it. ``owners`` are personalization values (64
+    bytes).
     ``registers`` has for each run-time measurement register the values that are accepted.
     ``cache_partitions`` are the states of the cache's partition that are accepted (``claims.CACHE_PARTITIONS``).
     ``require_revocation`` refuses a certificate for which there is no revocation list, or none that is fresh:
@@ -80,6 +82,7 @@ class Policy:
     allow_insecure: bool = False
     lifecycles: frozenset[int] = frozenset({SECURED})
     platforms: frozenset[bytes] | None = None
+    allow_extensions: bool = False
     measurements: frozenset[bytes] | None = frozenset()
     owners: frozenset[bytes] | None = None
     registers: tuple[Register, Register, Register, Register] = (None, None, None, None)
@@ -120,6 +123,7 @@ class Policy:
                 _LIFECYCLE_WORDS[word] for word in platform.words("lifecycles", _LIFECYCLE_WORDS, ("secured",))
             ),
             platforms=platform.values("identities", (33,), None),
+            allow_extensions=platform.take("extensions", bool, False),
             require_revocation=platform.word("revocation", ("check", "require"), "check") == "require",
             revocation_age=platform.days("revocation-days"),
             allow_debug=realm.take("debug", bool, False),
@@ -154,6 +158,7 @@ class Policy:
             "insecure": self.allow_insecure,
             "lifecycles": sorted(words[state] for state in self.lifecycles),
             "identities": _spelled(self.platforms),
+            "extensions": self.allow_extensions,
             "revocation": "require" if self.require_revocation else "check",
         }
         if self.revocation_age is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from vambrace.attest import chain, references
-from vambrace.attest.appraisal import Anchors
+from vambrace.attest.anchors import Anchors
 from vambrace.attest.claims import INSECURE_COMPONENT
 from vambrace.attest.references import ReferenceValues
 from vambrace.attest.revocation import load_list

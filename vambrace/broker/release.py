@@ -22,6 +22,7 @@ from typing import Any, Final
 from vambrace.attest.appraisal import Appraisal
 from vambrace.attest.challenge import release_challenge
 from vambrace.attest.token import decode_evidence
+from vambrace.attest.verify import accepted
 from vambrace.broker.audit import DONE, GRANTED, REFUSED, Entry, Event, Head
 from vambrace.broker.envelope import TeeKey, encrypt
 from vambrace.broker.names import ResourceName
@@ -270,11 +271,11 @@ def _volume_content(secret: Secret, ticket: bytes) -> bytes:
 
 
 def _described(appraisal: Appraisal) -> dict[str, str]:
-    platform, realm = appraisal.evidence.platform, appraisal.evidence.realm
+    realm = accepted(appraisal)
     return {
         "instance": realm.instance.hex(),
         "measurement": realm.measurement.hex(),
-        "platform": platform.ueid.hex(),
+        "platform": realm.platform_instance_id.hex(),
         "owner": realm.personalization.hex(),
     }
 

@@ -1,4 +1,4 @@
-"""Evidence: ``attest`` (fresh, from a running Realm), ``verify`` (offline), ``token show``."""
+"""Evidence: ``attest`` (fresh, from a running Realm), ``token show``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from vambrace.cli import session
 from vambrace.cli.output import Output
-from vambrace.cli.parser import Commands, hexadecimal, host_option, policy_options
+from vambrace.cli.parser import Commands, host_option, policy_options
 
 
 def add(commands: Commands) -> None:
@@ -17,22 +17,7 @@ def add(commands: Commands) -> None:
     attest.add_argument("realm", metavar="REALM")
     attest.add_argument("--events", action="store_true", help="show what happened since the launch, as it is proven")
     host_option(attest)
-    verify = commands.add(
-        "verify",
-        "verify a launch token offline",
-        _verify,
-        "vambrace verify token.cbor --root vendor-root.pem --references reference-values.corim \\\n"
-        "    --bundle patients.vambrace --nonce HEX",
-    )
-    verify.add_argument("token", type=Path, help="the token's file ('vambrace token show REALM --save FILE')")
-    verify.add_argument("--root", type=Path, required=True, help="the vendor's root certificate (PEM)")
-    verify.add_argument("--references", type=Path, required=True, help="the reference values (CoRIM)")
-    verify.add_argument("--nonce", type=hexadecimal(32), required=True, metavar="HEX", help="the nonce you chose")
-    verify.add_argument("--bundle", type=Path, help="the image: gives measurement and owner")
-    verify.add_argument("--measurement", type=hexadecimal(32), metavar="HEX", help="the expected measurement")
-    verify.add_argument("--owner", type=Path, help="the owner's certificate (PEM)")
-    for parser in (attest, verify):
-        policy_options(parser)
+    policy_options(attest)
     token = commands.group("token", "look at evidence without believing it")
     show = token.add("show", "decode a token; verifies nothing", _show, "vambrace token show patients")
     show.add_argument("token", metavar="FILE_OR_REALM", help="a token's file, or a Realm that was started from here")
@@ -70,48 +55,13 @@ def _attest(options: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _verify(options: argparse.Namespace, output: Output) -> int:
-    from vambrace.client.trust import Trust
-
-    expected = _expected(options, output)
-    output.progress("verifying")
-    trust = Trust.load(options.root, options.references, session.open_policy(options))
-    verified = trust.launch(_read(options.token), options.nonce, expected)
-    output.result(verified.as_dict(), ["verified", *describe(verified.as_dict(), "  ")])
-    return 0
-
-
-def _expected(options: argparse.Namespace, output: Output) -> Any:
-    from vambrace.certificate import owner_public_key, personalization
-    from vambrace.client.trust import Expected
-    from vambrace.errors import UsageError
-
-    if not options.bundle and not (options.measurement and options.owner):
-        raise UsageError("what is expected is not given", hint="give --bundle, or --measurement and --owner")
-    measurement, owner, algorithm, cache = options.measurement, None, "sha-256", None
-    if options.bundle:
-        from vambrace.image import Bundle
-
-        output.progress("checking the image")
-        bundle = Bundle.open(options.bundle)
-        output.progress("measuring")
-        measurement = measurement or bundle.measurement()
-        owner, algorithm = bundle.config.personalization(), bundle.config.hash
-        cache = bundle.config.cache
-    if options.owner:
-        spki = owner_public_key(_read(options.owner).decode("ascii", errors="replace"))
-        owner = personalization(spki)
-    assert owner is not None
-    return Expected(measurement, owner, algorithm, cache_required=bool(cache and cache.required))
-
-
 def _show(options: argparse.Namespace, output: Output) -> int:
     from vambrace.attest.diagnostic import diagnostic
     from vambrace.attest.show import describe as describe_token
 
     state = None
     if Path(options.token).is_file():
-        token = _read(Path(options.token))
+        token = read_file(Path(options.token))
     else:
         from vambrace.client import names
 
@@ -131,7 +81,7 @@ def _show(options: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     from vambrace.errors import UsageError
 
     try:

@@ -25,6 +25,7 @@ from vambrace.cli import (
     server,
     session,
     top,
+    verify,
 )
 from vambrace.cli.output import Output
 from vambrace.cli.parser import Commands, Parser
@@ -43,7 +44,8 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"vambrace {__version__}")
     commands = Commands(parser)
-    for group in (server, owner, image, run, realm, advise, attest, broker, secret, connect, partition, top, console):
+    about_domains = (server, owner, image, run, realm, advise, attest, connect, console)
+    for group in (*about_domains, verify, broker, secret, partition, top):
         group.add(commands)
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vambrace.errors import UsageError
@@ -65,16 +66,17 @@ def port(text: str) -> int:
     return int(text)
 
 
-def hexadecimal(length: int) -> Callable[[str], bytes]:
-    """So many bytes in hexadecimal."""
+def hexadecimal(*lengths: int) -> Callable[[str], bytes]:
+    """So many bytes in hexadecimal, or so many."""
+    wanted = " or ".join(str(length) for length in lengths)
 
     def parse(text: str) -> bytes:
         try:
             data = bytes.fromhex(text)
         except ValueError:
             data = b""
-        if len(data) != length:
-            raise argparse.ArgumentTypeError(f"{text[:80]!r} is not {length} bytes in hexadecimal")
+        if len(data) not in lengths:
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} is not {wanted} bytes in hexadecimal")
         return data
 
     return parse
@@ -85,6 +87,7 @@ def host_option(parser: argparse.ArgumentParser) -> None:
 
 
 def policy_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="what is acceptable (TOML); safe defaults without")
     parser.add_argument("--allow-debug", action="store_true", help="accept a Realm in debug mode: NOT confidential")
     parser.add_argument(
         "--allow-insecure", action="store_true", help="accept a platform without TrustZone: PROVES NOTHING"

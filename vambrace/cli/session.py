@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from vambrace.errors import ConfigError, HostUnreachable, UsageError, VambraceError
@@ -36,10 +37,25 @@ def open_host(options: argparse.Namespace, context: Context) -> Host:
 
 
 def open_policy(options: argparse.Namespace) -> Policy:
+    """The policy of ``--policy``, or the default one, with what the other options allow and demand."""
     from vambrace.attest.policy import CACHE_DEMANDS, Policy
 
-    policy = Policy(allow_debug=options.allow_debug, allow_insecure=options.allow_insecure)
-    return replace(policy, cache_partitions=CACHE_DEMANDS[options.cache]) if options.cache else policy
+    policy = Policy.parse(_read_policy(options.policy)) if options.policy else Policy()
+    policy = replace(
+        policy,
+        allow_debug=policy.allow_debug or options.allow_debug,
+        allow_insecure=policy.allow_insecure or options.allow_insecure,
+    )
+    if options.cache:
+        policy = replace(policy, cache_partitions=policy.cache_partitions & CACHE_DEMANDS[options.cache])
+    return policy
+
+
+def _read_policy(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
 
 
 def open_trust(options: argparse.Namespace, context: Context) -> Trust:

@@ -36,7 +36,10 @@ HOST_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,62})")
 
 @dataclass(frozen=True)
 class HostEntry:
-    """One host of ``hosts.toml``: its URL, and paths of what is needed to reach it and to trust it."""
+    """One host of ``hosts.toml``: its URL, and paths of what is needed to reach it and to trust it.
+
+    ``revocation_list`` is its vendor's, where there is one.
+    """
 
     url: str
     certificate: str
@@ -44,6 +47,7 @@ class HostEntry:
     ca: str
     vendor_root: str = ""
     references: str = ""
+    revocation_list: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from vambrace.attest import chain, references
 from vambrace.attest.claims import INSECURE_COMPONENT
 from vambrace.attest.policy import CACHE_DEMANDS, Policy
 from vambrace.attest.references import ReferenceValues
+from vambrace.attest.revocation import Revocation, RevocationList, load_list
 from vambrace.attest.verify import VerifiedRealm, verify_channel, verify_launch
 from vambrace.client.context import Context
 from vambrace.errors import ConfigError
@@ -36,13 +37,23 @@ class Trust:
     roots: tuple[x509.Certificate, ...]
     references: ReferenceValues
     policy: Policy
+    revocation_lists: tuple[RevocationList, ...] = ()
 
     @classmethod
-    def load(cls, root: Path | str, values: Path | str, policy: Policy | None = None) -> Trust:
-        """Read the vendor's root (PEM) and the reference values (signed CoRIM), and check the latter."""
+    def load(
+        cls,
+        root: Path | str,
+        values: Path | str,
+        policy: Policy | None = None,
+        revocation_list: Path | str | None = None,
+    ) -> Trust:
+        """Read the vendor's root (PEM), the reference values (signed CoRIM) and its revocation list, and check them."""
+        policy = policy or Policy()
         roots = chain.load_roots(_read(root, "vendor root"))
-        checked = references.load(_read(values, "reference values"), roots)
-        return cls(tuple(roots), checked, policy or Policy())
+        lists = (load_list(_read(revocation_list, "revocation list")),) if revocation_list else ()
+        revocation = Revocation(lists, policy.require_revocation, policy.revocation_age)
+        checked = references.load(_read(values, "reference values"), roots, revocation=revocation)
+        return cls(tuple(roots), checked, policy, lists)
 
     @classmethod
     def current(cls, name: str | None = None, context: Context | None = None, policy: Policy | None = None) -> Trust:
@@ -55,7 +66,7 @@ class Trust:
             return cls(tuple(roots), nothing, policy)
         if not (entry.vendor_root and entry.references):
             raise ConfigError(f"host {name} has no vendor root or reference values", hint="add them in hosts.toml")
-        return cls.load(entry.vendor_root, entry.references, policy)
+        return cls.load(entry.vendor_root, entry.references, policy, entry.revocation_list)
 
     def launch(
         self, token: bytes, nonce: bytes, expected: Expected, *, seen: Container[bytes] = ()
@@ -69,6 +80,7 @@ class Trust:
             measurement=expected.measurement,
             personalization=expected.personalization,
             policy=self._policy(expected),
+            revocation_lists=self.revocation_lists,
             seen=seen,
         )
 
@@ -84,6 +96,7 @@ class Trust:
             measurement=expected.measurement,
             personalization=expected.personalization,
             policy=self._policy(expected),
+            revocation_lists=self.revocation_lists,
         )
 
     def _policy(self, expected: Expected) -> Policy:

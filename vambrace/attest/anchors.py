@@ -1,0 +1,116 @@
+"""What a verifier takes as true without evidence, and how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from vambrace.attest import ccavalues, corim, references
+from vambrace.attest.ccavalues import PlatformKey, PlatformValues, RealmValues
+from vambrace.attest.chain import load_roots
+from vambrace.attest.references import ReferenceValues
+from vambrace.attest.revocation import Revocation, RevocationList, load_list
+from vambrace.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """``roots`` are the vendors' authorities, ``references`` the reference values of their platforms,
+    ``revocation_lists`` what they have revoked.
+
+    Of Arm CCA platforms: ``cca_platforms`` are reference values, ``cca_keys`` the keys of single machines. ``realms``
+    are reference values of Realms, of any platform.
+    """
+
+    roots: tuple[x509.Certificate, ...] = ()
+    references: tuple[ReferenceValues, ...] = ()
+    revocation_lists: tuple[RevocationList, ...] = ()
+    cca_platforms: tuple[PlatformValues, ...] = ()
+    cca_keys: tuple[PlatformKey, ...] = ()
+    realms: tuple[RealmValues, ...] = ()
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        roots: Sequence[bytes] = (),
+        corims: Sequence[bytes] = (),
+        lists: Sequence[bytes] = (),
+        signers: Sequence[bytes] = (),
+        now: datetime | None = None,
+    ) -> Anchors:
+        """From the contents of files: roots (PEM), signed CoRIMs, revocation lists (PEM or DER), and public keys (PEM)
+        whose CoRIMs are believed without a certificate.
+
+        Raises ``ConfigError``, and what ``corim.verify`` raises.
+        """
+        time = now or datetime.now(UTC)
+        authorities = tuple(certificate for pem in roots for certificate in load_roots(pem))
+        revocation_lists = tuple(load_list(data) for data in lists)
+        keys = [_signer(pem) for pem in signers]
+        anchors = cls(authorities, revocation_lists=revocation_lists)
+        for data in corims:
+            verified = corim.verify(
+                data, roots=authorities, now=time, signers=keys, revocation=Revocation(revocation_lists)
+            )
+            anchors = anchors.with_corim(verified)
+        return anchors
+
+    def with_corim(self, verified: corim.Corim) -> Anchors:
+        """These, and what a verified CoRIM gives, by its profile. Raises ``MalformedEvidence``."""
+        platforms: tuple[PlatformValues, ...] = ()
+        keys: tuple[PlatformKey, ...] = ()
+        ours: tuple[ReferenceValues, ...] = ()
+        realms: tuple[RealmValues, ...] = ()
+        if verified.profile == ccavalues.PLATFORM_PROFILE:
+            platforms, keys = ccavalues.read_platform(verified)
+        elif verified.profile == ccavalues.REALM_PROFILE:
+            realms = ccavalues.read_realm(verified)
+        else:
+            ours = (references.read(verified),)
+        return Anchors(
+            self.roots,
+            self.references + ours,
+            self.revocation_lists,
+            self.cca_platforms + platforms,
+            self.cca_keys + keys,
+            self.realms + realms,
+        )
+
+
+def read_anchors(
+    *,
+    roots: Sequence[Path] = (),
+    corims: Sequence[Path] = (),
+    lists: Sequence[Path] = (),
+    signers: Sequence[Path] = (),
+    now: datetime | None = None,
+) -> Anchors:
+    """``Anchors.load`` of files. Raises ``ConfigError`` for one that cannot be read, too."""
+    contents = ([_read(path) for path in paths] for paths in (roots, corims, lists, signers))
+    root_pems, corim_files, list_files, signer_pems = contents
+    return Anchors.load(roots=root_pems, corims=corim_files, lists=list_files, signers=signer_pems, now=now)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="check the path") from None
+
+
+def _signer(pem: bytes) -> EllipticCurvePublicKey:
+    try:
+        key = load_pem_public_key(pem)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise ConfigError("the signer's public key cannot be read", hint="a public key in PEM form") from None
+    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1 | SECP384R1):
+        raise ConfigError("the signer's public key is not on P-256 or P-384")
+    return key
