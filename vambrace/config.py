@@ -37,6 +37,7 @@ from vambrace.checks import (
 from vambrace.classes import REALM, DomainClass, domain_class
 from vambrace.errors import ConfigError
 from vambrace.record import Record
+from vambrace.release import Broker, Sealing
 
 SCHEMA: Final = "vambrace.domain/1"
 FORMS: Final = ("application",)
@@ -205,6 +206,8 @@ class DomainConfig(Record):
     cache: CacheShare | None = None
     networks: tuple[str, ...] = ()  # a network card at each
     devices: tuple[Device, ...] = ()
+    broker: Broker | None = None
+    sealing: Sealing | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, self.kind.title)
@@ -236,6 +239,10 @@ class DomainConfig(Record):
         check_ports(self.applications, listening_ports(self.endpoints))
         check_networks(self.networks)
         check_devices(self.devices, self.zones)
+        if (self.broker or self.sealing) and not self.kind.verdict:
+            raise ConfigError(f"broker and sealing: a {self.kind} has none", hint="take them out")
+        if self.broker:
+            self.broker.check_applications([application.name for application in self.applications])
         for name in set(_PARTS) - set(self._parts()):
             if getattr(self, name) != getattr(DomainConfig, name):
                 raise ConfigError(f"{name}: a {self.kind} has none", hint="take it out")
@@ -318,6 +325,10 @@ class DomainConfig(Record):
             found["networks"] = list(self.networks)
         if self.devices:
             found["devices"] = [device.as_dict() for device in self.devices]
+        if self.broker:
+            found["broker"] = self.broker.as_object()
+        if self.sealing:
+            found["sealing"] = self.sealing.as_dict()
         return found
 
     def _zone_object(self, index: int) -> dict[str, Any]:
@@ -360,6 +371,8 @@ class DomainConfig(Record):
                 Device(device.string("name"), device.string("kind"))
                 for device in (top.objects("devices") if "devices" in top else ())
             ),
+            broker=Broker.read(top.object("broker")) if "broker" in top else None,
+            sealing=Sealing.read(top.object("sealing")) if "sealing" in top else None,
             **values,
         )
         # One check for every unknown key, every optional spelling and every odd number format.

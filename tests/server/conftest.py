@@ -23,7 +23,7 @@ from vambrace.image.base import RuntimeBase, runtime_base
 
 ORDER = (
     *("test_verdicts", "test_freed", "test_auto", "test_exchange", "test_network", "test_census"),  # DOOR
-    *("test_hostile", "test_domains", "test_devices"),
+    *("test_broker", "test_hostile", "test_domains", "test_devices"),
     *("test_inside", "test_owner", "test_relay", "test_operator", "test_partition", "test_jail", "test_death"),  # pair
     "test_colours",
     "test_secure_flash",  # OPEN, then PRODUCT

@@ -84,12 +84,17 @@ class Machine:
 
 
 def new_server(home: Path, **options: object) -> Server:
-    """A server on a free port. The vendor is the same in all runs: what was built holds its key, and stays cached."""
+    """A server on free ports. The vendor is the same in all runs: what was built holds its key, and stays cached."""
+    cache = Cache()
+    return Server(
+        home, port=free_port(), broker=free_port(), cache=cache, vendor=cache.root / VENDOR, **options
+    )
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    cache = Cache()
-    return Server(home, port=port, cache=cache, vendor=cache.root / VENDOR, **options)
+        return int(probe.getsockname()[1])
 
 
 def copy_sparse(source: Path, target: Path) -> None:

@@ -30,16 +30,21 @@ def add(commands: Commands) -> None:
         )
     up.add_argument("--cold", action="store_true", help="do not resume the saved state")
     up.add_argument("--devices", action="store_true", help="with an NVMe disk and a network card for domains")
+    up.add_argument("--broker", type=port, default=0, help="TCP port here that Realms reach as 10.0.2.100:8444")
     up.add_argument("--port", type=port, default=0, help="TCP port of the API (or VAMBRACE_PORT; 8443)")
 
 
 def _server(options: argparse.Namespace) -> Server:
+    from vambrace.emulator.qemu import BROKER
     from vambrace.emulator.server import Server
 
     insecure = getattr(options, "insecure_no_trustzone", False)
     newer = getattr(options, "newer", False)
     devices = getattr(options, "devices", False)
-    return Server(port=getattr(options, "port", 0), insecure=insecure, newer=newer, devices=devices)
+    broker = getattr(options, "broker", 0) or BROKER[1]
+    return Server(
+        port=getattr(options, "port", 0), insecure=insecure, newer=newer, devices=devices, broker=broker
+    )
 
 
 def _check_qemu() -> None:

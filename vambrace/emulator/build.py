@@ -34,6 +34,8 @@ vmm_cpus = [1]
 shared_cpus = [1]
 # Bridges within the server: whoever names the first reaches the others there, whoever names the second reaches nobody.
 networks = {lab = {bridge = "lab", isolated = false}, apart = {bridge = "apart"}}
+# Realms may have a key broker there: it is a port of the machine outside (see Server).
+brokers = ["10.0.2.100:8444"]
 # Domains may have the NVMe disk and the network card, where the server has them ('server up --devices').
 pci_devices = ["1b36:0010", "1af4:1041"]
 """

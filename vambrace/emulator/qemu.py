@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,8 @@ RAM_MIB = 3072
 CPUS = 2
 #: PCI slots, each below a root port: for devices that are plugged in while the machine runs.
 SLOTS = 2
+#: Where Realms of the server find a key broker that listens on this machine, by default on the same port.
+BROKER = ("10.0.2.100", 8444)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Machine:
     loads: tuple[tuple[Path, int], ...] = ()
     ports: tuple[str, ...] = ()
     memory: Memory | None = None
+    broker: int = BROKER[1]
 
     @property
     def resumed(self) -> bool:
@@ -92,7 +97,14 @@ class Machine:
             words += ["-device", f"loader,file={file},addr={address:#x},force-raw=on"]
         return words
 
+    def _outwards(self) -> str:
+        """The one place outside that the server reaches: a port of this machine, where a key broker may listen."""
+        words = [sys.executable, "-I", "-S", str(Path(__file__).with_name("outwards.py")), str(self.broker)]
+        command = shlex.join(words).replace(",", ",,")
+        return f"guestfwd=tcp:{BROKER[0]}:{BROKER[1]}-cmd:{command}"
+
     def _hardware(self) -> list[str]:
+        inwards = f"hostfwd=tcp:127.0.0.1:{self.port}-:8443"
         words = [
             *base_options(secure=self.flash is not None, memory=self.memory is not None),
             "-display",
@@ -105,7 +117,7 @@ class Machine:
             *("-serial", f"file:{self.secure_log}"),
             *("-qmp", f"unix:{self.monitor},server=on,wait=off"),
             *("-pidfile", str(self.directory / "qemu.pid")),
-            *("-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:8443"),
+            *("-netdev", ",".join(("user,id=net,restrict=on", inwards, self._outwards()))),
             *("-device", "virtio-net-device,netdev=net"),
             *("-drive", f"file={self.state},format=raw,if=none,id=state,cache=writeback"),
             *("-device", "virtio-blk-device,drive=state"),

@@ -69,7 +69,8 @@ class Server:
     """One emulated server in ``home``. Raises ServerError, BuildError.
 
     ``insecure`` chooses a machine without TrustZone; its tokens say so. ``variant`` is another host than the
-    product's, for tests and benchmarks. With ``devices`` it has PCI devices for its domains.
+    product's, for tests and benchmarks. With ``devices`` it has PCI devices for its domains. ``broker`` is the port of
+    this machine that its Realms reach as ``qemu.BROKER``.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Server:
         newer: bool = False,
         variant: Variant = PRODUCT,
         devices: bool = False,
+        broker: int = qemu.BROKER[1],
     ) -> None:
         self.home = (home or default_home()).resolve()
         self.port = port or _configured_port()
@@ -93,6 +95,7 @@ class Server:
         self.newer = newer
         self.variant = variant
         self.devices = devices
+        self.broker = broker
         self.credentials = provision.Credentials(self.home / "credentials")
         self.published = self.home / "published"
         self.flash = self.home / "secure-flash.img"
@@ -325,7 +328,7 @@ class Server:
 
     def _saved_state(self, machine: qemu.Machine) -> SavedState:
         # The whole command line, whichever the port is; the cache's names stand for the files' contents.
-        words = [devicetree.qemu_version(), *dataclasses.replace(machine, port=0).command()]
+        words = [devicetree.qemu_version(), *dataclasses.replace(machine, port=0, broker=0).command()]
         return SavedState(self.home / "saved", fingerprint(words, [machine.flash] if machine.flash else []))
 
     def _prepare(self, built: ServerBuild) -> None:
@@ -358,6 +361,7 @@ class Server:
             dtb=built.firmware.device_tree if built.firmware is not None else None,
             loads=loads,
             ports=self.variant.ports,
+            broker=self.broker,
         )
 
     def _check_port(self) -> None:

@@ -25,7 +25,7 @@ DIGEST = 32
 DETAIL_LIMIT = 200
 #: Seconds: sampling slows a Realm down, and ends by itself.
 SAMPLE_LIMIT = 3600
-ORDERS = ("encrypt", "change", "auto", "sample", "reuse", "connect", "messages")
+ORDERS = ("encrypt", "change", "auto", "sample", "reuse", "connect", "messages", "broker")
 OPERATIONS = ", ".join(("identity", "attest", "extend", "stats", "report", *ORDERS))
 REPORTS = ("ready", "running", "succeeded", "failed")
 
@@ -125,6 +125,7 @@ class OwnerOrders(Protocol):
     async def sample(self, on: bool, seconds: int) -> None: ...
     async def reuse(self) -> dict[str, Any]: ...
     def open_stream(self, endpoint: int, number: int) -> None: ...
+    def open_broker(self, number: int) -> None: ...
     def messages(self) -> list[dict[str, Any]]: ...
 
 
@@ -230,6 +231,9 @@ class AgentPort:
                 return await orders.reuse()
             case "connect":
                 orders.open_stream(_integer(request, "endpoint"), _integer(request, "stream"))
+                return {}
+            case "broker":
+                orders.open_broker(_integer(request, "stream"))
                 return {}
         return {"messages": orders.messages()}
 

@@ -21,6 +21,7 @@ from vambrace.host.console import Terminal
 from vambrace.host.lifecycle import Lifecycle, State
 from vambrace.host.messages import Messages
 from vambrace.host.opened import opened
+from vambrace.host.outlets import Outlets
 from vambrace.host.placing import Placing
 from vambrace.host.platform import Platform
 from vambrace.host.settings import Settings
@@ -45,6 +46,7 @@ class Services:
     platform: Platform
     standby: Standby
     messages: Messages
+    outlets: Outlets
 
 
 @dataclass(frozen=True)

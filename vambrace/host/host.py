@@ -22,6 +22,7 @@ from vambrace.host.lifecycle import State
 from vambrace.host.messages import ENDPOINT_MEMORY, Messages, Party
 from vambrace.host.metrics import Metrics, Watched, WindowTotals
 from vambrace.host.normal import NormalVm
+from vambrace.host.outlets import OUTLET_MEMORY, Outlets
 from vambrace.host.platform import Platform
 from vambrace.host.realm import Realm
 from vambrace.host.secure import SecureVm
@@ -86,7 +87,8 @@ class Host:
         self._verifying = asyncio.Lock()
         self._next_cid = FIRST_CID
         self.messages = Messages(self._parties, connect, settings.message_rate)
-        self._services = Services(settings, store, platform, self._standby, self.messages)
+        self.outlets = Outlets(settings.brokers, connect)
+        self._services = Services(settings, store, platform, self._standby, self.messages, self.outlets)
         windows = WindowTotals(self._running)
         self.metrics = Metrics(self, windows)
         self.usage = Usage(lambda: tuple(self._living), self.shares.processor_time)
@@ -114,6 +116,7 @@ class Host:
             domain.finish(State.FAILED, "host stopped")
         await asyncio.gather(*(domain.ended() for domain in tuple(self._living.values())))
         await self.messages.close()
+        await self.outlets.close()
         await self._standby.close()
         self.platform.close()
 
@@ -151,6 +154,7 @@ class Host:
             memory = config.memory + config.memory // TABLES + VMM_OVERHEAD
             memory += ENDPOINT_MEMORY * len(config.endpoints)
             memory += CARD_MEMORY * len(config.networks)
+            memory += OUTLET_MEMORY * (config.broker is not None)
             disks = sum(disk.size for disk in config.disks if disk.plain)
             self.store.volumes.reserve(uuid, disks, self.store.free())
             try:

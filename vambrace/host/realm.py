@@ -29,6 +29,7 @@ class Realm(Attested):
     def __init__(self, admitted: Admitted, services: Services) -> None:
         super().__init__(admitted, services)
         self._messages = services.messages
+        self._outlets = services.outlets
         self._sampling: asyncio.Task[None] | None = None
         self._advised = False  # the owner's adviser samples, or is to read what it sampled
         self._percentages = Percentages(self.config.zones, self._request)
@@ -138,6 +139,10 @@ class Realm(Attested):
         """Begin a stream to another Realm. Raises as ``Messages.open``."""
         self._messages.open(self, endpoint, number)
 
+    def open_broker(self, number: int) -> None:
+        """Begin a stream to the broker of the configuration. Raises as ``Outlets.open``."""
+        self._outlets.open(self, number)
+
     def messages(self) -> list[dict[str, Any]]:
         return self._messages.counts(self)
 
@@ -157,6 +162,7 @@ class Realm(Attested):
         await self._auto.close()
         await self._percentages.close()
         self._messages.leave(self)
+        self._outlets.leave(self)
 
     async def _await_verdict(self) -> bool:
         """Whether the owner said yes in time; otherwise the outcome is set."""

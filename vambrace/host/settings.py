@@ -40,6 +40,7 @@ class Settings:
     ``guest_memory`` 0 means: what the machine has available when the daemon starts.
     ``vmm_cpus`` are the domains' processors, each one domain's alone, but for those of them that are ``shared_cpus``.
     ``message_rate`` is what two Realms may exchange, in bytes per second. ``networks`` are those that domains may name.
+    ``brokers``: to which key brokers the daemon opens streams for Realms, each ``name:port``.
     ``signed_only``: Realms, too, need the platform owner's signature on their image.
     ``pci_devices`` are the devices that domains may have, by address or by vendor:device; those that cannot be reset
     between their owners are among them only with ``allow_unresettable_devices``.
@@ -57,6 +58,7 @@ class Settings:
     vmm_cpus: tuple[int, ...]
     shared_cpus: tuple[int, ...] = ()
     allow_affinity: bool = False
+    brokers: tuple[str, ...] = ()
     pci_devices: tuple[str, ...] = ()
     allow_unresettable_devices: bool = False
     cgroups: Path = ROOT
@@ -86,6 +88,8 @@ class Settings:
         for pattern in self.pci_devices:
             known = PATTERN.fullmatch(pattern) is not None
             _check(known, f"pci_devices: {pattern[:40]!r} is neither an address nor vendor:device")
+        for broker in self.brokers:
+            _check(_PLACE.fullmatch(broker) is not None, f"brokers: {broker[:60]!r} is not name:port")
         for name in ("image_limit", "agent_seconds", "vmm_seconds", "channels", "message_rate"):
             _check(getattr(self, name) > 0, f"{name} must be positive")
 
@@ -94,9 +98,10 @@ PATHS = frozenset(("certificate", "key", "client_ca", "state", "endorsement", "v
 NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vmm_seconds", "channels", "message_rate"))
 STRINGS = frozenset(("listen", "insecure"))
 PROCESSORS = frozenset(("vmm_cpus", "shared_cpus"))
-LISTS = frozenset(("pci_devices",))
+LISTS = frozenset(("brokers", "pci_devices"))
 INTERNAL = frozenset(("devices",))
 
+_PLACE = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|[0-9A-Fa-f:]{2,39}):[0-9]{1,5}")
 _NETWORK = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 #: What the kernel takes as the name of an interface.
 _INTERFACE = re.compile(r"[!-.0-~]{1,15}")

@@ -100,6 +100,8 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         cache=manifest.cache,
         networks=tuple(network.name for network in manifest.networks),
         devices=tuple(hardware.device for hardware in manifest.devices),
+        broker=manifest.broker,
+        sealing=manifest.sealing,
     )
 
 
@@ -125,6 +127,10 @@ def agent_settings(manifest: Manifest) -> dict[str, Any]:
         settings["networks"] = [dataclasses.asdict(network) for network in manifest.networks]
     if manifest.devices:
         settings["devices"] = [_device_settings(hardware) for hardware in manifest.devices]
+    if manifest.broker:
+        settings["broker"] = manifest.broker.as_object()
+    if manifest.sealing:
+        settings["sealing"] = manifest.sealing.as_dict()
     return settings
 
 

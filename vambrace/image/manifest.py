@@ -29,6 +29,15 @@ devices:                         # PCI devices for this domain alone, docs/devic
     application: analysis        # whose device it is; nobody's but the kernel's, unless given
     address: 192.0.2.7/24        # of a network card
 
+broker:                          # where secrets come from, docs/broker.md
+  url: https://broker:8444
+  certificate: broker.pem
+  secrets:
+    - name: password             # what the application asks its agent for
+      application: analysis
+      resource: patients/secret/password
+sealing: {to: owner, version: 2} # or to: measurement, without version
+
 A Normal VM is somebody's system as it is:
 
 name: debian
@@ -81,6 +90,7 @@ from vambrace.config import (
 )
 from vambrace.errors import ConfigError
 from vambrace.image.lines import Mapping
+from vambrace.release import MEASUREMENT, SEALS, Broker, Sealing, Secret
 
 SYSTEM_MEMORY: Final = 384 << 20
 APPLICATION_MEMORY: Final = 128 << 20
@@ -142,6 +152,8 @@ class Manifest:
     cache: CacheShare | None = None
     networks: tuple[NetworkCard, ...] = ()
     devices: tuple[Hardware, ...] = ()
+    broker: Broker | None = None
+    sealing: Sealing | None = None
 
 
 @dataclass(frozen=True)
@@ -312,6 +324,8 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
     devices = tuple(_hardware(item, names) for item in top.maps("devices", required=False))
     with top.at("devices"):
         check_devices([hardware.device for hardware in devices], [system, *(program.zone for program in programs)])
+    broker = _broker(top, folder, names) if kind.verdict else None
+    sealing = _sealing(top) if kind.verdict else None
     top.done()
     return Manifest(
         path=path,
@@ -325,6 +339,8 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         cache=cache,
         networks=networks,
         devices=devices,
+        broker=broker,
+        sealing=sealing,
         vcpus=numbers["vcpus"],
         verdict_seconds=numbers["verdict_seconds"],
         collect_seconds=numbers["collect_seconds"],
@@ -333,23 +349,57 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
     )
 
 
+def _broker(top: Mapping, folder: Path, applications: list[str]) -> Broker | None:
+    item = top.map("broker")
+    if item is None:
+        return None
+    secrets = []
+    for each in item.maps("secrets", required=False):
+        with each.at("resource"):
+            secrets.append(Secret(each.string("name"), each.string("application"), each.string("resource")))
+        with each.at("application"):
+            check_choice(secrets[-1].application, applications, f"secret {secrets[-1].name}: application")
+        each.done()
+    with item.at("certificate"):
+        certificate = _pem(folder / item.string("certificate"), "broker")
+    with item.at("url"):
+        broker = Broker(item.string("url"), certificate, tuple(secrets))
+    item.done()
+    return broker
+
+
+def _sealing(top: Mapping) -> Sealing | None:
+    item = top.map("sealing")
+    if item is None:
+        return None
+    to, version = item.string("to", MEASUREMENT), item.integer("version", 0)
+    with item.at("version" if to in SEALS else "to"):
+        sealing = Sealing(to, version)
+    item.done()
+    return sealing
+
+
 def _certificate(path: Path) -> str:
     """The owner's certificate at ``path``, in the one spelling that a configuration has."""
-    hint = "owner is the path of the owner's certificate in PEM form, relative to the manifest"
+    pem = _pem(path, "owner")
+    owner_public_key(pem)
+    return pem
+
+
+def _pem(path: Path, whose: str) -> str:
+    hint = f"the path of the {whose}'s certificate in PEM form, relative to the manifest"
     try:
         text = path.read_text(encoding="ascii")
     except OSError as error:
-        raise ConfigError(f"owner: {path}: {error.strerror}", hint=hint) from None
+        raise ConfigError(f"{whose}: {path}: {error.strerror}", hint=hint) from None
     except ValueError:  # not ASCII, or no path at all
-        raise ConfigError(f"owner: {path} is not in PEM form", hint=hint) from None
+        raise ConfigError(f"{whose}: {path} is not in PEM form", hint=hint) from None
     if "PRIVATE KEY" in text:
-        raise ConfigError(f"owner: {path} holds a private key", hint="give the certificate; the key stays with you")
+        raise ConfigError(f"{whose}: {path} holds a private key", hint="give the certificate; the key stays with you")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines[:1] != ["-----BEGIN CERTIFICATE-----"] or lines[-1] != "-----END CERTIFICATE-----":
-        raise ConfigError(f"owner: {path} is not one certificate in PEM form", hint=hint)
-    pem = certificate_pem(certificate_der("\n".join(lines) + "\n"))
-    owner_public_key(pem)
-    return pem
+        raise ConfigError(f"{whose}: {path} is not one certificate in PEM form", hint=hint)
+    return certificate_pem(certificate_der("\n".join(lines) + "\n"))
 
 
 def _endpoint(item: Mapping, folder: Path, owner: str) -> Endpoint:

@@ -1,4 +1,5 @@
-"""Streams between programs of this Realm and another one's, which the monitor carries (docs/architecture.md, 16).
+"""Streams between programs of this Realm and another one's, which the monitor carries (docs/architecture.md, 16), and
+those to the Realm's broker.
 
 A program speaks TCP on the loopback: it connects to the agent's port of an endpoint, or the agent connects to the port
 on which it serves. The other side of each stream is a vsock connection that the monitor opens, after a request of ours
@@ -111,25 +112,32 @@ class Endpoints:
         with self._lock:
             self._open[index] -= 1
 
-    def _call(self, program: socket.socket, index: int) -> None:
-        """A program has connected: have the monitor open the other side. Holds one of the endpoint's places."""
+    def dial(self, ask: Callable[[int], object]) -> socket.socket:
+        """A stream that the monitor opens when it is asked by ``ask`` with our number for it. Raises ``OSError``."""
         with self._lock:
             self._number = number = (self._number + 1) % (1 << 32)
             expected = self._expected[number] = Expected()
         seconds = ANSWER_SECONDS
         try:
             self._pace.wait()
-            self._ask(index, number)
+            ask(number)
         except (AgentError, OSError):
             seconds = 0.0
         monitor = expected.wait(seconds)
         with self._lock:
             self._expected.pop(number, None)
+        if monitor is None:
+            raise OSError("the monitor opens no stream")
+        return monitor
+
+    def _call(self, program: socket.socket, index: int) -> None:
+        """A program has connected: have the monitor open the other side. Holds one of the endpoint's places."""
         try:
-            if monitor is None:
-                refuse(program)
-            else:
-                join(program, monitor)
+            monitor = self.dial(lambda number: self._ask(index, number))
+        except OSError:
+            refuse(program)
+        else:
+            join(program, monitor)
         finally:
             self._give(index)
 

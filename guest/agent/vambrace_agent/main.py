@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import functools
 import os
 import select
 import sys
@@ -17,6 +19,8 @@ from vambrace_agent.logs import Log
 from vambrace_agent.monitor import Monitor
 from vambrace_agent.pace import Pace
 from vambrace_agent.ports import Ports
+from vambrace_agent.release import Broker
+from vambrace_agent.secrets import Secrets
 from vambrace_agent.service import Service
 from vambrace_agent.settings import Application
 from vambrace_agent.supervisor import Process, Supervisor
@@ -139,6 +143,16 @@ def _life(port: Monitor) -> tuple[str, str]:
     context = channel.make_context(key, certificate, wanted.owner_pem)
     listener = channel.listen_vsock()
     loop = Loop()
+    instance = port.identity()
+    streams = None
+    if wanted.endpoints or wanted.broker:
+        streams = Endpoints(wanted.endpoints, listen_vsock(), port.connect)
+        streams.start()
+    broker = None
+    if wanted.broker and streams:
+        dial = functools.partial(streams.dial, port.broker)
+        broker = Broker(wanted.broker.url, wanted.broker.certificate, dial, port.attest, instance)
+    secrets = Secrets(broker, wanted.broker.secrets if wanted.broker else [])
     processes = []
     for application in wanted.applications:
         logs = f"{STATE}/logs/{application.name}"
@@ -151,16 +165,14 @@ def _life(port: Monitor) -> tuple[str, str]:
         return confine.launch(application, output)
 
     supervisor = Supervisor(processes, launch, confine.stop, loop.poll)
-    service = Service(supervisor, port, events, channel.public_key(certificate), port.identity(), loop.wake)
+    service = Service(supervisor, port, events, channel.public_key(certificate), instance, loop.wake)
     ports = Ports(wanted.applications)
     doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
-    if wanted.endpoints:
-        Endpoints(wanted.endpoints, listen_vsock(), port.connect).start()
-    Desk(settings.DESK, wanted.applications, handlers(events)).start()
+    Desk(settings.DESK, wanted.applications, handlers(events, secrets)).start()
     return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds, wanted.lasting)
 
 
-def handlers(events: Events) -> dict[str, Handler]:
+def handlers(events: Events, secrets: Secrets) -> dict[str, Handler]:
     """What applications may ask for."""
     pace = Pace(DESK_RATE, DESK_BURST)
 
@@ -172,4 +184,8 @@ def handlers(events: Events) -> dict[str, Handler]:
         events.told(application, register, text)
         return {}
 
-    return {"extend": extend}
+    def secret(application: Application, request: Request) -> Request:
+        pace.wait()
+        return {"value": base64.b64encode(secrets.get(application.name, request.get("name"))).decode()}
+
+    return {"extend": extend, "secret": secret}

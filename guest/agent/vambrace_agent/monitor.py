@@ -101,6 +101,10 @@ class Monitor:
         """Ask for a stream to the Realm behind an endpoint: the monitor will connect, and name this number."""
         self._call("connect", endpoint=endpoint, stream=stream)
 
+    def broker(self, stream: int) -> None:
+        """Ask for a stream to the broker: the monitor will connect, and name this number."""
+        self._call("broker", stream=stream)
+
     def messages(self) -> object:
         """What has gone through each endpoint, as the monitor gives it."""
         return self._call("messages").get("messages")

@@ -73,6 +73,24 @@ class Device:
         return identity == self.identity if self.identity else code.startswith(self.code)
 
 
+class Secret:
+    """What an application may ask for by ``name``; ``resource`` is the broker's name for it."""
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.name: str = fields["name"]
+        self.application: str = fields["application"]
+        self.resource: str = fields["resource"]
+
+
+class BrokerPlace:
+    """The broker of this Realm: ``certificate`` (PEM) says who it is."""
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.url: str = fields["url"]
+        self.certificate: str = fields["certificate"]
+        self.secrets = [Secret(item) for item in fields["secrets"]]
+
+
 class Settings:
     """``owner`` is the DER form of the certificate of the only user that the agent serves."""
 
@@ -86,6 +104,7 @@ class Settings:
         self.endpoints = [Endpoint(item) for item in fields.get("endpoints", ())]
         self.networks = [Network(item) for item in fields.get("networks", ())]
         self.devices = [Device(item) for item in fields.get("devices", ())]
+        self.broker = BrokerPlace(fields["broker"]) if "broker" in fields else None
         self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]
         for application in self.applications:
             told = {"VAMBRACE_AGENT": DESK, **dict(endpoint.variable for endpoint in self.endpoints)}

@@ -1,0 +1,153 @@
+"""A Realm of the emulated server and its broker outside: through agent, monitor, daemon and network, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machine import eventually, pages
+from user import PROGRAMS, User, await_log
+
+from vambrace.attest.policy import Policy
+from vambrace.broker import setup
+from vambrace.broker.platforms import PlatformFiles
+from vambrace.broker.server import running
+from vambrace.broker.settings import load_settings
+from vambrace.client.broker import BrokerClient
+from vambrace.emulator.qemu import BROKER
+from vambrace.image.bundle import Bundle
+
+# What the host's memory must not hold, and how it is recognized in a program's output.
+PASSWORD = os.urandom(48)
+DIGEST = hashlib.sha256(PASSWORD).hexdigest()
+SECRETS = [
+    {"name": "password", "application": "asker", "resource": "tests/secret/password"},
+    {"name": "others", "application": "asker", "resource": "tests/secret/others"},
+]
+
+
+class Outside:
+    """A broker on this machine, behind a line that can be held: what the server sends then does not arrive."""
+
+    def __init__(self, folder: Path, user: User, port: int) -> None:
+        self.home, self.port = folder, port
+        access = user.server.access()
+        setup.create(
+            folder,
+            names=[BROKER[0], "localhost"],
+            platforms={"default": PlatformFiles(access.vendor_root, access.references)},
+            repositories={"tests": user.owner.certificate_pem.encode()},
+            port=0,
+        )
+        self.held = False
+        self.cut = 0  # connections that ended while they were held
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    def __enter__(self) -> Outside:
+        self._thread.start()
+        assert self._started.wait(60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    def client(self, user: User) -> BrokerClient:
+        owner = user.owner
+        url = f"https://localhost:{self.broker}"
+        return BrokerClient(url, self.home / "certificate.pem", owner.certificate_path, owner.key_path)
+
+    def log(self, event: str) -> list[dict[str, Any]]:
+        with sqlite3.connect(f"file:{self.home / 'broker.db'}?mode=ro", uri=True) as database:
+            entries = [json.loads(row[0]) for row in database.execute("SELECT entry FROM audit ORDER BY sequence")]
+        return [entry for entry in entries if entry["event"] == event]
+
+    async def _serve(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        line = await asyncio.start_server(self._line, "127.0.0.1", self.port)
+        async with running(load_settings(self.home)) as self.broker, line:
+            self._started.set()
+            await self._end.wait()
+
+    async def _line(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner, outer = await asyncio.open_connection("127.0.0.1", self.broker)
+
+        async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter, held: bool) -> None:
+            while data := await source.read(65536):
+                if held and self.held:
+                    # What comes now is lost with the connection, as it would be in a network.
+                    while await source.read(65536):
+                        pass
+                    self.cut += 1
+                    break
+                target.write(data)
+                await target.drain()
+            target.close()
+
+        await asyncio.gather(carry(reader, outer, True), carry(inner, writer, False), return_exceptions=True)
+
+
+@pytest.fixture
+def outside(tmp_path: Path, user: User) -> Iterator[Outside]:
+    with Outside(tmp_path / "broker", user, user.server.broker) as outside:
+        yield outside
+
+
+def test_a_secret_for_a_realm(user: User, outside: Outside, tmp_path: Path) -> None:
+    (tmp_path / "image").mkdir()
+    (tmp_path / "image/broker.pem").write_bytes((outside.home / "certificate.pem").read_bytes())
+    place = f"{BROKER[0]}:{BROKER[1]}"
+    bundle = user.bundle(
+        {"name": "asker", "command": ["python3", "asker.py", "password", "others", "unknown"]},
+        {"name": "stranger", "files": str(PROGRAMS / "asker"), "command": ["python3", "asker.py", "others"]},
+        broker={"url": f"https://{place}", "certificate": "broker.pem", "secrets": SECRETS},
+    )  # fmt: skip
+    image = Bundle.open(bundle)
+    policy = Policy(measurements=frozenset({image.measurement()}), owners=frozenset({image.config.personalization()}))
+    with outside.client(user) as client:
+        client.put("tests/secret/password", PASSWORD, policy.table())
+        client.put("tests/secret/others", b"x", Policy(measurements=frozenset({bytes(32)})).table())
+    realm = user.create(bundle, name="asking")
+    try:
+        realm.verify()
+        realm.approve()
+        begun = time.monotonic()
+        realm.start()
+        said = await_log(realm, "asker", b"again: ").decode()
+        print(f"{time.monotonic() - begun:.1f} s from the start to the second secret")
+        assert f"password: {DIGEST}\n" in said
+        assert "others: the broker refuses: the secret is not for this Realm, or there is none\n" in said
+        assert "unknown: this application is granted no such secret\n" in said
+        assert await_log(realm, "stranger", b"\n") == b"others: this application is granted no such secret\n"
+        # Nobody but the Realm has read it: outside of its window no page of the host holds it.
+        assert not pages_beyond(user, tmp_path)
+        entries = outside.log("release")
+        assert [e["outcome"] for e in entries][:2] == ["granted", "refused"]
+        assert "measurement" in entries[1]["reason"]
+        assert {e["subject"]["measurement"] for e in entries} == {image.measurement().hex()}
+        assert len(outside.log("attest")) == 1  # a session serves several requests
+        # What it asks for last does not arrive before it is gone.
+        outside.held = True
+        asked = len(outside.log("release"))
+        time.sleep(3)
+        realm.abandon()
+        assert eventually(lambda: outside.cut == 1, 30)
+        assert len(outside.log("release")) == asked
+    finally:
+        realm.abandon()
+
+
+def pages_beyond(user: User, folder: Path) -> bool:
+    """Whether the host's memory holds the secret in more places than the Realm's window may."""
+    window = max(16, 64 * 3)  # three zones; each at least 64 pages may be plaintext
+    return pages(user.server, folder, PASSWORD)[0] > window
