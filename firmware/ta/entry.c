@@ -4,6 +4,7 @@
 #include "keys.h"
 #include "lifecycle.h"
 #include "protocol.h"
+#include "sealing.h"
 
 #include <string.h>
 #include <tee_internal_api.h>
@@ -95,6 +96,30 @@ static TEE_Result give_evidence(uint32_t types, TEE_Param params[4])
 	return res;
 }
 
+static TEE_Result give_sealing_key(uint32_t types, TEE_Param params[4])
+{
+	struct sealing_request request = { 0 };
+	uint8_t key[SEALING_KEY_BYTES] = { 0 };
+	TEE_Result res = TEE_SUCCESS;
+
+	if (types != TEE_PARAM_TYPES(TEE_PARAM_TYPE_MEMREF_INPUT, TEE_PARAM_TYPE_MEMREF_OUTPUT, NONE, NONE) ||
+	    !params[0].memref.buffer || params[0].memref.size != sizeof(request))
+		return TEE_ERROR_BAD_PARAMETERS;
+	if (!params[1].memref.buffer || params[1].memref.size < sizeof(key)) {
+		params[1].memref.size = sizeof(key);
+		return TEE_ERROR_SHORT_BUFFER;
+	}
+	/* As above: a copy. */
+	memcpy(&request, params[0].memref.buffer, sizeof(request));
+	res = sealing_key(&request, key);
+	if (!res) {
+		memcpy(params[1].memref.buffer, key, sizeof(key));
+		params[1].memref.size = sizeof(key);
+	}
+	TEE_MemFill(key, 0, sizeof(key));
+	return res;
+}
+
 TEE_Result TA_InvokeCommandEntryPoint(void *session, uint32_t command, uint32_t types, TEE_Param params[4])
 {
 	(void)session;
@@ -109,6 +134,8 @@ TEE_Result TA_InvokeCommandEntryPoint(void *session, uint32_t command, uint32_t 
 		return give_random(types, params);
 	case CMD_EVIDENCE:
 		return give_evidence(types, params);
+	case CMD_SEALING_KEY:
+		return give_sealing_key(types, params);
 	default:
 		return TEE_ERROR_NOT_SUPPORTED;
 	}

@@ -12,6 +12,8 @@
 #define WIDE_BYTES 64
 #define HALF_BYTES (WIDE_BYTES / 2)
 
+_Static_assert(HALF_BYTES == HASH_BYTES, "a half is derived at once");
+
 static struct signing_key platform;
 static struct signing_key realm;
 
@@ -71,33 +73,39 @@ static TEE_Result publish(struct signing_key *key, const uint8_t x[COORDINATE_BY
 	return sha256(key->cose_key, sizeof(key->cose_key), key->fingerprint);
 }
 
-/* WIDE_BYTES of key material that only this application on this machine can derive. */
-static TEE_Result derive(uint8_t wide[WIDE_BYTES])
+TEE_Result derive_unique_key(void *info, size_t length, uint8_t key[HASH_BYTES])
 {
 	static const TEE_UUID system_pta = PTA_SYSTEM_UUID;
-	static const char label[] = "vambrace-platform-attestation-key-1";
 	const uint32_t types = TEE_PARAM_TYPES(TEE_PARAM_TYPE_MEMREF_INPUT, TEE_PARAM_TYPE_MEMREF_OUTPUT,
 					       TEE_PARAM_TYPE_NONE, TEE_PARAM_TYPE_NONE);
 	TEE_TASessionHandle session = TEE_HANDLE_NULL;
+	TEE_Param params[4] = { 0 };
 	TEE_Result res = TEE_OpenTASession(&system_pta, TEE_TIMEOUT_INFINITE, 0, NULL, &session, NULL);
-	uint8_t info[sizeof(label)] = { 0 };
-	size_t half = 0;
 
 	if (res)
 		return res;
+	params[0].memref.buffer = info;
+	params[0].memref.size = length;
+	params[1].memref.buffer = key;
+	params[1].memref.size = HASH_BYTES;
+	res = TEE_InvokeTACommand(session, TEE_TIMEOUT_INFINITE, PTA_SYSTEM_DERIVE_TA_UNIQUE_KEY, types, params, NULL);
+	TEE_CloseTASession(session);
+	return res;
+}
+
+/* WIDE_BYTES of key material, in two halves. */
+static TEE_Result derive(uint8_t wide[WIDE_BYTES])
+{
+	static const char label[] = "vambrace-platform-attestation-key-1";
+	uint8_t info[sizeof(label)] = { 0 };
+	size_t half = 0;
+	TEE_Result res = TEE_SUCCESS;
+
 	memcpy(info, label, sizeof(label));
 	for (half = 0; !res && half < 2; half++) {
-		TEE_Param params[4] = { 0 };
-
 		info[sizeof(label) - 1] = (uint8_t)half;
-		params[0].memref.buffer = info;
-		params[0].memref.size = sizeof(info);
-		params[1].memref.buffer = wide + half * HALF_BYTES;
-		params[1].memref.size = HALF_BYTES;
-		res = TEE_InvokeTACommand(session, TEE_TIMEOUT_INFINITE, PTA_SYSTEM_DERIVE_TA_UNIQUE_KEY, types,
-					  params, NULL);
+		res = derive_unique_key(info, sizeof(info), wide + half * HALF_BYTES);
 	}
-	TEE_CloseTASession(session);
 	return res;
 }
 

@@ -20,8 +20,11 @@
 #define CMD_RANDOM 3
 /* [in] memref: struct realm_request; [out] memref: CMW collection */
 #define CMD_EVIDENCE 4
+/* [in] memref: struct sealing_request; [out] memref: SEALING_KEY_BYTES */
+#define CMD_SEALING_KEY 5
 
 #define RANDOM_MAX 4096
+#define SEALING_KEY_BYTES 32
 
 #define REQUEST_VERSION 1
 #define REQUEST_DEBUG (1U << 0)
@@ -54,5 +57,27 @@ struct realm_request {
 };
 
 _Static_assert(sizeof(struct realm_request) == 320, "the request is a wire format");
+
+#define SEALING_VERSION 1
+/* Who gets the same key again: the same measurement, or what this owner calls a version of this image. */
+#define SEAL_TO_MEASUREMENT 1
+#define SEAL_TO_OWNER 2
+
+/* Little-endian, 160 bytes, no padding; reserved bytes are zero, and so is what the policy does not look at. */
+struct sealing_request {
+	uint32_t version;        /* 0: SEALING_VERSION */
+	uint32_t flags;          /* 4: REQUEST_DEBUG or 0 */
+	uint8_t policy;          /* 8 */
+	uint8_t hash_algorithm;  /* 9: of the measurement; to the owner: 0 */
+	uint8_t domain_class;    /* 10 */
+	uint8_t reserved[5];     /* 11 */
+	uint8_t personalization[64]; /* 16 */
+	uint8_t rim[32];         /* 80: to the owner: zeros */
+	uint8_t name[32];        /* 112: of the image, then zeros; to a measurement: zeros */
+	uint32_t image_version;  /* 144: to a measurement: 0 */
+	uint8_t reserved_too[12]; /* 148 */
+};
+
+_Static_assert(sizeof(struct sealing_request) == 160, "the request is a wire format");
 
 #endif

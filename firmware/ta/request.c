@@ -41,3 +41,32 @@ bool request_valid(const struct realm_request *request)
 	       request->key_storage == REQUEST_KEY_IN_DRAM && partition_text(request->cache_partition) &&
 	       class_text(request->domain_class) && !memcmp(request->reserved, zeros, sizeof(zeros));
 }
+
+static bool all_zero(const uint8_t *bytes, size_t length)
+{
+	uint8_t found = 0;
+	size_t i = 0;
+
+	for (i = 0; i < length; i++)
+		found |= bytes[i];
+	return !found;
+}
+
+bool sealing_valid(const struct sealing_request *request)
+{
+	if (request->version != SEALING_VERSION || request->flags & ~REQUEST_DEBUG ||
+	    !class_text(request->domain_class) || !all_zero(request->reserved, sizeof(request->reserved)) ||
+	    !all_zero(request->reserved_too, sizeof(request->reserved_too)))
+		return false;
+	switch (request->policy) {
+	case SEAL_TO_MEASUREMENT:
+		return (request->hash_algorithm == REQUEST_HASH_SHA256 || request->hash_algorithm == REQUEST_HASH_SM3) &&
+		       all_zero(request->name, sizeof(request->name)) && !request->image_version;
+	case SEAL_TO_OWNER:
+		/* Without the owner's verdict nobody keeps others from claiming to be theirs. */
+		return request->domain_class == REQUEST_CLASS_REALM && !request->hash_algorithm &&
+		       all_zero(request->rim, sizeof(request->rim)) && request->name[0];
+	default:
+		return false;
+	}
+}

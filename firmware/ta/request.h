@@ -9,6 +9,7 @@
 
 /* False: a version, flag or value that is not known, or reserved bytes that are not zero. */
 bool request_valid(const struct realm_request *request);
+bool sealing_valid(const struct sealing_request *request);
 /* The claims' texts; NULL: no such partition, no such class. */
 const char *partition_text(uint8_t cache_partition);
 const char *class_text(uint8_t domain_class);

@@ -9,3 +9,4 @@ srcs-y += eventlog.c
 srcs-y += lifecycle.c
 srcs-y += request.c
 srcs-y += evidence.c
+srcs-y += sealing.c

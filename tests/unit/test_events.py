@@ -27,6 +27,8 @@ from vambrace.measure.registers import BYTES, COUNT, Registers, event_digest, re
 
 from vambrace_agent import AgentError, desk, events  # isort: skip
 from vambrace_agent import main as agent_main  # isort: skip
+from vambrace_agent.sealing import Sealing  # isort: skip
+from vambrace_agent.secrets import Secrets  # isort: skip
 from vambrace_agent.settings import Application  # isort: skip
 
 LOG = [Event(0, "", "start db"), Event(1, "db", "model 1"), Event(3, "db", "é"), Event(1, "db", "model 2")]
@@ -209,7 +211,7 @@ class Program:
 def open_desk(path: Path, log: events.Events, uid: int) -> Path:
     ours = application()
     ours.uid = uid
-    desk.Desk(str(path), [ours], agent_main.handlers(log)).start()
+    desk.Desk(str(path), [ours], agent_main.handlers(log, Secrets(None, []), Sealing(None, lambda version: b""))).start()
     return path
 
 

@@ -344,4 +344,4 @@ def with_byte(data: bytes, at: int, value: int) -> bytes:
 
 
 def test_every_program_is_run() -> None:
-    assert {path.stem for path in TESTS.glob("*.c")} == {"eventlog", "cbor", "sha256", "request"}
+    assert {path.stem for path in TESTS.glob("*.c")} == {"eventlog", "cbor", "sha256", "request", "sealing"}

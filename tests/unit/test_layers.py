@@ -27,12 +27,12 @@ LAYERS: dict[str, set[str]] = {
     "broker": {"attest", "canonical", "problem", "files", "errors"},
     "host": {
         *("advice", "attest", "cache", "checks", "classes", "config", "counts", "image", "jail", "machine"),
-        *("measure", "partition", "problem", "trustzone", "files", "errors"),
+        *("measure", "partition", "problem", "release", "trustzone", "files", "errors"),
     },
     "emulator": {"debian", "attest", "files", "errors"},
     "image": {
         *("application", "cache", "debian", "measure", "machine", "checks", "config", "canonical", "classes"),
-        *("certificate", "errors"),
+        *("certificate", "release", "errors"),
     },
     "debian": {"errors"},
     "trustzone": {"attest", "errors"},
@@ -49,7 +49,8 @@ LAYERS: dict[str, set[str]] = {
     "pci": {"errors"},
     "cache": {"record", "errors"},
     "application": {"canonical", "checks", "record", "errors"},
-    "config": {"application", "cache", "canonical", "certificate", "checks", "classes", "record", "errors"},
+    "config": {"application", "cache", "canonical", "certificate", "checks", "classes", "record", "errors", "release"},
+    "release": {"canonical", "certificate", "checks", "record", "errors"},
     "checks": {"canonical", "errors"},
     "canonical": {"errors"},
     "classes": {"record", "errors"},
@@ -76,7 +77,7 @@ ONLY = {
 #: All of vambrace that a VMM process holds, and what else it must not hold: each costs memory or time at its start.
 VMM = {
     *("application", "cache", "canonical", "certificate", "checks", "classes", "config", "errors", "jail", "kvm"),
-    *("machine", "measure", "pager", "pci", "record", "vfio", "virtio"),
+    *("machine", "measure", "pager", "pci", "record", "release", "vfio", "virtio"),
 }
 HEAVY = {
     *("aiohttp", "asyncio", "cbor2", "cryptography", "ssl", "urllib3", "websockets", "yaml"),

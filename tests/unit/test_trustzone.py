@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from vambrace.attest.claims import CACHE_PARTITIONS, DOMAIN_CLASSES
 from vambrace.errors import TrustZoneError
-from vambrace.trustzone import RealmClaims, TrustZone, session
+from vambrace.trustzone import RealmClaims, SealingClaims, TrustZone, session
 from vambrace.trustzone.insecure import InsecurePlatform
 
 FIRMWARE = Path(__file__).parents[2] / "firmware"
@@ -33,10 +33,31 @@ CLAIMS = RealmClaims(
 )
 
 
+def field_offsets(header: str, struct: str) -> dict[str, int]:
+    """What the comments of ``protocol.h`` say where each field of a request is."""
+    fields = header.split(f"struct {struct} {{")[1].split("};")[0]
+    return {name: int(at) for name, at in re.findall(r"(\w+)(?:\[\d+\])*;\s+/\* (\d+)", fields)}
+
+
+def test_a_sealing_request_has_the_layout_of_protocol_h() -> None:
+    at = field_offsets((FIRMWARE / "ta/protocol.h").read_text(), "sealing_request")
+    owner = SealingClaims(CLAIMS.personalization, name="patients", version=7, debug=True).encode()
+    measured = SealingClaims(CLAIMS.personalization, rim=CLAIMS.rim, hash_algorithm="sm3").encode()
+    assert owner[: at["policy"]] == bytes.fromhex("0100000001000000")
+    assert (owner[at["policy"]], measured[at["policy"]]) == (2, 1)
+    assert (owner[at["hash_algorithm"]], measured[at["hash_algorithm"]]) == (0, 2)
+    assert owner[at["domain_class"]] == measured[at["domain_class"]] == 1
+    for request in (owner, measured):
+        assert request[at["personalization"] : at["rim"]] == CLAIMS.personalization
+    assert measured[at["rim"] : at["name"]] == CLAIMS.rim and not any(owner[at["rim"] : at["name"]])
+    assert owner[at["name"] : at["image_version"]] == b"patients".ljust(32, b"\0")
+    assert owner[at["image_version"] : at["reserved_too"]] == b"\x07\0\0\0"
+
+
 def test_the_request_has_the_layout_of_protocol_h() -> None:
     wire = replace(CLAIMS, debug=True, hash_algorithm="sm3").encode()
     header = (FIRMWARE / "ta/protocol.h").read_text()
-    offsets = {name: int(at) for name, at in re.findall(r"(\w+)(?:\[\d+\])*;\s+/\* (\d+)", header)}
+    offsets = field_offsets(header, "realm_request")
     assert len(wire) == 320
     assert wire[:8] == bytes.fromhex("0100000001000000")
     assert wire[offsets["hash_algorithm"]] == 2

@@ -25,7 +25,7 @@ DIGEST = 32
 DETAIL_LIMIT = 200
 #: Seconds: sampling slows a Realm down, and ends by itself.
 SAMPLE_LIMIT = 3600
-ORDERS = ("encrypt", "change", "auto", "sample", "reuse", "connect", "messages", "broker")
+ORDERS = ("encrypt", "change", "auto", "sample", "reuse", "connect", "messages", "broker", "seal")
 OPERATIONS = ", ".join(("identity", "attest", "extend", "stats", "report", *ORDERS))
 REPORTS = ("ready", "running", "succeeded", "failed")
 
@@ -126,6 +126,7 @@ class OwnerOrders(Protocol):
     async def reuse(self) -> dict[str, Any]: ...
     def open_stream(self, endpoint: int, number: int) -> None: ...
     def open_broker(self, number: int) -> None: ...
+    async def sealing_key(self, version: int) -> bytes: ...
     def messages(self) -> list[dict[str, Any]]: ...
 
 
@@ -235,6 +236,10 @@ class AgentPort:
             case "broker":
                 orders.open_broker(_integer(request, "stream"))
                 return {}
+            case "seal":
+                version = _integer(request, "version")
+                await self._bucket.take(4)
+                return {"key": (await orders.sealing_key(version)).hex()}
         return {"messages": orders.messages()}
 
 

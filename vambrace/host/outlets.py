@@ -94,9 +94,15 @@ class Outlets:
                     broker = stack.enter_context(await _connect_tcp(place))
             except (OSError, TimeoutError):
                 return
-            async with asyncio.TaskGroup() as both:
-                both.create_task(pump(agent, broker, bucket, _uncounted))
-                both.create_task(pump(broker, agent, bucket, _uncounted))
+            ways = (pump(agent, broker, bucket, _uncounted), pump(broker, agent, bucket, _uncounted))
+            both = [asyncio.create_task(way) for way in ways]
+            try:
+                # TLS has no half of a connection: who has gone waits for nothing, and keeps no place.
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in both:
+                    way.cancel()
+                await asyncio.gather(*both, return_exceptions=True)
 
 
 async def _connect_tcp(place: tuple[str, int]) -> socket.socket:
@@ -109,6 +115,7 @@ async def _connect_tcp(place: tuple[str, int]) -> socket.socket:
             stream.setblocking(False)
             await loop.sock_connect(stream, address)
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         except OSError as error:
             stream.close()
             last = error

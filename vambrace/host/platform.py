@@ -16,7 +16,7 @@ from vambrace.errors import CapacityError, ConfigError, HostError, MessageRefuse
 from vambrace.files import write_whole
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
 from vambrace.host.keys import SHARE, RunKeys, fresh_keys
-from vambrace.trustzone import RealmClaims
+from vambrace.trustzone import RealmClaims, SealingClaims
 
 CHAIN_BYTES = 64 << 10
 
@@ -33,6 +33,7 @@ class Session(Protocol):
     def lock(self) -> None: ...
     def random(self, length: int) -> bytes: ...
     def evidence(self, request: RealmClaims) -> bytes: ...
+    def sealing_key(self, request: SealingClaims) -> bytes: ...
 
 
 class Platform:
@@ -121,6 +122,10 @@ class Platform:
         self.require_endorsed()
         assert self._chain is not None
         return with_endorsement(await self._call(lambda: self._session.evidence(claims)), self._chain)
+
+    async def sealing_key(self, claims: SealingClaims) -> bytes:
+        """32 bytes for whom ``claims`` describe."""
+        return await self._call(lambda: self._session.sealing_key(claims))
 
     def close(self) -> None:
         self._thread.shutdown()

@@ -9,13 +9,15 @@ import time
 from typing import Any
 
 from vambrace.attest import owner
-from vambrace.errors import Conflict, DomainError, VambraceError
+from vambrace.errors import Conflict, DomainError, UsageError, VambraceError
 from vambrace.host.agent import OwnerOrders
 from vambrace.host.attested import Attested
 from vambrace.host.auto import Auto
 from vambrace.host.domain import Admitted, Services
 from vambrace.host.lifecycle import State, require
 from vambrace.host.percent import Percentages
+from vambrace.release import OWNER
+from vambrace.trustzone import SealingClaims
 
 #: Seconds after which sampling ends by itself when nobody has ended it in time.
 SAMPLE_GRACE = 30
@@ -142,6 +144,26 @@ class Realm(Attested):
     def open_broker(self, number: int) -> None:
         """Begin a stream to the broker of the configuration. Raises as ``Outlets.open``."""
         self._outlets.open(self, number)
+
+    async def sealing_key(self, version: int) -> bytes:
+        """The key of what this Realm, or an older version of its image, has sealed. Raises ``UsageError``,
+        ``TrustZoneError``."""
+        sealing = self.config.sealing
+        if sealing is None:
+            raise UsageError("this Realm seals nothing", hint="its image must say to whom: sealing")
+        if version > sealing.version:
+            raise UsageError("this was sealed by a newer version of the image")
+        owner = sealing.to == OWNER
+        claims = SealingClaims(
+            personalization=self.config.personalization(),
+            rim=bytes(32) if owner else bytes.fromhex(self.record.measurement),
+            hash_algorithm=self.config.hash,
+            name=self.config.name if owner else "",
+            version=version,
+            debug=self.config.debug,
+            domain_class=self.config.kind.name,
+        )
+        return await self._platform.sealing_key(claims)
 
     def messages(self) -> list[dict[str, Any]]:
         return self._messages.counts(self)

@@ -3,7 +3,7 @@
 ``InsecurePlatform`` is imported from ``vambrace.trustzone.insecure`` by those who ask for it explicitly.
 """
 
-from vambrace.trustzone.claims import RealmClaims
+from vambrace.trustzone.claims import RealmClaims, SealingClaims
 from vambrace.trustzone.session import TrustZone
 
-__all__ = ["RealmClaims", "TrustZone"]
+__all__ = ["RealmClaims", "SealingClaims", "TrustZone"]

@@ -14,6 +14,8 @@ _DEBUG: Final = 1
 _HASHES: Final = {"sha-256": 1, "sm3": 2}
 _KEY_STORAGE: Final = {"dram": 1}
 _CLASSES: Final = {"realm": 1, "secure": 2}
+_SEALING: Final = struct.Struct("<II3B5x64s32s32sI12x")
+_TO_MEASUREMENT, _TO_OWNER = 1, 2
 _CACHE_PARTITION: Final = {"none": 0, "ways": 1, "colours-unconfirmed": 2, "colours-confirmed": 3}
 
 
@@ -69,4 +71,42 @@ class RealmClaims:
             self.challenge,
             self.rim,
             *self.rems,
+        )
+
+
+@dataclass(frozen=True)
+class SealingClaims:
+    """For whom a sealing key is to be: the Realm with ``rim`` (32 bytes), or, where ``name`` is given, the ``version``
+    of the image that ``personalization`` (64 bytes) calls so. Raises TrustZoneError for other sizes and values.
+    """
+
+    personalization: bytes
+    rim: bytes = bytes(32)
+    hash_algorithm: str = "sha-256"
+    name: str = ""
+    version: int = 0
+    debug: bool = False
+    domain_class: str = "realm"
+
+    def __post_init__(self) -> None:
+        if len(self.personalization) != 64 or len(self.rim) != 32:
+            raise TrustZoneError("a Realm's personalization has 64 bytes, its rim 32")
+        if not self.name.isascii() or len(self.name) > 32 or "\0" in self.name or not 0 <= self.version < 1 << 32:
+            raise TrustZoneError("the trusted application does not know such names and versions of images")
+        if self.hash_algorithm not in _HASHES or self.domain_class not in _CLASSES:
+            raise TrustZoneError("the trusted application does not know this hash or class")
+
+    def encode(self) -> bytes:
+        """``struct sealing_request``, 160 bytes. What its policy does not look at is zero."""
+        owner = bool(self.name)
+        return _SEALING.pack(
+            _VERSION,
+            _DEBUG if self.debug else 0,
+            _TO_OWNER if owner else _TO_MEASUREMENT,
+            0 if owner else _HASHES[self.hash_algorithm],
+            _CLASSES[self.domain_class],
+            self.personalization,
+            bytes(32) if owner else self.rim,
+            self.name.encode(),
+            self.version if owner else 0,
         )

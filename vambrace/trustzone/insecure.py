@@ -6,6 +6,7 @@ Never chosen by default, and refused by every verifier that was not told otherwi
 from __future__ import annotations
 
 import hashlib
+import hmac
 import os
 from types import TracebackType
 
@@ -18,7 +19,7 @@ from vambrace.attest.endorsement import platform_instance_id
 from vambrace.attest.policy import NOT_PROVISIONED
 from vambrace.attest.token import COLLECTION_TAG, PLATFORM, REALM
 from vambrace.errors import TrustZoneError
-from vambrace.trustzone.claims import RealmClaims
+from vambrace.trustzone.claims import RealmClaims, SealingClaims
 
 
 class InsecurePlatform:
@@ -26,6 +27,7 @@ class InsecurePlatform:
 
     def __init__(self) -> None:
         self._platform = ec.generate_private_key(ec.SECP256R1())
+        self._sealing = os.urandom(32)
         self._realm = ec.generate_private_key(ec.SECP256R1())
 
     def __enter__(self) -> InsecurePlatform:
@@ -56,6 +58,10 @@ class InsecurePlatform:
         if length < 0:
             raise TrustZoneError("a number of random bytes is not negative")
         return os.urandom(length)
+
+    def sealing_key(self, request: SealingClaims) -> bytes:
+        """As ``TrustZone.sealing_key``, until this process ends."""
+        return hmac.digest(self._sealing, request.encode(), "sha256")
 
     def evidence(self, request: RealmClaims) -> bytes:
         """As ``TrustZone.evidence``, with claim -70004 (insecure) true."""

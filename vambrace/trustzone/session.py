@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Final
 
 from vambrace.errors import TrustZoneError
-from vambrace.trustzone.claims import RealmClaims
+from vambrace.trustzone.claims import RealmClaims, SealingClaims
 
 APPLICATION: Final = uuid.UUID("8b27ba22-915c-4834-b205-619451c0766a")
 RANDOM_MAX: Final = 4096
@@ -17,9 +17,10 @@ RANDOM_MAX: Final = 4096
 _LIBRARY: Final = "libteec.so.2"
 _COSE_KEY_BYTES: Final = 75
 _EVIDENCE_BYTES: Final = 8192
+_SEALING_KEY_BYTES: Final = 32
 
 # Commands: firmware/ta/protocol.h
-_PLATFORM_KEY, _LIFECYCLE, _LOCK, _RANDOM, _EVIDENCE = range(5)
+_PLATFORM_KEY, _LIFECYCLE, _LOCK, _RANDOM, _EVIDENCE, _SEALING_KEY = range(6)
 
 _LOGIN_PUBLIC: Final = 0
 _VALUE_OUTPUT, _TEMP_INPUT, _TEMP_OUTPUT = 2, 5, 6
@@ -157,6 +158,10 @@ class TrustZone:
     def evidence(self, request: RealmClaims) -> bytes:
         """The CMW collection of platform and realm token for ``request`` (docs/architecture.md section 9)."""
         return self._buffer(_EVIDENCE, _EVIDENCE_BYTES, request.encode())
+
+    def sealing_key(self, request: SealingClaims) -> bytes:
+        """32 bytes, the same again for the same ``request`` on this machine with the same firmware and host."""
+        return self._buffer(_SEALING_KEY, _SEALING_KEY_BYTES, request.encode(), exact=True)
 
     def _buffer(self, command: int, size: int, request: bytes | None = None, *, exact: bool = False) -> bytes:
         """Invoke ``command`` with an output of at most ``size`` bytes (of just that many if ``exact``)."""

@@ -20,6 +20,7 @@ from vambrace_agent.monitor import Monitor
 from vambrace_agent.pace import Pace
 from vambrace_agent.ports import Ports
 from vambrace_agent.release import Broker
+from vambrace_agent.sealing import Sealing
 from vambrace_agent.secrets import Secrets
 from vambrace_agent.service import Service
 from vambrace_agent.settings import Application
@@ -168,11 +169,12 @@ def _life(port: Monitor) -> tuple[str, str]:
     service = Service(supervisor, port, events, channel.public_key(certificate), instance, loop.wake)
     ports = Ports(wanted.applications)
     doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
-    Desk(settings.DESK, wanted.applications, handlers(events, secrets)).start()
+    sealing = Sealing(wanted.sealing, port.sealing_key)
+    Desk(settings.DESK, wanted.applications, handlers(events, secrets, sealing)).start()
     return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds, wanted.lasting)
 
 
-def handlers(events: Events, secrets: Secrets) -> dict[str, Handler]:
+def handlers(events: Events, secrets: Secrets, sealing: Sealing) -> dict[str, Handler]:
     """What applications may ask for."""
     pace = Pace(DESK_RATE, DESK_BURST)
 
@@ -186,6 +188,25 @@ def handlers(events: Events, secrets: Secrets) -> dict[str, Handler]:
 
     def secret(application: Application, request: Request) -> Request:
         pace.wait()
-        return {"value": base64.b64encode(secrets.get(application.name, request.get("name"))).decode()}
+        return _coded(secrets.get(application.name, request.get("name")))
 
-    return {"extend": extend, "secret": secret}
+    def seal(application: Application, request: Request) -> Request:
+        pace.wait()
+        return _coded(sealing.seal(application.name, _data(request)))
+
+    def unseal(application: Application, request: Request) -> Request:
+        pace.wait()
+        return _coded(sealing.unseal(application.name, _data(request)))
+
+    return {"extend": extend, "secret": secret, "seal": seal, "unseal": unseal}
+
+
+def _coded(value: bytes) -> Request:
+    return {"value": base64.b64encode(value).decode()}
+
+
+def _data(request: Request) -> bytes:
+    try:
+        return base64.b64decode(str(request.get("value")), validate=True)
+    except ValueError:
+        raise AgentError("value: base64 is expected") from None

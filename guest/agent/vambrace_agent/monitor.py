@@ -105,6 +105,13 @@ class Monitor:
         """Ask for a stream to the broker: the monitor will connect, and name this number."""
         self._call("broker", stream=stream)
 
+    def sealing_key(self, version: int) -> bytes:
+        """The key (32 bytes) of what a version of this image has sealed here."""
+        key = bytes.fromhex(str(self._call("seal", version=version).get("key")))
+        if len(key) != 32:
+            raise AgentError("the monitor gave no key")
+        return key
+
     def messages(self) -> object:
         """What has gone through each endpoint, as the monitor gives it."""
         return self._call("messages").get("messages")

@@ -104,6 +104,8 @@ class Settings:
         self.endpoints = [Endpoint(item) for item in fields.get("endpoints", ())]
         self.networks = [Network(item) for item in fields.get("networks", ())]
         self.devices = [Device(item) for item in fields.get("devices", ())]
+        #: Of this image among its owner's, for what is sealed; None where nothing is.
+        self.sealing: int | None = fields["sealing"]["version"] if "sealing" in fields else None
         self.broker = BrokerPlace(fields["broker"]) if "broker" in fields else None
         self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]
         for application in self.applications:
