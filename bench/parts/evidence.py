@@ -68,8 +68,8 @@ class Platform:
         endorsement = self.vendor.certify(pak).public_bytes(Encoding.DER)
         return sign1(self.key, encode(stated), unprotected={X5CHAIN: endorsement})
 
-    def token(self, challenge: bytes) -> bytes:
-        """For a new Realm; ``challenge`` has 64 bytes."""
+    def token(self, challenge: bytes, instance: bytes | None = None) -> bytes:
+        """For a new Realm, or that of ``instance``; ``challenge`` has 64 bytes."""
         stated = {
             c.PROFILE: c.REALM_PROFILE,
             c.CHALLENGE: challenge,
@@ -79,7 +79,7 @@ class Platform:
             c.MEASUREMENT_HASH: "sha-256",
             c.RAK: self.rak,
             c.RAK_HASH: "sha-256",
-            c.INSTANCE: os.urandom(16),
+            c.INSTANCE: instance or os.urandom(16),
             c.KEY_STORAGE: "dram",
             c.DEBUG: False,
             c.INSECURE: False,

@@ -43,6 +43,17 @@ for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         print(path.parent.name)
 """
 
+# Of three kinds of Realms, as the daemon asks TrustZone for them.
+SEALING_KEYS = """
+from vambrace.trustzone import SealingClaims, TrustZone
+owner = bytes(64)
+with TrustZone() as session:
+    for claims in (SealingClaims(owner), SealingClaims(owner, name="a"), SealingClaims(owner, name="a", version=1)):
+        key = session.sealing_key(claims)
+        assert session.sealing_key(claims) == key
+        print(key.hex())
+"""
+
 
 class Machine:
     """One machine, with one fuse, that runs one host or another. ``old_state`` is its state disk as it was at first."""
@@ -51,6 +62,7 @@ class Machine:
         self.home = home
         self.old_state = home.parent / "old-state.img"
         self.said: list[str] = []
+        self.sealing_keys: dict[str, list[str]] = {}  # of each host that was asked for them
         self._make = make
         self._server: Server | None = None
 
@@ -138,6 +150,13 @@ def holds(file: Path, needle: bytes) -> bool:
                 position += 1 << 24
             position = stop
     return False
+
+
+def sealing_keys(host: door.Door) -> list[str]:
+    """Three sealing keys of the host that runs, in hexadecimal."""
+    done = host.python(SEALING_KEYS)
+    assert done.code == 0, done.output
+    return done.output.split()
 
 
 def files_with(server: Server, host: door.Door, needle: bytes) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import sqlite3
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machine import eventually, pages
+from machine import DOOR, Machine, door, eventually, pages, sealing_keys
 from user import PROGRAMS, User, await_log
 
 from vambrace.attest.policy import Policy
@@ -24,6 +25,7 @@ from vambrace.broker.server import running
 from vambrace.broker.settings import load_settings
 from vambrace.client.broker import BrokerClient
 from vambrace.emulator.qemu import BROKER
+from vambrace.emulator.server import Server
 from vambrace.image.bundle import Bundle
 
 # What the host's memory must not hold, and how it is recognized in a program's output.
@@ -111,6 +113,7 @@ def test_a_secret_for_a_realm(user: User, outside: Outside, tmp_path: Path) -> N
         {"name": "asker", "command": ["python3", "asker.py", "password", "others", "unknown"]},
         {"name": "stranger", "files": str(PROGRAMS / "asker"), "command": ["python3", "asker.py", "others"]},
         broker={"url": f"https://{place}", "certificate": "broker.pem", "secrets": SECRETS},
+        sealing={"to": "owner", "version": 1},
     )  # fmt: skip
     image = Bundle.open(bundle)
     policy = Policy(measurements=frozenset({image.measurement()}), owners=frozenset({image.config.personalization()}))
@@ -128,7 +131,7 @@ def test_a_secret_for_a_realm(user: User, outside: Outside, tmp_path: Path) -> N
         assert f"password: {DIGEST}\n" in said
         assert "others: the broker refuses: the secret is not for this Realm, or there is none\n" in said
         assert "unknown: this application is granted no such secret\n" in said
-        assert await_log(realm, "stranger", b"\n") == b"others: this application is granted no such secret\n"
+        assert b"others: this application is granted no such secret\n" in await_log(realm, "stranger", b"others")
         # Nobody but the Realm has read it: outside of its window no page of the host holds it.
         assert not pages_beyond(user, tmp_path)
         entries = outside.log("release")
@@ -145,6 +148,37 @@ def test_a_secret_for_a_realm(user: User, outside: Outside, tmp_path: Path) -> N
         assert len(outside.log("release")) == asked
     finally:
         realm.abandon()
+    sealed = re.search(r"^sealed: (\S+)$", said, re.MULTILINE)[1]
+    stays_sealed(user, sealed)
+
+
+def stays_sealed(user: User, sealed: str) -> None:
+    """The next version of the image opens it in its application of the same name, and in no other; what it seals
+    itself is of its own version."""
+    bundle = user.bundle(
+        {"name": "asker", "environment": {"SEALED": sealed}},
+        {"name": "stranger", "files": str(PROGRAMS / "asker"), "command": ["python3", "asker.py"],
+         "environment": {"SEALED": sealed}},
+        sealing={"to": "owner", "version": 2},
+    )  # fmt: skip
+    realm = user.create(bundle, name="next-version")
+    try:
+        realm.verify()
+        realm.approve()
+        realm.start()
+        said = await_log(realm, "asker", b"sealed: AQAAAAI").decode()
+        assert "unsealed: kept from version to version\n" in said
+        assert b"unsealed: this was sealed by somebody else" in await_log(realm, "stranger", b"\nsealed")
+    finally:
+        realm.abandon()
+
+
+def test_sealing_keys(server: Server, machine: Machine) -> None:
+    """Root of this very host gets them, as the monitor does: those of this host, and the same each time."""
+    with door.Door(server) as host:
+        keys = sealing_keys(host)
+    assert len(set(keys)) == 3 and all(len(key) == 64 for key in keys)
+    machine.sealing_keys[DOOR.name] = keys
 
 
 def pages_beyond(user: User, folder: Path) -> bool:

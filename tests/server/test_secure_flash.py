@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from machine import OPEN, Machine, copy_sparse, dumped, holds
+from machine import OPEN, Machine, copy_sparse, dumped, holds, sealing_keys
 
 from testbed.door import Done, Door
 from vambrace.emulator import fuse, memory
@@ -54,6 +54,10 @@ def test_fuse(machine: Machine, server: Server, tmp_path: Path) -> None:
         assert read(host, NORMAL_FLASH).code == 0
         for address in (fuse.OFFSET, SECURE_FLASH, SECURE_RAM):
             assert read(host, address) == Done(SIGBUS, "")
+        # The same fuse under another host: what was sealed under that one stays closed.
+        keys = sealing_keys(host)
+        for others in machine.sealing_keys.values():
+            assert not set(keys) & set(others)
         assert host.shell("busybox sync").code == 0
 
     key = fuse.read_fuse(server.flash).key

@@ -211,7 +211,8 @@ class Program:
 def open_desk(path: Path, log: events.Events, uid: int) -> Path:
     ours = application()
     ours.uid = uid
-    desk.Desk(str(path), [ours], agent_main.handlers(log, Secrets(None, []), Sealing(None, lambda version: b""))).start()
+    handlers = agent_main.handlers(log, Secrets(None, []), Sealing(None, lambda version: b""))
+    desk.Desk(str(path), [ours], handlers).start()
     return path
 
 

@@ -14,8 +14,9 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, delete, insert, inspect, select, update
@@ -128,11 +129,9 @@ class Transaction:
 
     def _secret(self, row: Any) -> Secret:
         name = ResourceName.parse(row["resource"])
-        stored = decode_json(_blob(row["policy"]))
-        policy = ReleasePolicy.parse(stored["platform"], stored["policy"])
-        secret = Secret(name, row["generation"], policy, b"", _blob(row["state"]))
+        secret = Secret(name, row["generation"], _policy(_blob(row["policy"])), b"", _blob(row["state"]))
         value = self._vault.open(_blob(row["sealed"]), secret.context())
-        return Secret(name, secret.generation, policy, value, secret.state)
+        return replace(secret, value=value)
 
 
 Work = Callable[[Transaction], Result]
@@ -308,6 +307,13 @@ def _entries(connection: Connection, after: int, limit: int | None = None, prefi
     statement = statement.order_by(AUDIT.c.sequence).limit(limit).execution_options(yield_per=_READ)
     for sequence, text, digest in connection.execute(statement):
         yield Entry(sequence, _blob(text), _blob(digest))
+
+
+@lru_cache(256)
+def _policy(stored: bytes) -> ReleasePolicy:
+    """Read anew for each release it would take as long as the appraisal."""
+    fields = decode_json(stored)
+    return ReleasePolicy.parse(fields["platform"], fields["policy"])
 
 
 def _blob(value: object) -> bytes:
