@@ -12,13 +12,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest import claims as c
 from vambrace.attest.anchors import Anchors
-from vambrace.attest.cbor import Tag, encode
+from vambrace.attest.cbor import encode
 from vambrace.attest.claims import Component
 from vambrace.attest.cose import X5CHAIN, encode_key, sign1
 from vambrace.attest.endorsement import VendorAuthority, platform_instance_id
 from vambrace.attest.policy import SECURED, Policy
 from vambrace.attest.references import ReferenceValues
-from vambrace.attest.token import COLLECTION_TAG, PLATFORM, REALM
+from vambrace.attest.token import collect
 
 NAMES = ("BL31", "OPTEE_HEADER", "OPTEE_PAGER", "BL33")
 COMPONENTS = tuple(Component(name, hashlib.sha256(name.encode()).digest(), bytes(32)) for name in NAMES)
@@ -86,7 +86,7 @@ class Platform:
             c.CACHE_PARTITION: "none",
             c.CLASS: "realm",
         }
-        return encode(Tag(COLLECTION_TAG, {PLATFORM: self.half, REALM: sign1(self.realm_key, encode(stated))}))
+        return collect(self.half, sign1(self.realm_key, encode(stated)))
 
 
 def anchors(vendor: VendorAuthority) -> Anchors:

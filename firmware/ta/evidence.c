@@ -41,6 +41,9 @@
 #define CLAIM_CACHE_PARTITION -70005
 #define CLAIM_CLASS -70006
 
+/* Content format of CoAP: application/eat+cwt. */
+#define CONTENT_EAT_CWT 263
+
 #define COMPONENT_TYPE 1
 #define COMPONENT_DIGEST 2
 #define COMPONENT_SIGNER 5
@@ -59,6 +62,10 @@ static uint8_t payload_buffer[PAYLOAD_MAX];
 static uint8_t scratch[SCRATCH_MAX];
 static uint8_t platform_token[SCRATCH_MAX + 128];
 static uint8_t realm_token[SCRATCH_MAX + 128];
+/* The claims over which platform_token is the platform half; no length: none. */
+static uint8_t kept_claims[PAYLOAD_MAX];
+static size_t kept_length;
+static size_t kept_token_length;
 static struct boot_events boot_log;
 
 /* COSE_Sign1 over ``payload`` (RFC 9052 section 4.2), the unprotected header empty. */
@@ -89,6 +96,25 @@ static TEE_Result cose_sign1(const struct signing_key *key, const struct cbor *p
 	cbor_bytes(token, payload->data, payload->length);
 	cbor_bytes(token, signature, sizeof(signature));
 	return token->overflow ? TEE_ERROR_EXCESS_DATA : TEE_SUCCESS;
+}
+
+/* As in Arm CCA, a boot has its platform half signed once: what it says is composed each time, and mostly the same. */
+static TEE_Result sign_platform(const struct signing_key *pak, const struct cbor *claims, struct cbor *token)
+{
+	TEE_Result res = TEE_SUCCESS;
+
+	if (!claims->overflow && claims->length == kept_length && !memcmp(claims->data, kept_claims, kept_length)) {
+		token->length = kept_token_length;
+		return TEE_SUCCESS;
+	}
+	kept_length = 0;
+	res = cose_sign1(pak, claims, token);
+	if (res)
+		return res;
+	memcpy(kept_claims, claims->data, claims->length);
+	kept_length = claims->length;
+	kept_token_length = token->length;
+	return TEE_SUCCESS;
 }
 
 static TEE_Result compose_platform(const struct signing_key *pak, const struct signing_key *rak, struct cbor *token)
@@ -137,7 +163,7 @@ static TEE_Result compose_platform(const struct signing_key *pak, const struct s
 	cbor_bytes(&claims, "", 0);
 	cbor_int(&claims, CLAIM_HASH);
 	cbor_text(&claims, "sha-256");
-	return cose_sign1(pak, &claims, token);
+	return sign_platform(pak, &claims, token);
 }
 
 static TEE_Result compose_realm(const struct signing_key *rak, const struct realm_request *request, struct cbor *token)
@@ -181,6 +207,14 @@ static TEE_Result compose_realm(const struct signing_key *rak, const struct real
 	return cose_sign1(rak, &claims, token);
 }
 
+/* A record of a conceptual message wrapper (draft-ietf-rats-msg-wrap section 3.1): its type, and the message. */
+static void add_record(struct cbor *collection, const struct cbor *token)
+{
+	cbor_array(collection, 2);
+	cbor_int(collection, CONTENT_EAT_CWT);
+	cbor_bytes(collection, token->data, token->length);
+}
+
 TEE_Result compose_evidence(const struct realm_request *request, void *out, size_t *size)
 {
 	const struct signing_key *pak = NULL;
@@ -203,18 +237,18 @@ TEE_Result compose_evidence(const struct realm_request *request, void *out, size
 	if (res)
 		return res;
 
-	/* Tag 3 bytes, map 1, two keys of 3 and two heads of 3. */
-	if (*size < platform.length + realm.length + 16) {
-		*size = platform.length + realm.length + 16;
+	/* Tag 3 bytes, map 1, two keys of 3, two records: array 1, content format 3, head 3. */
+	if (*size < platform.length + realm.length + 24) {
+		*size = platform.length + realm.length + 24;
 		return TEE_ERROR_SHORT_BUFFER;
 	}
 	cbor_init(&collection, out, *size);
 	cbor_tag(&collection, TAG_CMW_COLLECTION);
 	cbor_map(&collection, 2);
 	cbor_int(&collection, COLLECTION_PLATFORM);
-	cbor_bytes(&collection, platform.data, platform.length);
+	add_record(&collection, &platform);
 	cbor_int(&collection, COLLECTION_REALM);
-	cbor_bytes(&collection, realm.data, realm.length);
+	add_record(&collection, &realm);
 	*size = collection.length;
 	return collection.overflow ? TEE_ERROR_GENERIC : TEE_SUCCESS;
 }

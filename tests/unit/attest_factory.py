@@ -142,7 +142,9 @@ def dumps(value: Any) -> bytes:
 
 
 def collection(halves: dict[int, bytes], tag: int = 907) -> bytes:
-    return dumps(cbor2.CBORTag(tag, halves))
+    """Records of type application/eat+cwt, or what the tag before that had."""
+    entries = {key: [263, half] for key, half in halves.items()} if tag == 907 else halves
+    return dumps(cbor2.CBORTag(tag, entries))
 
 
 def verify(token: bytes, platform: Platform, **changes: Any) -> VerifiedRealm:

@@ -103,7 +103,7 @@ def test_random_cbor(value: Any) -> None:
     data = cbor2.dumps(value, canonical=True)
     only_verification_errors(data)
     only_verification_errors(cbor2.dumps(cbor2.CBORTag(907, value), canonical=True))
-    only_verification_errors(cbor2.dumps(cbor2.CBORTag(907, {44234: data, 44241: data}), canonical=True))
+    only_verification_errors(cbor2.dumps(cbor2.CBORTag(907, {44234: [263, data], 44241: [263, data]}), canonical=True))
 
 
 @settings(max_examples=200, deadline=None)
@@ -238,7 +238,7 @@ def test_keys_off_the_curve_are_refused() -> None:
 
 def test_duplicate_halves_are_refused() -> None:
     halves = PLATFORM.halves()
-    one = b"\x19\xac\xca" + cbor.encode(halves[44234])
+    one = b"\x19\xac\xca" + cbor.encode([263, halves[44234]])
     with pytest.raises(MalformedEvidence):
         decode_evidence(b"\xd9\x03\x8b\xa2" + one + one)
     assert decode_evidence(collection(halves)).realm.instance

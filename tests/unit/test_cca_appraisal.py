@@ -255,8 +255,8 @@ def token_2(pak: Any, rak: Any, **extra: Any) -> bytes:
         256: b"\x01" + bytes(32),
         44243: 1,
     }
-    halves = {44234: [263, cose.sign1(pak, dumps(platform))], 44241: [263, cose.sign1(rak, dumps(realm))]}
-    return collection(halves)  # type: ignore[arg-type]
+    halves = {44234: cose.sign1(pak, dumps(platform)), 44241: cose.sign1(rak, dumps(realm))}
+    return collection(halves)
 
 
 def test_profile_2_and_devices_that_were_added() -> None:

@@ -14,6 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vambrace.attest.cose import decode_key
+from vambrace.attest.signatures import check_signatures
+from vambrace.attest.token import decode_evidence
 from vambrace.trustzone import RealmClaims
 
 ROOT = Path(__file__).parents[2]
@@ -34,10 +37,12 @@ SHA1, SHA256, SHA384 = 4, 0xB, 0xC
 DIGESTS = [hashlib.sha256(bytes([number])).digest() for number in range(EVENTS_MAX + 1)]
 
 
-def compiled(directory: Path, name: str, *sources: Path, include: Sequence[Path] = ()) -> Path:
+def compiled(
+    directory: Path, name: str, *sources: Path, include: Sequence[Path] = (), options: Sequence[str] = ()
+) -> Path:
     program = directory / name
-    words = [f"-I{path}" for path in include]
-    subprocess.run(["cc", *FLAGS, *SANITIZERS, *words, "-o", program, TESTS / f"{name}.c", *sources], check=True)
+    words = [*(f"-I{path}" for path in include), "-o", program, TESTS / f"{name}.c", *sources, *options]
+    subprocess.run(["cc", *FLAGS, *SANITIZERS, *words], check=True)
     return program
 
 
@@ -339,9 +344,50 @@ def test_requests(tmp_path: Path) -> None:
     assert output([program], b"".join(cases)) == list(cases.values())
 
 
+# --- evidence ----------------------------------------------------------------------------------------------
+
+
+def test_evidence(tmp_path: Path) -> None:
+    """The real composer: its tokens verify, the platform half stays until what it says changes, no byte too many."""
+    sources = [TA / f"{name}.c" for name in ("evidence", "cbor", "request")]
+    options = ["-DSIGNER_ID_BYTES=0x5a", "-Wno-deprecated-declarations", "-lcrypto"]
+    include = [FAKES, TA, ROOT / "firmware/common"]
+    program = compiled(tmp_path, "evidence", *sources, include=include, options=options)
+    claims = RealmClaims(bytes(range(16)), bytes(32), (bytes(32),) * 4, bytes(64), bytes(range(64)))
+    other = replace(claims, instance=bytes(16), debug=True)
+    room = 16384
+
+    def asked(*cases: tuple[int, int, RealmClaims]) -> tuple[bytes, bytes, list[tuple[str, int, bytes]]]:
+        data = b"".join(struct.pack("<II", state, room) + claims.encode() for state, room, claims in cases)
+        keys, *lines = output([program], data)
+        pak, rak = (bytes.fromhex(key) for key in keys.split())
+        answers = [(line + " ").split(" ")[:3] for line in lines]
+        return pak, rak, [(code, int(size), bytes.fromhex(token)) for code, size, token in answers]
+
+    cases = ((0x3000, claims), (0x3000, other), (0x1000, other), (0x3000, claims))
+    pak, rak, answers = asked(*((state, room, stated) for state, stated in cases))
+    assert [code for code, _, _ in answers] == [OK] * 4
+    halves = []
+    for (_, size, token), (_, stated) in zip(answers, cases, strict=True):
+        evidence = decode_evidence(token)
+        check_signatures(evidence, decode_key(pak))
+        assert size == len(token)
+        assert (evidence.realm.rak, evidence.realm.instance) == (rak, stated.instance)
+        assert (evidence.realm.challenge, evidence.realm.debug) == (stated.challenge, stated.debug)
+        halves.append(cbor2.loads(token).value[44234])
+    assert halves[0] == halves[1] != halves[2]
+    assert halves[3] not in halves[:3]  # signed again, by another nonce
+    assert [decode_evidence(token).platform.lifecycle for _, _, token in answers] == [0x3000, 0x3000, 0x1000, 0x3000]
+
+    length = len(answers[0][2])
+    _, _, answers = asked(*((0x3000, short, claims) for short in (0, 1, length - 1, length)))
+    assert [(code, size) for code, size, _ in answers] == [(SHORT, length)] * 3 + [(OK, length)]
+
+
 def with_byte(data: bytes, at: int, value: int) -> bytes:
     return data[:at] + bytes([value]) + data[at + 1 :]
 
 
 def test_every_program_is_run() -> None:
-    assert {path.stem for path in TESTS.glob("*.c")} == {"eventlog", "cbor", "sha256", "request", "sealing"}
+    run = {"eventlog", "cbor", "sha256", "request", "sealing", "evidence"}
+    assert {path.stem for path in TESTS.glob("*.c")} == run

@@ -146,9 +146,11 @@ def test_the_insecure_platform_signs_and_says_that_it_is_insecure() -> None:
     with InsecurePlatform() as platform:
         collection = cbor2.loads(platform.evidence(CLAIMS))
         assert collection.tag == 907
-        device = _verify(collection.value[44234], platform.platform_key())
-        rak = cbor2.loads(cbor2.loads(collection.value[44241]).value[2])[44237]
-        realm = _verify(collection.value[44241], rak)
+        (kind, device_half), (_, realm_half) = collection.value[44234], collection.value[44241]
+        assert kind == 263
+        device = _verify(device_half, platform.platform_key())
+        rak = cbor2.loads(cbor2.loads(realm_half).value[2])[44237]
+        realm = _verify(realm_half, rak)
     assert device[10] == hashlib.sha256(rak).digest()
     assert device[256] == b"\x01" + hashlib.sha256(platform.platform_key()).digest()
     assert device[2395] == platform.lifecycle() == 0x1000
@@ -160,7 +162,7 @@ def test_the_insecure_platform_signs_and_says_that_it_is_insecure() -> None:
         CLAIMS.instance,
     )
     with pytest.raises(InvalidSignature):
-        _verify(collection.value[44241], platform.platform_key())
+        _verify(collection.value[44241][1], platform.platform_key())
 
 
 def test_the_insecure_platform_cannot_be_secured() -> None:

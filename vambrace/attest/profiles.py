@@ -24,7 +24,6 @@ _CONTENT_TYPE, _KID, _TYPE = 3, 4, 16
 class Collection(Enum):
     """How the halves are wrapped: each as a byte string, or as a record of the conceptual message wrapper."""
 
-    BARE = "byte strings in a collection (907)"
     RECORDS = "records in a collection (907)"
     LEGACY = "byte strings in a legacy collection (399)"
 
@@ -55,7 +54,6 @@ VAMBRACE: Final = Profile(
     decode_platform=claims.decode_platform,
     decode_realm=claims.decode_realm,
     decode_rak=keys.decode_key,
-    collections=frozenset({Collection.BARE, Collection.LEGACY}),
     algorithms=frozenset({ES256}),
     protected=frozenset(),
     platform_loose=frozenset({X5CHAIN}),

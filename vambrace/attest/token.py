@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from vambrace.attest import claims, profiles
-from vambrace.attest.cbor import Tag, decode_tolerant
+from vambrace.attest.cbor import Tag, decode_tolerant, encode
 from vambrace.attest.chain import MAX_CHAIN
 from vambrace.attest.cose import X5CHAIN, X5T, Sign1, check_headers, decode_sign1_tolerant
 from vambrace.attest.profiles import Collection, Profile
@@ -87,6 +87,11 @@ def decode_token(token: bytes, *, accepted: tuple[Profile, ...] = profiles.ALL) 
     )
 
 
+def collect(platform: bytes, realm: bytes) -> bytes:
+    """Both halves, each a COSE_Sign1, as a token of our profile."""
+    return encode(Tag(COLLECTION_TAG, {PLATFORM: [EAT_TYPES[0], platform], REALM: [EAT_TYPES[0], realm]}))
+
+
 class _PlatformHalf(NamedTuple):
     """A platform half; it is ``decoded`` if its profile is accepted."""
 
@@ -126,25 +131,26 @@ def _collection(token: bytes) -> tuple[Collection, dict[int, bytes], str | None]
             raise MalformedEnvelope(f"the token has no {half} token")
     if len(entries) != 2:
         raise MalformedEnvelope("the token has entries that are not known")
-    legacy = tagged.number == LEGACY_COLLECTION_TAG
-    if all(isinstance(entry, bytes) for entry in entries.values()):
-        return Collection.LEGACY if legacy else Collection.BARE, entries, variation
-    if legacy:
+    if tagged.number == COLLECTION_TAG:
+        return Collection.RECORDS, {key: _record(entry) for key, entry in entries.items()}, variation
+    if not all(isinstance(entry, bytes) for entry in entries.values()):
         raise MalformedEnvelope("a half of the token is not a byte string")
-    if not all(isinstance(entry, list) for entry in entries.values()):
-        raise MalformedEnvelope("a half of the token is neither a record nor a byte string")
-    return Collection.RECORDS, {key: _record(entry) for key, entry in entries.items()}, variation
+    return Collection.LEGACY, entries, variation
 
 
-def _record(record: list[Any]) -> bytes:
+def _record(record: Any) -> bytes:
     """The EAT in a record of a CMW (draft-ietf-rats-msg-wrap, 3.1): its type and bytes; no third, of indicators."""
     match record:
         case [kind, bytes(eat)] if type(kind) in (int, str) and kind in EAT_TYPES:
             return eat
         case [_, bytes()]:
             raise MalformedEnvelope("a record of the token is of another type than an EAT in CBOR")
+        case [_, bytes(), _]:
+            raise MalformedEnvelope("a record of the token has an indicator, and none is known here")
+        case bytes():
+            raise MalformedEnvelope("a half of the token is not in a record")
         case _:
-            raise MalformedEnvelope("a record of the token is not a type and a byte string")
+            raise MalformedEnvelope("a half of the token is not a record of a type and a byte string")
 
 
 def _profile(half: Any) -> object:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vambrace.attest.cbor import Tag, decode, encode
 from vambrace.attest.chain import MAX_CHAIN, UNREADABLE
 from vambrace.attest.cose import SIGN1_TAG, X5CHAIN, encode_key
-from vambrace.attest.token import COLLECTION_TAG, MAX_TOKEN, PLATFORM, REALM
+from vambrace.attest.token import COLLECTION_TAG, MAX_TOKEN, collect
 from vambrace.errors import ConfigError, MalformedEvidence, TrustZoneError
 
 _CHAIN = "send the vendor's endorsement of this platform's key, its certificate first, as PEM"
@@ -24,16 +24,17 @@ _CHAIN = "send the vendor's endorsement of this platform's key, its certificate 
 
 def with_endorsement(evidence: bytes, chain: Sequence[bytes]) -> bytes:
     """``evidence`` with the DER certificates of ``chain`` (leaf first); raises ``TrustZoneError``."""
-    collection = _tagged(evidence, COLLECTION_TAG)
-    if not isinstance(collection, dict) or set(collection) != {PLATFORM, REALM}:
-        raise TrustZoneError("evidence is not a collection of a platform and a realm token")
-    message = _tagged(collection[PLATFORM], SIGN1_TAG)
+    match _tagged(evidence, COLLECTION_TAG):
+        case {44234: [263, bytes(platform)], 44241: [263, bytes(realm)], **others} if not others:
+            pass
+        case _:
+            raise TrustZoneError("evidence is not a collection of a platform and a realm token")
+    message = _tagged(platform, SIGN1_TAG)
     if not isinstance(message, list) or len(message) != 4 or not isinstance(message[1], dict):
         raise TrustZoneError("the platform token is not a COSE_Sign1")
     protected, unprotected, payload, signature = message
     header = {**unprotected, X5CHAIN: chain[0] if len(chain) == 1 else list(chain)}
-    platform = encode(Tag(SIGN1_TAG, [protected, header, payload, signature]))
-    return encode(Tag(COLLECTION_TAG, {**collection, PLATFORM: platform}))
+    return collect(encode(Tag(SIGN1_TAG, [protected, header, payload, signature])), realm)
 
 
 def parse_chain(pem: bytes) -> list[bytes]:

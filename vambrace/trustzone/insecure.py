@@ -13,11 +13,11 @@ from types import TracebackType
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from vambrace.attest import claims
-from vambrace.attest.cbor import Tag, encode
+from vambrace.attest.cbor import encode
 from vambrace.attest.cose import encode_key, sign1
 from vambrace.attest.endorsement import platform_instance_id
 from vambrace.attest.policy import NOT_PROVISIONED
-from vambrace.attest.token import COLLECTION_TAG, PLATFORM, REALM
+from vambrace.attest.token import collect
 from vambrace.errors import TrustZoneError
 from vambrace.trustzone.claims import RealmClaims, SealingClaims
 
@@ -100,5 +100,4 @@ class InsecurePlatform:
             claims.CACHE_PARTITION: request.cache_partition,
             claims.CLASS: request.domain_class,
         }
-        halves = {PLATFORM: sign1(self._platform, encode(platform)), REALM: sign1(self._realm, encode(realm))}
-        return encode(Tag(COLLECTION_TAG, halves))
+        return collect(sign1(self._platform, encode(platform)), sign1(self._realm, encode(realm)))

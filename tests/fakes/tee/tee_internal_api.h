@@ -1,4 +1,4 @@
-/* As much of GlobalPlatform's TEE Internal Core API as firmware/ta/eventlog.c needs; tee.c stands behind it. */
+/* As much of GlobalPlatform's TEE Internal Core API as firmware/tests need; tee.c stands behind it. */
 #ifndef FAKE_TEE_INTERNAL_API_H
 #define FAKE_TEE_INTERNAL_API_H
 
@@ -32,6 +32,8 @@ typedef union {
 #define TEE_TIMEOUT_INFINITE 0xffffffff
 
 #define TEE_SUCCESS 0x00000000
+#define TEE_ERROR_GENERIC 0xffff0000
+#define TEE_ERROR_EXCESS_DATA 0xffff0004
 #define TEE_ERROR_BAD_PARAMETERS 0xffff0006
 #define TEE_ERROR_ITEM_NOT_FOUND 0xffff0008
 #define TEE_ERROR_OUT_OF_MEMORY 0xffff000c

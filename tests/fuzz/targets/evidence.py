@@ -14,6 +14,7 @@ from script import Script, demand
 from vambrace.attest import cbor, cose, references
 from vambrace.attest.owner import Bounds, OwnerIdentity, verify_bounds, verify_percent, verify_verdict
 from vambrace.attest.show import describe
+from vambrace.attest.token import collect
 from vambrace.attest.verify import verify_launch
 from vambrace.errors import MessageRefused, VerificationError
 
@@ -75,7 +76,7 @@ def claims(script: Script) -> None:
         )
     else:
         halves[44241] = cose.sign1(PLATFORM.rak, changed(script, dumps(PLATFORM.realm_claims())))
-    judged(cbor.encode(cbor.Tag(907, halves)))
+    judged(collect(halves[44234], halves[44241]))
 
 
 def judged(evidence: bytes) -> None:

@@ -49,7 +49,7 @@ def test_attest(tmp_path: Path, certificates: Certificates) -> None:
         challenge = os.urandom(64)
         reply = await vmm.ask("attest", challenge=challenge.hex())
         collection = cbor2.loads(base64.b64decode(reply["token"])).value
-        claims = cbor2.loads(cbor2.loads(collection[44241]).value[2])
+        claims = cbor2.loads(cbor2.loads(collection[44241][1]).value[2])
         assert claims[10] == challenge
         assert claims[-70001] == owner.instance
         for wrong in (challenge[:63].hex(), "zz" * 64, 7, None, [], challenge.hex() + "00"):

@@ -470,12 +470,13 @@ def test_endorsement_changes_no_signed_byte(certificates: Certificates) -> None:
     assert endorses(chain, OTHER_KEY)
     assert not endorses(chain[1:], OTHER_KEY)
     sign1 = Tag(18, [b"\xa1\x01\x26", {}, b"\xa0", bytes(64)])
-    evidence = encode(Tag(907, {44234: encode(sign1), 44241: b"realm, opaque"}))
+    evidence = encode(Tag(907, {44234: [263, encode(sign1)], 44241: [263, b"realm, opaque"]}))
     result = decode(with_endorsement(evidence, chain), limit=1 << 16)
-    platform = decode(result.value[44234], limit=1 << 16)
+    platform = decode(result.value[44234][1], limit=1 << 16)
     assert platform.value == [b"\xa1\x01\x26", {33: chain}, b"\xa0", bytes(64)]
-    assert result.value[44241] == b"realm, opaque"
-    for broken in (b"", b"\xff", encode(7), encode(Tag(907, {})), encode(Tag(907, {44234: b"", 44241: b""}))):
+    assert result.value[44241] == [263, b"realm, opaque"]
+    empty = ({}, {44234: b"", 44241: b""}, {44234: [263, b""], 44241: [263, b""]}, {44234: [0, b""], 44241: [263, b""]})
+    for broken in (b"", b"\xff", encode(7), *(encode(Tag(907, collection)) for collection in empty)):
         with pytest.raises(TrustZoneError):
             with_endorsement(broken, chain)
 

@@ -104,7 +104,8 @@ def test_token_satisfies_the_verifier(tmp_path: Path, certificates: Certificates
 def halves(token: bytes) -> tuple[list[Any], list[Any]]:
     collection = cbor2.loads(token)
     assert collection.tag == 907
-    return cbor2.loads(collection.value[44234]).value, cbor2.loads(collection.value[44241]).value
+    (_, platform), (_, realm) = collection.value[44234], collection.value[44241]
+    return cbor2.loads(platform).value, cbor2.loads(realm).value
 
 
 def test_no_is_final_and_nothing_runs(tmp_path: Path, certificates: Certificates) -> None:
