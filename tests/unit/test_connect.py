@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 from client_harness import World, make_world, register
 from config_factory import make_application
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from messages_world import dial, echo, eventually, free_port, read_all, serving
 
 from vambrace import Realm
@@ -394,6 +396,64 @@ def test_an_agent_that_breaks_the_protocol_is_left(
         assert isinstance(problem, DomainError) and message in problem.message
         with contextlib.suppress(ConnectionResetError):
             read_all(connected)
+
+
+KINDS = st.sampled_from([b"o", b"d", b"c", b"e", b"r", b"x"])
+NUMBERS = st.integers(0, 3) | st.integers(0, (1 << 32) - 1)
+FRAMES = st.lists(
+    st.builds(lambda kind, number, value, data: (kind, number, value, data), KINDS, NUMBERS, NUMBERS, st.binary())
+)
+
+
+def spelled(frames: list[tuple[bytes, int, int, bytes]], *, honest: bool) -> bytes:
+    """What is honest says of its data how long it is."""
+    return b"".join(
+        frame(kind, n, len(data) if honest and kind == b"d" else value, data) for kind, n, value, data in frames
+    )
+
+
+@settings(deadline=None)
+@given(FRAMES | st.binary(max_size=100), st.booleans(), st.integers(1, 50))
+def test_any_frames_of_an_owner(frames: list[tuple[bytes, int, int, bytes]] | bytes, honest: bool, cut: int) -> None:
+    """However they are cut into pieces: refused, or answered in bounds; and nothing is connected to."""
+    data = frames if isinstance(frames, bytes) else spelled(frames, honest=honest)
+    agent = agent_streams.Streams(None, b"", agent_ports.Ports([]), 1 << 16)  # type: ignore[arg-type]
+    with contextlib.suppress(ValueError):
+        for start in range(0, len(data), cut):
+            agent._in += data[start : start + cut]
+            agent._parse()
+    assert not agent._streams and len(agent._out) <= len(data)
+    assert set(agent._out[:: agent_streams.HEADER.size]) <= set(b"r")
+
+
+@settings(deadline=None)
+@given(FRAMES | st.binary(max_size=100), st.booleans(), st.integers(1, 50))
+def test_any_frames_of_an_agent(frames: list[tuple[bytes, int, int, bytes]] | bytes, honest: bool, cut: int) -> None:
+    """Nothing but an error of ours comes of it, and no more is kept for the local side than was asked for."""
+    data = frames if isinstance(frames, bytes) else spelled(frames, honest=honest)
+
+    class Pipe:
+        sent = 0
+
+        async def receive(self) -> bytes:
+            await asyncio.sleep(0)
+            start, self.sent = self.sent, self.sent + cut
+            return data[start : self.sent]
+
+        async def send(self, data: bytes) -> None:
+            await asyncio.sleep(0)
+
+    async def one() -> None:
+        streams = client_streams.Streams(Pipe(), 1 << 16)  # type: ignore[arg-type]
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        with ours:
+            stream = streams.open(5432, theirs)
+            with pytest.raises(DomainError):
+                await streams.run()
+            assert len(stream.waiting) <= client_streams.WINDOW and not streams._streams
+
+    asyncio.run(one())
 
 
 # Local ports

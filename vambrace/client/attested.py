@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -67,6 +68,7 @@ class Attested(Domain):
         self.verified: VerifiedRealm | None = None
         self._channel: Channel | None = None
         self._tunnel: Tunnel | None = None
+        self._beginning = threading.Lock()
 
     @classmethod
     def create(
@@ -130,9 +132,10 @@ class Attested(Domain):
     def close(self) -> None:
         """Close the channel, if one is open, and what goes to published ports."""
         self._hang_up()
-        if self._tunnel:
-            self._tunnel.close()
-            self._tunnel = None
+        with self._beginning:
+            tunnel, self._tunnel = self._tunnel, None
+        if tunnel:
+            tunnel.close()
 
     def _hang_up(self) -> None:
         if self._channel:
@@ -291,15 +294,16 @@ class Attested(Domain):
     @property
     def tunnel(self) -> Tunnel:
         """What connects to published ports, in a thread of its own; begun when it is first needed."""
-        if self._tunnel is None:
-            from vambrace.client.pipe import Pipe
-            from vambrace.client.tunnel import Tunnel
+        from vambrace.client.pipe import Pipe
+        from vambrace.client.tunnel import Tunnel
 
-            verify, owner = self._judge(), self.owner
-            self._tunnel = Tunnel(
-                lambda: Pipe.open(self.host, self.uuid, owner.certificate_path, owner.key_path, verify)
-            )
-        return self._tunnel
+        with self._beginning:
+            if self._tunnel is None:
+                verify, owner = self._judge(), self.owner
+                self._tunnel = Tunnel(
+                    lambda: Pipe.open(self.host, self.uuid, owner.certificate_path, owner.key_path, verify)
+                )
+            return self._tunnel
 
     def _reach(self, work: Callable[[Tunnel], Coroutine[Any, Any, T]]) -> T:
         """Do it in the tunnel; what fails because the domain has ended, says so."""

@@ -23,7 +23,7 @@ from vambrace.attest.verify import VerifiedRealm
 from vambrace.client import channel
 from vambrace.client.channel import ENDED, MAX_LINE, Verify
 from vambrace.client.host import Host
-from vambrace.client.websocket import CONNECT_SECONDS, MAX_MESSAGE, explained, place_of
+from vambrace.client.websocket import CONNECT_SECONDS, explained, place_of, terms
 from vambrace.errors import ChannelClosed, DomainError, HostUnreachable
 
 BLOCK = 64 << 10
@@ -137,26 +137,16 @@ class Pipe:
 @contextlib.asynccontextmanager
 async def _open_websocket(host: Host, url: str) -> AsyncIterator[ClientConnection]:
     """Raises ``HostUnreachable``, and what the host refuses with."""
-    place = place_of(host)
     async with contextlib.AsyncExitStack() as stack:
         with explained(host):
             # A socket of our own: no proxy of the environment's comes between.
-            stream = await asyncio.to_thread(socket.create_connection, place, CONNECT_SECONDS)
+            stream = await asyncio.to_thread(socket.create_connection, place_of(host), CONNECT_SECONDS)
             stack.callback(stream.close)
             stream.setblocking(False)
             stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            opened = await stack.enter_async_context(
-                connect(
-                    url,
-                    sock=stream,
-                    ssl=host.tls,
-                    server_hostname=place[0],
-                    compression=None,
-                    max_size=MAX_MESSAGE,
-                    open_timeout=CONNECT_SECONDS,
-                    ping_interval=PING_SECONDS,
-                    ping_timeout=2 * PING_SECONDS,
-                )
+            connecting = connect(
+                url, sock=stream, ping_interval=PING_SECONDS, ping_timeout=2 * PING_SECONDS, **terms(host)
             )
+            opened = await stack.enter_async_context(connecting)
         with contextlib.suppress(WebSocketException):
             yield opened

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.exceptions import InvalidStatus, WebSocketException
@@ -19,23 +20,24 @@ MAX_MESSAGE = 1 << 20
 @contextlib.contextmanager
 def open_websocket(host: Host, url: str) -> Iterator[ClientConnection]:
     """Raises ``HostUnreachable``, and what the host refuses with."""
-    place = place_of(host)
     with contextlib.ExitStack() as stack:
         with explained(host):
             # A socket of our own: no proxy of the environment's comes between.
-            stream = socket.create_connection(place, timeout=CONNECT_SECONDS)
+            stream = socket.create_connection(place_of(host), timeout=CONNECT_SECONDS)
             stack.callback(stream.close)
-            connection = connect(
-                url,
-                sock=stream,
-                ssl=host.tls,
-                server_hostname=place[0],
-                compression=None,
-                max_size=MAX_MESSAGE,
-                open_timeout=CONNECT_SECONDS,
-            )
-            opened = stack.enter_context(connection)
+            opened = stack.enter_context(connect(url, sock=stream, **terms(host)))
         yield opened
+
+
+def terms(host: Host) -> dict[str, Any]:
+    """How either kind of connection is made."""
+    return {
+        "ssl": host.tls,
+        "server_hostname": place_of(host)[0],
+        "compression": None,
+        "max_size": MAX_MESSAGE,
+        "open_timeout": CONNECT_SECONDS,
+    }
 
 
 def place_of(host: Host) -> tuple[str, int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
+from typing import Protocol
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from vambrace.errors import CapacityError, Conflict, HostError
-from vambrace.host.attested import Attested
-from vambrace.host.lifecycle import State
+from vambrace.host.lifecycle import Lifecycle, State
 from vambrace.host.relay import PAUSE, UNSENT, unsent
 from vambrace.host.vsock import OWNER_PORT, Connector
 from vambrace.host.websocket import until_one_ends, websocket
@@ -19,7 +20,19 @@ MESSAGE_LIMIT = 1 << 20
 CONNECT_SECONDS = 30
 
 
-async def relay(request: web.Request, domain: Attested, connect: Connector, limit: int) -> web.StreamResponse:
+class Reached(Protocol):
+    """A domain whose agent its owner reaches. ``channels``: open ones; ``closers`` are called when it ends."""
+
+    channels: int
+    closers: set[Callable[[], None]]
+
+    @property
+    def cid(self) -> int: ...
+    @property
+    def lifecycle(self) -> Lifecycle: ...
+
+
+async def relay(request: web.Request, domain: Reached, connect: Connector, limit: int) -> web.StreamResponse:
     """Serve one channel until either side closes or the domain ends.
 
     Raises ``Conflict`` (not running), ``CapacityError`` (429, too many channels), ``HostError`` (503).

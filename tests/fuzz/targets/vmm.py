@@ -35,6 +35,7 @@ REQUESTS: list[dict[str, Any]] = [
     {"id": 10, "op": "connect", "endpoint": 0, "stream": 1},
     {"id": 11, "op": "messages"},
     {"id": 5, "op": "report", "state": "running", "detail": "x"},
+    {"id": 12, "op": "extend", "register": 1, "digest": "00" * 32},
 ]
 
 
@@ -47,6 +48,11 @@ class Monitor:
     async def attest(self, challenge: bytes) -> bytes:
         demand(type(challenge) is bytes and len(challenge) == 64, "attest: no challenge")
         return b"token"
+
+    def extend(self, register: int, digest: bytes) -> bytes:
+        demand(type(register) is int and register >= 0, "extend: no register")
+        demand(type(digest) is bytes and len(digest) == 32, "extend: no digest")
+        return digest
 
     async def encrypt(self, message: bytes) -> dict[str, Any]:
         demand(type(message) is bytes, "encrypt: no message")
