@@ -24,7 +24,8 @@ from vambrace.image.base import RuntimeBase, runtime_base
 ORDER = (
     *("test_verdicts", "test_freed", "test_auto", "test_exchange", "test_network", "test_census"),  # DOOR
     *("test_broker", "test_hostile", "test_domains", "test_devices"),
-    *("test_inside", "test_owner", "test_relay", "test_operator", "test_partition", "test_jail", "test_death"),  # pair
+    *("test_inside", "test_connect", "test_owner", "test_relay"),  # pair
+    *("test_operator", "test_partition", "test_jail", "test_death"),
     "test_colours",
     "test_secure_flash",  # OPEN, then PRODUCT
     *("test_resume", "test_main_job"),  # PRODUCT
@@ -87,8 +88,8 @@ def pair(machine: Machine, base: RuntimeBase, tmp_path_factory: pytest.TempPathF
     user = User(tmp_path_factory.mktemp("pair"), server, base)
     bundle = user.bundle(
         {"name": "intruder", "results": ["attempts.json"]},
-        {"name": "holder", "memory": "64M"},
-        {"name": "worker", "results": ["processors.json"]},
+        {"name": "holder", "memory": "64M", "publish": [8002], "registers": [1]},
+        {"name": "worker", "results": ["processors.json"], "publish": [8001]},
         vcpus=2,
         verdict_seconds=600,
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -10,15 +13,18 @@ from machine import eventually
 from user import User, await_log
 
 from vambrace.client.realm import Realm
+from vambrace.errors import VambraceError
 
 PORT = 8000
 
 
 @contextmanager
-def started(user: User, name: str, program: list[str], endpoint: dict[str, object]) -> Iterator[Realm]:
+def started(
+    user: User, name: str, program: list[str], endpoint: dict[str, object], **more: object
+) -> Iterator[Realm]:
     """A running Realm with the measured name ``name``."""
     # Room for all that they use in the window of 50 %: what is slow here is not what is tested.
-    application = {"name": "exchange", "command": ["python3", *program], "memory": "64M"}
+    application = {"name": "exchange", "command": ["python3", *program], "memory": "64M", **more}
     bundle = user.bundle(application, name=name, endpoints=[{"port": PORT, **endpoint}])
     realm = user.create(bundle, name=f"{name}-{endpoint.get('realm')}")
     try:
@@ -30,13 +36,29 @@ def started(user: User, name: str, program: list[str], endpoint: dict[str, objec
         realm.abandon()
 
 
+def reached_by_an_ordinary_client(realm: Realm, digest: str) -> None:
+    """Python's web server in the Realm, curl outside: two downloads at once, and an upload."""
+    sent = os.urandom(1 << 20)
+    refused: list[VambraceError] = []
+    with realm.forward(PORT, told=refused.append) as local:
+        curl = ["curl", "--silent", "--show-error", "--fail", "--max-time", "240", f"http://127.0.0.1:{local.address[1]}/"]
+        running = [subprocess.Popen(curl, stdout=subprocess.PIPE) for _ in range(2)]
+        assert [hashlib.sha256(each.communicate()[0]).hexdigest() for each in running] == [digest] * 2
+        upload = subprocess.run([*curl, "--data-binary", "@-"], input=sent, capture_output=True, check=True)
+        assert upload.stdout.decode() == hashlib.sha256(sent).hexdigest()
+    assert not refused
+
+
 def test_two_realms_and_a_third(user: User) -> None:
     with ExitStack() as stack:
         registry = stack.enter_context(
-            started(user, "registry", ["serve.py", str(PORT)], {"offer": "records", "realm": "ward"})
+            started(
+                user, "registry", ["serve.py", str(PORT)], {"offer": "records", "realm": "ward"}, publish=[PORT]
+            )
         )
         said = await_log(registry, "exchange", b"\n").decode()
         digest = said.removeprefix("serving ").strip()
+        reached_by_an_ordinary_client(registry, digest)
         # Of the same owner, and it names the registry, which does not name it.
         third = stack.enter_context(started(user, "third", ["ask.py"], {"connect": "records", "realm": "registry"}))
         tried = await_log(third, "exchange", b"\n").decode()

@@ -44,5 +44,6 @@ def test_nobody_but_the_agent(pair: Pair, results: Path) -> None:
             assert "Permission denied" in refusals[f"{way} /dev/{device}"]
     assert "Operation not permitted" in refusals["vsock to the host, port 4050"]
     assert "Permission denied" in refusals["list /run/vambrace"]
+    assert "may not extend register 1" in refusals["extend register 1"]
     # And nothing came of it: percentages are as the image says.
     assert [zone["percent"] for zone in pair.realms[0].stats()] == [50, 50, 50, 50]

@@ -145,6 +145,16 @@ def vsock() -> None:
     attempt("vsock by a 32-bit program", compat)
 
 
+def extend(register: int) -> str:
+    with socket.socket(socket.AF_UNIX) as desk:
+        desk.connect(os.environ["VAMBRACE_AGENT"])
+        desk.sendall(json.dumps({"op": "extend", "register": register, "text": "holding a secret"}).encode() + b"\n")
+        reply = json.loads(desk.recv(1 << 10))
+    if not reply["ok"]:
+        raise PermissionError(reply["error"])
+    return str(reply)
+
+
 def agent() -> None:
     buffer = ctypes.create_string_buffer(64)
 
@@ -179,6 +189,8 @@ def agent() -> None:
         attempt(f"read /run/vambrace/{path}", read, f"/run/vambrace/{path}")
     attempt("read the agent's orders", read, "/app/vambrace.json")
     attempt("change the agent", written, "/usr/lib/vambrace/agent/vambrace_agent/monitor.py", b"#")
+    for register in range(4):
+        attempt(f"extend register {register}", extend, register)
     attempt("list another application's results", os.listdir, "/results/holder")
 
 
