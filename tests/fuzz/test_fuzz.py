@@ -44,6 +44,28 @@ mmio.Transport.write = wrong
         "a device that failed still has queues",
     ),
     "parts of pages": ("balloon.PAGE = 1024", "no whole pages are discarded"),
+    "a disk that is written behind its end": (
+        """
+begin = block.Block.__init__
+def wrong(self, *words, **more):
+    begin(self, *words, **more)
+    self.size += 1 << 20
+block.Block.__init__ = wrong
+""",
+        "a disk has another size",
+    ),
+    "keys that nobody reads and all are kept": (
+        """
+send = console.Console.send
+def wrong(self, index, data):
+    if index == console.RX_CONSOLE:
+        self._pending[index] += data
+        return True
+    return send(self, index, data)
+console.Console.send = wrong
+""",
+        "the console keeps too much",
+    ),
     "a disk without bounds": ("block.READ_LIMIT = 1 << 40", "a kick moves too much of a disk"),
 }
 
@@ -68,7 +90,7 @@ def test_corpus_finds_planted_faults(fault: str) -> None:
 import itertools, sys
 sys.path.insert(0, {str(HERE)!r})
 import run, domain
-from vambrace.virtio import balloon, block, memory, mmio, queue
+from vambrace.virtio import balloon, block, console, memory, mmio, queue
 install = domain.install
 domain.install = lambda: (install(), exec({plant!r}, globals()))
 run.replay("virtio", sorted((run.CORPUS / "virtio").iterdir()))

@@ -38,6 +38,7 @@ REQUESTS: list[dict[str, Any]] = [
     {"id": 7, "op": "sample", "on": True, "zones": [0]},
     {"id": 8, "op": "reuse"},
     {"id": 5, "op": "agent", "data": "eA=="},
+    {"id": 10, "op": "console", "data": "eA=="},
     {"id": 6, "op": "destroy"},
 ]
 

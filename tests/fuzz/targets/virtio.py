@@ -13,7 +13,7 @@ from script import Script, demand
 
 from vambrace.machine import layout
 from vambrace.virtio.balloon import PAGE, REPORTING_QUEUES
-from vambrace.virtio.console import AGENT_PORT, RX_AGENT, RX_CONTROL, TX_AGENT, TX_CONTROL
+from vambrace.virtio.console import AGENT_PORT, RX_AGENT, RX_CONSOLE, RX_CONTROL, TX_AGENT, TX_CONTROL
 from vambrace.virtio.mmio import NOTIFY
 
 CONSOLE, DISK, SOCKET, ENTROPY, BALLOON, NET, OWN = range(7)
@@ -39,6 +39,7 @@ SIZES = (8, 1, 2, 4, 16, 32, 0, 3, 64, 256, 512, 0xFFFF)
 DATA = 0xA000
 PLACES = (*range(0, SIZE, RING), SIZE - 1, SIZE - 16, SIZE, SIZE + 1, -1, -RAM, (1 << 64) - 1 - RAM, (1 << 63) - RAM)
 LENGTHS = (16, 1, 512, 8, 0, 24, 20, 40, 511, 513, 1024, 2048, 4096, 4097, 8192, 0x8000, SIZE, SIZE + 1, 0xFFFF_FFFF)
+INPUTS = (1, 40, 32 << 10, (32 << 10) + 1, 1 << 20)
 FLAGS = (0, WRITE, NEXT, NEXT | WRITE, WRITE, NEXT, 4, 8, 0xFFFF)
 
 CONTENTS = random.Random(3).randbytes(16 << 10)
@@ -235,9 +236,11 @@ def reset(domain: Domain, script: Script, sizes: list[int]) -> None:
 
 
 def daemon(domain: Domain, script: Script, sizes: list[int]) -> None:
-    """The daemon sends to the agent, as ``Machine.agent`` does."""
-    domain.console.send(RX_AGENT, bytes(script.of((1, 40, 32 << 10, (32 << 10) + 1, 1 << 20))))
-    os.eventfd_write(domain.transports[CONSOLE].kicks[RX_AGENT], 1)
+    """The daemon sends to the agent or types at the console, as ``Machine.agent`` and ``Machine.console`` do."""
+    size = script.number()
+    index = RX_CONSOLE if size & 0x80 else RX_AGENT
+    domain.console.send(index, bytes(INPUTS[size % len(INPUTS)]))
+    os.eventfd_write(domain.transports[CONSOLE].kicks[index], 1)
 
 
 def end(domain: Domain, script: Script, sizes: list[int]) -> None:
@@ -285,6 +288,10 @@ def works(domain: Domain) -> None:
     demand(domain.console.send(RX_AGENT, b"to the agent"), "the agent's port takes nothing")
     written = ask(domain, CONSOLE, RX_AGENT, DATA, (b"", 64))
     demand(domain.bytes(DATA, written) == b"to the agent", "the agent hears otherwise")
+    ask(domain, CONSOLE, TX_CONTROL, DATA, (struct.pack("<IHH", 0, 6, 1), 0))
+    demand(domain.console.send(RX_CONSOLE, b"typed"), "the console takes nothing")
+    written = ask(domain, CONSOLE, RX_CONSOLE, DATA, (b"", 64))
+    demand(domain.bytes(DATA, written) == b"typed", "the console hears otherwise")
 
     place = DATA + 2 * PAGE
     domain.put(place, b"\xff" * 3 * PAGE)
