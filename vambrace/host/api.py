@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 
 from vambrace.checks import check_domain_name
-from vambrace.errors import ConfigError, Conflict, UsageError, VambraceError
+from vambrace.errors import ConfigError, Conflict, HostError, UsageError, VambraceError
 from vambrace.host import console
 from vambrace.host.attested import Attested
 from vambrace.host.channel import relay
@@ -50,7 +50,7 @@ def specification() -> str:
 
 def application(host: Host, connect: Connector = connect_vsock) -> web.Application:
     """The aiohttp application of ``host``; ``connect`` opens streams to guests."""
-    app = web.Application(middlewares=[_problems], client_max_size=BODY_LIMIT)
+    app = web.Application(middlewares=[_problems, _own_origin], client_max_size=BODY_LIMIT)
     app[HOST] = host
     app[CONNECT] = connect
     app[SPECIFICATION] = specification()
@@ -117,6 +117,18 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
     except Exception:
         log.exception("%s %s: internal error", request.method, request.path)
         return problem(500, "internal", "internal error of the host", "see the host's log")
+
+
+@web.middleware
+async def _own_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """No web page of another site speaks through a browser that has an operator's certificate: a WebSocket would be
+    open to it (RFC 6455, section 10.2). Programs send no Origin. Raises ``HostError`` (403)."""
+    origins = request.headers.getall("Origin", [])
+    if any(origin.lower() != f"{request.scheme}://{request.host}".lower() for origin in origins):
+        raise HostError(
+            "the request comes from a web page of another site", hint="use vambrace, or a page of this host", status=403
+        )
+    return await handler(request)
 
 
 # The host

@@ -352,6 +352,37 @@ async def send(owner: aiohttp.ClientWebSocketResponse, blob: bytes) -> None:
         await owner.send_bytes(blob[start : start + MESSAGE])
 
 
+@pytest.mark.parametrize(
+    "origin", ["https://elsewhere.example", "null", "", "http://HOST", "https://HOST.example", "HOST"]
+)
+def test_no_page_of_another_site_speaks_through_a_browser(
+    tmp_path: Path, certificates: Certificates, origin: str
+) -> None:
+    """Whatever it asks for is refused before anything is done, a WebSocket or not."""
+
+    async def test(daemon: Daemon) -> None:
+        foreign = {"Origin": origin.replace("HOST", daemon.url.removeprefix("https://"))}
+        handle, vmm = await daemon.awaiting()
+        await daemon.verdict(handle, "yes")
+        await vmm.request("start")
+        await daemon.state(handle, "running")
+        server = await asyncio.start_unix_server(lambda reader, writer: writer.close(), daemon.agent_path)
+        path = f"/v1/domains/{handle}/channel"
+        for place in (path, f"/v1/domains/{handle}/console"):
+            with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+                await daemon.session.ws_connect(place, headers=foreign)
+            assert refused.value.status == 403
+        answer = await daemon.call("DELETE", f"/v1/domains/{handle}", headers=foreign)
+        assert answer.status == 403 and "web page of another site" in answer.json["detail"]
+        await daemon.state(handle, "running")
+        assert daemon.dialled == []
+        async with daemon.session.ws_connect(path, headers={"Origin": daemon.url}):
+            assert len(daemon.dialled) == 1
+        server.close()
+
+    run(tmp_path, certificates, test)
+
+
 def test_gate_and_signals(tmp_path: Path, certificates: Certificates) -> None:
     """The real process: silent until the gate opens, then serving, and gone on SIGTERM."""
     keys = certificates.directory
