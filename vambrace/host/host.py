@@ -42,7 +42,6 @@ from vambrace.partition.overlap import Verification
 VMM_OVERHEAD = 48 << 20
 TABLES = 64  # of guest memory: the window's tables (28 bytes a page) and page tables, twice and of stage 2
 HOST_RESERVE = 128 << 20  # the VMM that waits for the next domain among it
-SPACE_CHECK = 64 << 20
 BLOCK = 4 << 20
 FIRST_CID = 16
 
@@ -85,6 +84,7 @@ class Host:
         self._past: dict[str, DomainRecord] = {}
         self._admission = asyncio.Lock()
         self._verifying = asyncio.Lock()
+        self._unpacking = asyncio.Lock()  # two at a time would both count on the space that is there once
         self._next_cid = FIRST_CID
         self.messages = Messages(self._parties, connect, settings.message_rate)
         self.outlets = Outlets(settings.brokers, connect)
@@ -268,30 +268,28 @@ class Host:
             received = await self._receive(descriptor, chunks)
             if received != digest:
                 raise ImageError(f"the image has the digest {received}", hint="send it to the path of that")
-            return await asyncio.to_thread(self.store.add_image, digest, path), True
+            async with self._unpacking:
+                return await asyncio.to_thread(self.store.add_image, digest, path), True
         finally:
             path.unlink(missing_ok=True)
 
     async def _receive(self, descriptor: int, chunks: AsyncIterator[bytes]) -> str:
         """Write ``chunks`` to the file, within limit and space; returns their SHA-256."""
         hasher = hashlib.sha256()
-        size = unchecked = 0
+        size = 0
         block = bytearray()
         try:
             with os.fdopen(descriptor, "wb") as file:
 
                 def put() -> None:
+                    self.store.require_space(len(block))
                     hasher.update(block)
                     file.write(block)
                     block.clear()
 
                 async for chunk in chunks:
                     size += len(chunk)
-                    unchecked += len(chunk)
                     _check_size(size, self.settings.image_limit)
-                    if unchecked >= SPACE_CHECK:
-                        self.store.require_space(unchecked)
-                        unchecked = 0
                     # What comes from the network are small pieces: a thread for each would take longer than its work.
                     block += chunk
                     if len(block) >= BLOCK:

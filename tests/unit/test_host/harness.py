@@ -253,6 +253,15 @@ class Daemon:
         self, script: dict[str, str] | None = None, *, signature: bytes | None = None, **changes: Any
     ) -> str:
         """A bundle with this script for the fake VMM, sent to the daemon; returns its digest."""
+        digest, data = self.bundle(script, signature=signature, **changes)
+        answer = await self.call("PUT", f"/v1/images/{digest}", data=data)
+        assert answer.status in (200, 201), answer.body
+        return digest
+
+    def bundle(
+        self, script: dict[str, str] | None = None, *, signature: bytes | None = None, **changes: Any
+    ) -> tuple[str, bytes]:
+        """Digest and contents of such a bundle."""
         parts = [self.directory / name for name in ("kernel", "initrd", "disk")]
         contents = (self.kernel(script), b"initrd", DISK)
         for part, content in zip(parts, contents, strict=True):
@@ -260,10 +269,7 @@ class Daemon:
         path = self.directory / "bundle.tar"
         write_bundle(path, self.config(**changes), parts[0], parts[1], parts[2:], signature)
         data = path.read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        answer = await self.call("PUT", f"/v1/images/{digest}", data=data)
-        assert answer.status in (200, 201), answer.body
-        return digest
+        return hashlib.sha256(data).hexdigest(), data
 
     async def create(self, image: str, name: str = "patients") -> str:
         handle = str(uuid.uuid4())
@@ -291,7 +297,7 @@ class Daemon:
 
     async def awaiting(self, script: dict[str, str] | None = None, **changes: Any) -> tuple[str, Vmm]:
         """A Realm that awaits its verdict."""
-        handle = await self.create(await self.upload(script, **changes))
+        handle = await self.create(await self.upload(script, **changes), changes.get("name", "patients"))
         vmm = await self.vmm()
         await vmm.request("load")
         await self.state(handle, "awaiting-verdict")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import errno
@@ -18,7 +19,7 @@ from harness_certificates import Certificates
 
 from vambrace.errors import CapacityError, ImageError, NotFound
 from vambrace.host import store as stores
-from vambrace.host.store import DomainRecord, Store
+from vambrace.host.store import DomainRecord, Store, StoredImage
 
 
 @contextlib.contextmanager
@@ -88,6 +89,33 @@ def test_the_store_says_that_the_disk_is_full(tmp_path: Path) -> None:
     with full_disk():
         # A start does not depend on it either.
         assert [found.state for found in store.recover()] == ["failed"]
+
+
+def test_images_are_unpacked_one_after_the_other(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each finds the space that is left when those before it are on the disk."""
+    unpack, inside, most = Store.add_image, 0, 0
+
+    def slowly(store: Store, digest: str, upload: Path) -> StoredImage:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.1)
+        try:
+            return unpack(store, digest, upload)
+        finally:
+            inside -= 1
+
+    monkeypatch.setattr(Store, "add_image", slowly)
+
+    async def test(daemon: Daemon) -> None:
+        bundles = [daemon.bundle(name=f"image-{number}") for number in range(3)]
+        sent = [daemon.call("PUT", f"/v1/images/{digest}", data=data) for digest, data in bundles]
+        assert [answer.status for answer in await asyncio.gather(*sent)] == [201] * 3
+        assert most == 1 and len((await daemon.get("/v1/images")).json["images"]) == 3
+
+    run(tmp_path, certificates, test)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "7", "{}", '{"name": "a", "size": [], "stored": 1.0}', "[" * 100_000])
