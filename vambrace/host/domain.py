@@ -95,7 +95,9 @@ class Domain(ABC):
         self._writes: set[asyncio.Task[None]] = set()
         self._console = 0
         self.terminal = Terminal(self.type) if self.config.console else None
-        self._outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._outcome: asyncio.Future[Outcome] = loop.create_future()
+        self._place.when_lost(lambda why: loop.call_soon_threadsafe(self.finish, State.FAILED, why))
         self._task: asyncio.Task[None] | None = None
         self._event(State.CREATED)
 

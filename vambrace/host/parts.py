@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 @dataclass
 class Part:
     """One domain's. Its guest has ``guest`` bytes, whose frames must be of ``colours``; ``ways`` are those of the cache
-    that it alone fills. Both are empty where it has no part."""
+    that it alone fills. Both are empty where it has no part. Where it is ``demanded``, ``lost`` hears in any thread why
+    it is not the domain's own any more: such a domain must not go on."""
 
     domain: str
     label: str
@@ -40,7 +41,9 @@ class Part:
     colours: tuple[int, ...] = ()
     ways: tuple[int, ...] = ()
     window: placement.Memory | None = None  # where its pages are, when they have their frames
-    misplaced: str = ""  # what was found wrong with them
+    misplaced: str = ""  # what was found wrong with them, or with its ways
+    demanded: bool = False
+    lost: Callable[[str], object] = lambda why: None
 
 
 class Parts:
@@ -87,9 +90,10 @@ class Parts:
         asked = max(least, self.division.part(cache.percent)) if cache else least
         return [{kind.name: count} for count in ((asked,) if demanded or asked == least else (asked, least))]
 
-    def create(self, share: Share, guest: int) -> Part:
+    def create(self, share: Share, guest: int, *, demanded: bool = False) -> Part:
         """The part that the ledger gave to a domain. Raises ``CapacityError``, ``PartitionError``."""
-        part = Part(share.domain, share.label, share.memory, guest, _numbers(share, COLOURS), _numbers(share, WAYS))
+        colours, ways = _numbers(share, COLOURS), _numbers(share, WAYS)
+        part = Part(share.domain, share.label, share.memory, guest, colours, ways, demanded=demanded)
         self._parts[part.domain] = part
         if part.ways and self.division.ways is not None:
             with self._resctrl:
@@ -149,7 +153,28 @@ class Parts:
             raise PartitionError(finding)
 
     def look(self, part: Part) -> list[str]:
-        """What is wrong with the frames of a domain that has its own, a line each; the first is remembered."""
+        """What is wrong with the frames or ways of a domain that has its own, a line each; the first is remembered.
+
+        Raises ``PartitionError``: nobody can say.
+        """
+        found = self._look_at_ways(part) if part.ways else self._look_at_frames(part)
+        part.misplaced = part.misplaced or (found[0] if found else "")
+        return found
+
+    def _examine(self, part: Part) -> list[str]:
+        """As ``look``, at a domain that has its part already: one that demands it and has lost it is told."""
+        found = self.look(part)
+        if found and part.demanded:
+            part.lost(f"the part of the cache that it demands is not its own any more: {found[0]}")
+        return found
+
+    def _look_at_ways(self, part: Part) -> list[str]:
+        if self.division.ways is None:
+            return []
+        with self._resctrl:
+            return self.division.ways.findings(part.domain)
+
+    def _look_at_frames(self, part: Part) -> list[str]:
         window, colours = part.window, self.division.colours
         if window is None or colours is None:
             return []
@@ -160,7 +185,6 @@ class Parts:
         found = list(placement.findings({part.label: window}, colours, own))
         if part.domain not in self._parts or not window.there():
             return []  # it ends, or has ended
-        part.misplaced = part.misplaced or (found[0] if found else "")
         return found
 
     async def watch(self) -> None:
@@ -169,11 +193,15 @@ class Parts:
         async def look(domain: str) -> None:
             part = self._parts.get(domain)
             known = part is None or bool(part.misplaced)
-            for finding in await asyncio.to_thread(self.look, part) if part is not None else ():
-                if not known:
-                    log.error("the page frames of a domain are not its own any more: %s", finding)
+            try:
+                found = await asyncio.to_thread(self._examine, part) if part is not None else []
+            except PartitionError as error:
+                log.error("the cache's division cannot be read: %s", error.message)
+                return
+            for finding in found if not known else ():
+                log.error("the part of the cache of a domain is not its own any more: %s", finding)
 
-        await watch(lambda: [domain for domain, part in tuple(self._parts.items()) if part.window is not None], look)
+        await watch(lambda: [domain for domain, part in tuple(self._parts.items()) if part.window or part.ways], look)
 
     def state(self, part: Part) -> CachePartition:
         """What can be said of a domain's part now."""
@@ -189,16 +217,17 @@ class Parts:
 
     def verify(self) -> list[str]:
         """A line for everything that is not as it should be."""
-        found = [finding for part in tuple(self._parts.values()) for finding in self.look(part)]
+        found = []
         try:
+            found += [finding for part in tuple(self._parts.values()) for finding in self._examine(part)]
             if self.division.colours is not None:
                 placement.check_migration()
             if self.division.ways is not None:
                 with self._resctrl:
-                    self.division.ways.verify()
+                    found += self.division.ways.findings()
         except PartitionError as error:
             found.append(error.message)
-        return found
+        return list(dict.fromkeys(found))  # of two who share ways each says so
 
 
 def _numbers(share: Share, kind: str) -> tuple[int, ...]:

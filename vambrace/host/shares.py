@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +61,10 @@ class Place:
     def partition(self) -> CachePartition:
         """What can be said of the domain's part of the cache now."""
         return self.shares.parts.state(self.part)
+
+    def when_lost(self, tell: Callable[[str], object]) -> None:
+        """``tell`` hears, in any thread, why the part of the cache that the domain demands is not its own any more."""
+        self.part.lost = tell
 
     def placing(self, pid: int) -> AbstractAsyncContextManager[Placing | None]:
         """As ``Parts.placing``."""
@@ -203,7 +207,8 @@ class Shares:
         given = self.assigned.of(picked)
         place: Place | None = None
         try:
-            part = await asyncio.to_thread(self.parts.create, share, guest)
+            demanded = cache is not None and cache.required
+            part = await asyncio.to_thread(self.parts.create, share, guest, demanded=demanded)
             place = self._places[uuid] = Place(self, uuid, label, memory, cpus, bool(own), part, at, given)
             await asyncio.to_thread(self._create, place, vcpus)
         except BaseException:

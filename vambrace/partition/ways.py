@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 
 from vambrace.errors import CapacityError, PartitionError, UsageError
@@ -178,12 +179,18 @@ class Ways:
 
     def verify(self) -> None:
         """Raises PartitionError: two groups have a way in common, the default one included."""
+        for finding in self.findings():
+            raise PartitionError(finding)
+
+    def findings(self, domain: str = "") -> list[str]:
+        """A line for each two groups with a way in common; with ``domain`` only where one of them is its. Raises
+        PartitionError."""
         masks = {group or "the host": self._union(group) for group in ["", *self._tree.groups()]}
-        names = sorted(masks)
-        for index, one in enumerate(names):
-            for other in names[index + 1 :]:
-                if both := masks[one] & masks[other]:
-                    raise PartitionError(f"resctrl: {one} and {other} share the ways {both:x}")
+        return [
+            f"resctrl: {one} and {other} share the ways {both:x}"
+            for one, other in combinations(sorted(masks), 2)
+            if (both := masks[one] & masks[other]) and (not domain or PREFIX + domain in (one, other))
+        ]
 
     # --- masks -----------------------------------------------------------------------------------------------
 

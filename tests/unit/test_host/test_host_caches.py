@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Any
 
 import pytest
 from fakes.resctrl import FakeResctrl
+from harness import Daemon, run
+from harness_certificates import Certificates
 
+from vambrace.attest.token import decode_evidence
+from vambrace.cache import PREFERRED, REQUIRED, CacheShare
 from vambrace.errors import ConfigError, PartitionError
 from vambrace.host import caches
 from vambrace.host.caches import PROBE_FILE, Division, divide
@@ -17,7 +22,7 @@ from vambrace.host.settings import AUTO, COLOURS, OFF, WAYS, CacheSettings, pars
 from vambrace.partition import CachePartition
 from vambrace.partition.conflict import Verdict
 from vambrace.partition.geometry import Cache, configured
-from vambrace.partition.ways import Tree
+from vambrace.partition.ways import Tree, Ways
 
 MIB = 1 << 20
 #: 16 colours.
@@ -161,3 +166,28 @@ def test_settings_that_are_refused(table: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as raised:
         parse_settings({**TABLE, "cache": table})
     assert raised.value.hint
+
+
+def test_a_domain_ends_that_demands_what_is_not_its_own_any_more(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that only prefers it goes on, and its tokens say what is left: nothing."""
+    tree = FakeResctrl(tmp_path / "resctrl", closids=3)
+    monkeypatch.setattr(caches, "Ways", lambda _: Ways(tree))
+
+    async def test(daemon: Daemon) -> None:
+        strict, _ = await daemon.awaiting(name="strict", cache=CacheShare(REQUIRED, 25))
+        modest, vmm = await daemon.running(name="modest", cache=CacheShare(PREFERRED, 25))
+        for name in tree.groups():
+            tree._show(tree.root / name, dict.fromkeys(tree.caches, 0xFF))
+        found = (await daemon.get("/v1/partition/verification")).json["findings"]
+        assert len(found) == 3 and all(finding.startswith("resctrl: ") for finding in found)
+        view = await daemon.state(strict, "failed")
+        assert view["reason"].startswith("the part of the cache that it demands is not its own any more: resctrl: ")
+        assert not view["executed"] and view["final"]
+        await daemon.state(modest, "running")
+        answer = await vmm.ask("attest", challenge="11" * 64)
+        token = decode_evidence(base64.b64decode(answer["token"]))
+        assert token.realm.cache_partition == "none"
+
+    run(tmp_path, certificates, test, cache=CacheSettings(WAYS))

@@ -187,8 +187,12 @@ def test_ways(tmp_path: Path) -> None:
         less = await make(shares, "less", CacheShare(PREFERRED, 50))
         assert less.part.ways == (), "it prefers some, and does without"
         assert await shares.verify([]) == await shares.verify([]) and (await shares.verify([])).passed
+        told: list[str] = []
+        place.when_lost(told.append)
         tree._show(tree.root, dict.fromkeys(tree.caches, 0x7F))
         assert (await shares.verify([])).findings == ("resctrl: the host and vambrace-half share the ways 40",)
+        assert told == [f"the part of the cache that it demands is not its own any more: {place.part.misplaced}"]
+        assert shares.parts.state(place.part) is CachePartition.NONE
         await place.leave()
         assert tree.groups() == [] and shares.ledger.free("ways") == tuple(range(2, 12))
         await make(shares, "one", CacheShare(REQUIRED, 10))
@@ -345,6 +349,8 @@ def test_a_planted_overlap_is_found(
         assert shares.parts.state(first.part) is CachePartition.UNCONFIRMED
         await second.leave()
         assert (await shares.verify([])).findings == ()
+        told: list[str] = []
+        first.when_lost(told.append)
         # As in the daemon's own rounds, which do not wait here.
         monkeypatch.setattr(placing, "WATCH_SECONDS", 0.01)
         first.part.colours = (15,)
@@ -354,7 +360,9 @@ def test_a_planted_overlap_is_found(
         while not first.part.misplaced:
             await asyncio.sleep(0.01)
         watching.cancel()
-        assert "which is nobody's" in first.part.misplaced and "page frames of a domain are not its own" in caplog.text
+        assert "which is nobody's" in first.part.misplaced
+        assert "part of the cache of a domain is not its own" in caplog.text
+        assert told == [f"the part of the cache that it demands is not its own any more: {first.part.misplaced}"]
         assert shares.parts.state(first.part) is CachePartition.NONE
         assert len((await shares.verify([])).findings) == 1
         made.close()
