@@ -23,6 +23,7 @@ _SIMPLE_VALUES: Final = {20: False, 21: True, 22: None}
 _SMALLEST: Final = {24: 24, 25: 1 << 8, 26: 1 << 16, 27: 1 << 32}
 _INTEGERS: Final[frozenset[type]] = frozenset({int})
 _KEYS: Final[frozenset[type]] = frozenset({int, str})
+_BEHIND: Final = 1 << 64
 _TOO_EARLY: Final = "the CBOR data ends too early"
 _NO_MEANING: Final = "a float, or a simple value with no meaning here"
 
@@ -121,6 +122,7 @@ class _Reader:
         self.enter(count, depth)
         data, size, position = self.data, self.size, self.position
         values: list[Any] = []
+        add = values.append
         for _ in range(count):
             if position >= size:
                 raise MalformedCbor(_TOO_EARLY)
@@ -137,22 +139,22 @@ class _Reader:
                     raise MalformedCbor(_NO_MEANING if major == _SIMPLE else _TOO_EARLY)
                 if argument < smallest:
                     self.vary("an integer is not in its shortest form")
-            if major in (_BYTES, _TEXT):
+            if _BYTES <= major <= _TEXT:
                 end = position + argument
                 if end > size:
                     raise MalformedCbor(_TOO_EARLY)
                 part = data[position:end]
-                values.append(part if major == _BYTES else _text(part))
+                add(part if major == _BYTES else _text(part))
                 position = end
             elif major == _UINT:
-                values.append(argument)
+                add(argument)
             elif major == _NEGATIVE:
-                values.append(-1 - argument)
+                add(-1 - argument)
             elif major == _SIMPLE:
-                values.append(_simple(argument))
+                add(_simple(argument))
             else:
                 self.position = position
-                values.append(self.container(major, argument, depth + 1))
+                add(self.container(major, argument, depth + 1))
                 position = self.position
         self.position = position
         return values
@@ -181,9 +183,10 @@ class _Reader:
         result = dict(zip(keys, flat[1::2], strict=True))
         if len(result) != pairs:
             raise MalformedCbor("a map has a key twice")
-        order = keys if kinds == _INTEGERS and min(keys) >= 0 else [_order(key) for key in keys]
-        if pairs > 1 and order != sorted(order):
-            self.vary("the keys of a map are not in order")
+        if pairs > 1:
+            order = _order_of_integers(keys) if kinds == _INTEGERS else [_order(key) for key in keys]
+            if order != sorted(order):
+                self.vary("the keys of a map are not in order")
         return result
 
     def vary(self, how: str) -> None:
@@ -201,6 +204,11 @@ def _simple(value: int) -> bool | None:
     if value not in _SIMPLE_VALUES:
         raise MalformedCbor(_NO_MEANING)
     return _SIMPLE_VALUES[value]
+
+
+def _order_of_integers(keys: list[int]) -> list[Any]:
+    """As ``_order``: the shortest encodings of negative integers follow those of all others."""
+    return [key if key >= 0 else _BEHIND - key for key in keys]
 
 
 def _order(key: int | str) -> tuple[int, int, bytes]:

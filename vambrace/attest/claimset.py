@@ -92,8 +92,8 @@ class ClaimSet:
         return [ClaimSet(item, half, names) for item in items]
 
     def finish(self) -> None:
-        unknown = sorted(str(key)[:32] for key in self._claims if key not in self._asked)
-        if unknown:
+        if len(self._asked) != len(self._claims):  # what was asked for is there
+            unknown = sorted(str(key)[:32] for key in self._claims if key not in self._asked)
             self.refuse(f"the {self.half} has claims that are not known: {unknown[0]!a}")
 
     def _refuse_type(self, key: int, value: object, kind: type) -> NoReturn:

@@ -37,6 +37,8 @@ ES512: Final = -36
 
 _BYTES: Final = 2  # the major type
 _CONTEXT: Final = encode("Signature1")
+_PARTS: Final = (bytes, dict, bytes, bytes)  # protected and unprotected header, payload, signature
+_DETACHED: Final = (bytes, dict, type(None), bytes)
 _MAX_SIGN1: Final = 64 << 10
 _MAX_HEADER: Final = 16 << 10  # the header of a CoRIM has certificates
 
@@ -86,7 +88,7 @@ class Sign1:
         if key in self._signers:
             return self.payload
         algorithm = self.algorithm
-        if not isinstance(key.curve, algorithm.curve):
+        if type(key.curve) is not algorithm.curve:
             raise SignatureInvalid(f"the {what} is signed with {algorithm.name}, its key is on {key.curve.name}")
         r, s = self.signature[: algorithm.coordinate], self.signature[algorithm.coordinate :]
         der = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
@@ -141,13 +143,13 @@ def decode_sign1_tolerant(data: bytes, what: str) -> Sign1:
     value, variation = decode_tolerant(data, limit=_MAX_SIGN1)
     if not isinstance(value, Tag) or value.number != SIGN1_TAG:
         raise MalformedEnvelope(f"the {what} is not tagged as a COSE_Sign1")
-    match value.value:
-        case [bytes(header), dict(loose), bytes(payload), bytes(signature)]:
-            pass
-        case [bytes(), dict(), None, bytes()]:
-            raise MalformedEnvelope(f"the {what} has its payload elsewhere")
-        case _:
-            raise MalformedEnvelope(f"the {what} is not a COSE_Sign1")
+    parts = value.value if isinstance(value.value, list) else []
+    kinds = tuple(map(type, parts))
+    if kinds == _DETACHED:
+        raise MalformedEnvelope(f"the {what} has its payload elsewhere")
+    if kinds != _PARTS:
+        raise MalformedEnvelope(f"the {what} is not a COSE_Sign1")
+    header, loose, payload, signature = parts
     parameters, header_variation = _parameters(header)
     if parameters is None:
         raise MalformedEnvelope(f"the protected header of the {what} is not a map")
