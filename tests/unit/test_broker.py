@@ -293,9 +293,8 @@ def test_who_only_relays_reads_nothing_and_commits_nothing(world: World) -> None
         assert PASSWORD not in json.dumps(envelope).encode()
         session._ask("GET", f"/kbs/v0/resource/{VOLUME}")
         for ticket in (b"", bytes(32)):
-            with pytest.raises(Refused) as refusal:
-                session.commit(VOLUME, 1, b"", ticket)
-            assert refusal.value.status == 403
+            reason = "not of whom the key was released to"
+            refused(world, lambda t=ticket: session.commit(VOLUME, 1, b"", t), 403, reason, "commit")
         assert session.volume(VOLUME).generation == 0
 
 

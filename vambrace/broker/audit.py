@@ -73,7 +73,7 @@ def next_entry(head: Head, event: Event, now: datetime) -> Entry:
         "outcome": event.outcome,
         "resource": event.resource,
         "generation": event.generation,
-        "reason": event.reason[:MAX_REASON],
+        "reason": event.reason.encode("ascii", "backslashreplace").decode()[:MAX_REASON],
         "row": event.row,
         "subject": event.subject,
     }

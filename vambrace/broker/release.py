@@ -136,10 +136,13 @@ class Broker:
         attested = _attested(session)
         if not name.is_volume or generation < 1 or len(state) > MAX_STATE:
             raise UsageError("this cannot be committed", hint=f"a volume, its next generation, {MAX_STATE} bytes")
-        if not hmac.compare_digest(ticket, session.tickets.get(str(name), b"")) or not ticket:
-            raise NotReleased("the commit is not of whom the key was released to", status=403)
+        released_to = bool(ticket) and hmac.compare_digest(ticket, session.tickets.get(str(name), b""))
 
         def decide(transaction: Transaction) -> str | None:
+            if not released_to:
+                reason = "the commit is not of whom the key was released to"
+                transaction.append(Event("commit", REFUSED, str(name), 0, reason, "", attested.subject))
+                return _NOT_YOURS
             secret = self._admitted(transaction, name, attested, "commit")
             if secret is None:
                 return _NOT_YOURS

@@ -34,6 +34,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"id": 7, "op": "reuse"},
     {"id": 10, "op": "connect", "endpoint": 0, "stream": 1},
     {"id": 11, "op": "messages"},
+    {"id": 12, "op": "broker", "stream": 1},
+    {"id": 13, "op": "seal", "version": 1},
     {"id": 5, "op": "report", "state": "running", "detail": "x"},
     {"id": 12, "op": "extend", "register": 1, "digest": "00" * 32},
 ]
@@ -80,6 +82,13 @@ class Monitor:
 
     def open_stream(self, endpoint: int, number: int) -> None:
         demand(all(type(word) is int and 0 <= word < 1 << 32 for word in (endpoint, number)), "connect: no numbers")
+
+    def open_broker(self, number: int) -> None:
+        demand(type(number) is int and 0 <= number < 1 << 32, "broker: no number")
+
+    async def sealing_key(self, version: int) -> bytes:
+        demand(type(version) is int and 0 <= version < 1 << 32, "seal: no version")
+        return bytes(32)
 
     def messages(self) -> list[dict[str, Any]]:
         return []

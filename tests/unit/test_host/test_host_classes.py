@@ -71,8 +71,8 @@ def test_a_secure_vm_from_signature_to_end(
         assert (await daemon.get(f"/v1/domains/{handle}/token")).status == 200
         assert (await vmm.ask("report", state="ready"))["ok"]
         # Orders about encryption and messages are a Realm's.
-        for op in ("encrypt", "change", "auto", "sample", "reuse", "connect", "messages"):
-            answer = await vmm.ask(op, message="", zone=0, endpoint=0, stream=0)
+        for op in ("encrypt", "change", "auto", "sample", "reuse", "connect", "messages", "broker", "seal"):
+            answer = await vmm.ask(op, message="", zone=0, endpoint=0, stream=0, version=0)
             assert not answer["ok"] and "only a Realm" in answer["error"]
         # Its applications have succeeded: it goes on.
         assert (await vmm.ask("report", state="succeeded"))["ok"]
