@@ -7,16 +7,22 @@ import os
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from machine import one_waits, pages, vmm_of, vmms
 from user import User
 
 from testbed.door import Door
+from vambrace.attest import ear
+from vambrace.attest.anchors import Anchors
+from vambrace.attest.appraisal import appraise
 from vambrace.attest.challenge import launch_challenge
 from vambrace.attest.policy import Policy
+from vambrace.attest.revocation import load_list
+from vambrace.attest.verify import accepted
 from vambrace.client.realm import Realm
 from vambrace.client.trust import Expected
 from vambrace.emulator.server import Server
-from vambrace.errors import ConfigError, Conflict, InsecurePlatform, MessageRefused
+from vambrace.errors import ComponentChanged, ConfigError, Conflict, InsecurePlatform, MessageRefused
 from vambrace.image import Bundle
 from vambrace.machine.plan import plan_boot
 
@@ -66,12 +72,30 @@ def wrong_verdicts(user: User, realm: Realm, old_yes: bytes) -> dict[bytes, str]
     }
 
 
+def check_result(user: User, server: Server, realm: Realm) -> None:
+    """A real token, judged from files alone, by a policy that wants the vendor's list; the result is signed."""
+    revoked = load_list(server.access().revocation_list.read_bytes())
+    anchors = Anchors(user.trust.roots, (user.trust.references,), (revoked,))
+    measurement = bytes.fromhex(realm.state.measurement)
+    policy = Policy(measurements=frozenset({measurement}), require_revocation=True)
+    assert realm.verified is not None
+    challenge = launch_challenge(bytes.fromhex(realm.state.nonce), realm.verified.instance)
+    appraisal = appraise(realm.token(), anchors=anchors, policy=policy, challenge=challenge)
+    assert accepted(appraisal).measurement == measurement
+    key = generate_private_key(SECP256R1())
+    claims = ear.verify_jwt(ear.sign_jwt(ear.claims_set(appraisal), key), key.public_key())
+    assert claims["submods"]["platform"]["ear_status"] == "affirming"
+    with pytest.raises(ComponentChanged):
+        accepted(appraise(realm.token(), anchors=Anchors(user.trust.roots), policy=policy, challenge=challenge))
+
+
 def test_reset_and_refusal(user: User, server: Server, tmp_path: Path) -> None:
     """A Realm that resets itself has ended. Of the same image another one gets every verdict but its owner's yes."""
     image = user.bundle(init=RESET, verdict_seconds=VERDICT_SECONDS)
     with Door(server) as host:
         first = user.create(image)
         verified = first.verify()
+        check_result(user, server, first)
         vmm = vmm_of(host, first.uuid)
         old_yes = user.owner.sign_verdict(verified.instance, verified.token_sha256, yes=True)
         first.approve()

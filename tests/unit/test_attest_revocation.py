@@ -203,3 +203,14 @@ def test_a_changed_list_is_nobody_s(platform: Platform) -> None:
     data[-1] ^= 1
     with pytest.raises(RevocationUnknown):
         verify(platform.token(), platform, revocation_lists=[load_list(bytes(data))], policy=STRICT)
+
+
+def test_an_issuer_that_cannot_be_read(platform: Platform) -> None:
+    """Found by fuzzing: the parser looks at the name only when it is asked for."""
+    data = x509.load_pem_x509_crl(platform.authority.revocation_list(now=NOW)).public_bytes(Encoding.DER)
+    name = platform.authority.certificate.subject.public_bytes()
+    text = name[name.index(b"vambrace") - 2 :]
+    broken = data.replace(text, b"\x16" + bytes([len(text) - 2]) + b"\xff" * (len(text) - 2), 1)
+    assert broken != data
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_list(broken)

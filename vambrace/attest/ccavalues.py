@@ -78,10 +78,6 @@ class RealmValues:
     registers: tuple[bytes | None, bytes | None, bytes | None, bytes | None] = (None, None, None, None)
     personalization: bytes | None = None
 
-    @property
-    def demands_registers(self) -> bool:
-        return any(expected is not None for expected in self.registers)
-
     def registers_meet(self, rems: Sequence[bytes]) -> bool:
         """Whether the four registers have the values that are conditions."""
         return all(expected in (None, rem) for expected, rem in zip(self.registers, rems, strict=True))

@@ -8,9 +8,8 @@ from __future__ import annotations
 import hmac
 from collections import Counter
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from vambrace.attest import profiles
 from vambrace.attest.anchors import Anchors
@@ -45,8 +44,7 @@ from vambrace.errors import (
 )
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """All that a check may look at."""
 
     evidence: UnverifiedToken
@@ -67,12 +65,14 @@ class Case:
         return self.evidence.realm
 
 
+_ANY_REGISTERS: Final = (None, None, None, None)
+
+
 class Concession(str):
     """The reason of a check that passed only because the policy allows it."""
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One row of a table: what a good and a bad answer of ``run`` mean for which claim of which attester."""
 
     attester: str
@@ -86,8 +86,8 @@ class Check:
             reason = self.run(case)
         except VerificationError as error:
             return Finding(self.attester, self.claim, self.bad, error.message, error)
-        value = DOUBTFUL if isinstance(reason, Concession) else self.good
-        return Finding(self.attester, self.claim, value, str(reason))
+        value = DOUBTFUL if type(reason) is Concession else self.good
+        return Finding(self.attester, self.claim, value, reason)
 
 
 def profile(case: Case) -> str:
@@ -257,20 +257,18 @@ def _expected(measurements: frozenset[bytes]) -> str:
 
 def registers(case: Case) -> str:
     """Run-time measurement registers: what the policy demands of them, and reference values of the Realm."""
-    rems = case.evidence.realm.rems
-    for index, (value, accepted) in enumerate(zip(rems, case.policy.registers, strict=True)):
+    rems, demanded, references = case.evidence.realm.rems, case.policy.registers, _references_of(case)
+    if demanded == _ANY_REGISTERS and not references:
+        return "no run-time measurement is demanded"
+    for index, (value, accepted) in enumerate(zip(rems, demanded, strict=True)):
         if accepted is not None and value not in accepted:
             raise PolicyRefused(
                 f"the Realm's run-time measurement register {index} is {value.hex()}, which is not accepted",
                 rule=f"realm.registers.{index}",
             )
-    references = _references_of(case)
     if references and not any(values.registers_meet(rems) for values in references):
         raise MeasurementMismatch("a run-time measurement register differs from the Realm's reference values")
-    demanded = any(accepted is not None for accepted in case.policy.registers) or any(
-        values.demands_registers for values in references
-    )
-    return "its run-time measurement is accepted" if demanded else "no run-time measurement is demanded"
+    return "its run-time measurement registers have values that are accepted"
 
 
 def owner(case: Case) -> str:
@@ -286,6 +284,8 @@ def owner(case: Case) -> str:
 
 def _references_of(case: Case) -> list[RealmValues]:
     """The reference values for Realms of this measurement."""
+    if not case.anchors.realms:
+        return []
     realm = case.evidence.realm
     identity = (realm.hash_algorithm, realm.measurement)
     return [values for values in case.anchors.realms if (values.hash_algorithm, values.measurement) == identity]

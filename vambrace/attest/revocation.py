@@ -38,12 +38,13 @@ class RevocationList:
 
     crl: x509.CertificateRevocationList = field(compare=False)
     encoded: bytes = field(repr=False)  # DER
+    issuer: x509.Name
     this_update: datetime
     next_update: datetime | None
     revoked: Mapping[int, str] = field(compare=False, repr=False)
 
     def signed_by(self, issuer: x509.Certificate) -> bool:
-        return self.crl.issuer == issuer.subject and _signed(self.encoded, issuer)
+        return self.issuer == issuer.subject and _signed(self.encoded, issuer)
 
     def staleness(self, now: datetime, age: timedelta | None) -> str | None:
         """Why it says nothing about ``now``, or None."""
@@ -69,7 +70,7 @@ def load_list(data: bytes) -> RevocationList:
             raise ConfigError("the revocation list covers only a part of its issuer's certificates", hint=_FRESH)
         revoked = {entry.serial_number: _reason(entry) for entry in crl}
         encoded = crl.public_bytes(Encoding.DER)
-        return RevocationList(crl, encoded, crl.last_update_utc, crl.next_update_utc, revoked)
+        return RevocationList(crl, encoded, crl.issuer, crl.last_update_utc, crl.next_update_utc, revoked)
     except _UNREADABLE:
         raise ConfigError("the revocation list cannot be read", hint="a CRL of the vendor, PEM or DER") from None
 

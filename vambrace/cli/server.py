@@ -74,6 +74,7 @@ def _up(options: argparse.Namespace, output: Output) -> int:
         ca=str(access.ca),
         vendor_root=str(access.vendor_root),
         references=str(access.references),
+        revocation_list=str(access.revocation_list),
     )
     Context().add_host(EMULATED, entry)
     output.result({"host": EMULATED, "url": access.url}, [f"up at {access.url}; it is the current host"])

@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from vambrace.attest.endorsement import VendorAuthority, key_usage
 from vambrace.attest.owner import KEY_FILE, OwnerIdentity
 from vambrace.debian import tools
+from vambrace.emulator.vendor import Vendor
 from vambrace.files import write_whole
 
 STATE_BYTES = 4 << 30
@@ -59,7 +60,7 @@ class Credentials:
         shutil.copyfile(self.ca, self.server / "clients.pem")
 
 
-def vendor(directory: Path) -> tuple[VendorAuthority, Path]:
+def vendor(directory: Path) -> tuple[Vendor, Path]:
     """The vendor's authority and the path of its firmware signing key, made at the first call."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     key, certificate = directory / "vendor.key", directory / "vendor-root.pem"
@@ -72,7 +73,8 @@ def vendor(directory: Path) -> tuple[VendorAuthority, Path]:
         from cryptography.hazmat.primitives.asymmetric import rsa
 
         write_whole(rot_key, _key_pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
-    return VendorAuthority.load(key, certificate), rot_key
+    authority = VendorAuthority.load(key, certificate)
+    return Vendor(authority.certificate, authority.key, directory), rot_key
 
 
 def platform_owner(home: Path) -> OwnerIdentity:

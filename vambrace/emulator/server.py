@@ -22,7 +22,6 @@ from typing import Any
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest.claims import Component
-from vambrace.attest.endorsement import VendorAuthority
 from vambrace.attest.references import publish
 from vambrace.debian.cache import Cache
 from vambrace.emulator import build as building
@@ -30,7 +29,9 @@ from vambrace.emulator import devicetree, firmware, fuse, plugged, provision, qe
 from vambrace.emulator.build import Progress, ServerBuild
 from vambrace.emulator.hostroot import PRODUCT, Variant
 from vambrace.emulator.saved import SavedState, fingerprint
+from vambrace.emulator.vendor import Vendor
 from vambrace.errors import NoSpace, ServerError, UsageError
+from vambrace.files import write_whole
 
 PORT = 8443
 READY_SECONDS = 240
@@ -62,6 +63,7 @@ class Access:
     ca: Path
     vendor_root: Path
     references: Path
+    revocation_list: Path
     platform_owner: Path  # the private key
 
 
@@ -117,6 +119,7 @@ class Server:
         )
         self.published.mkdir(exist_ok=True)
         (self.published / "vendor-root.pem").write_bytes(authority.certificate_pem)
+        self._publish_revocations(authority)
         if built.firmware is not None:
             signer = built.firmware.signer
             components = [Component(name, bytes.fromhex(digest), signer) for name, digest in built.firmware.components]
@@ -127,7 +130,10 @@ class Server:
             (self.published / "reference-values.corim").unlink(missing_ok=True)
         return built
 
-    def _vendor(self) -> tuple[VendorAuthority, Path]:
+    def _publish_revocations(self, authority: Vendor) -> None:
+        write_whole(self.published / "vendor.crl", authority.present_list(), mode=0o644)
+
+    def _vendor(self) -> tuple[Vendor, Path]:
         """The authority for this kind of server, and its firmware signing key.
 
         The vendor certifies no software key: whoever has one could sign that it is in TrustZone.
@@ -151,6 +157,7 @@ class Server:
             self.credentials.ca,
             self.published / "vendor-root.pem",
             self.published / "reference-values.corim",
+            self.published / "vendor.crl",
             provision.platform_owner(self.home).key_path,
         )
 
@@ -191,6 +198,7 @@ class Server:
         if pid is not None:
             self._check_running()
             progress("the server is running")
+            self._publish_revocations(self._vendor()[0])
             self._wait(pid, progress, READY_SECONDS)
             return self.access()
         built = self.build(progress)
