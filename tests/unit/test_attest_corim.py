@@ -5,25 +5,31 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import cbor2
 import pytest
-from attest_factory import NOW, Platform, dumps, new_key, published
+from attest_factory import INSTANCE, MEASUREMENT, NONCE, NOW, Platform, dumps, new_key, published
 from cryptography.hazmat.primitives.asymmetric.ec import SECP384R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ReasonFlags
 
 from vambrace.attest import ccavalues, corim
 from vambrace.attest.anchors import Anchors
+from vambrace.attest.appraisal import appraise
+from vambrace.attest.challenge import launch_challenge
 from vambrace.attest.corim import Corim, Environment, KeyTriple, Measurement, ReferenceTriple
 from vambrace.attest.cose import sign1
+from vambrace.attest.policy import Policy
+from vambrace.attest.verify import accepted
 from vambrace.errors import (
     CertificateExpired,
     CertificateRevoked,
     ConfigError,
     MalformedEvidence,
+    RevocationUnknown,
     SignatureInvalid,
     UnknownRoot,
 )
@@ -239,6 +245,28 @@ def test_signed_by_a_key_that_a_vendor_certifies() -> None:
     )
     with pytest.raises(CertificateRevoked):
         Anchors.load(roots=[root], corims=[data], lists=[revoked], now=NOW)
+
+
+def test_values_that_expire_while_a_verifier_runs() -> None:
+    """What was loaded in time accepts nothing after its end."""
+    platform = Platform()
+    anchors = Anchors.load(roots=[platform.authority.certificate_pem], corims=[published(platform)], now=NOW)
+    policy, challenge = Policy(measurements=frozenset({MEASUREMENT})), launch_challenge(NONCE, INSTANCE)
+    root = replace(anchors, until=(NOW + timedelta(days=1)).timestamp())
+    accepted(appraise(platform.token(), anchors=anchors, policy=policy, challenge=challenge, now=NOW))
+    assert anchors.until > NOW.timestamp()
+    late = appraise(platform.token(), anchors=root, policy=policy, challenge=challenge, now=NOW + timedelta(days=2))
+    with pytest.raises(CertificateExpired, match="reference values"):
+        accepted(late)
+
+
+def test_a_policy_s_demand_counts_for_signers_of_corims() -> None:
+    platform = Platform()
+    root, strict = platform.authority.certificate_pem, Policy(require_revocation=True)
+    with pytest.raises(RevocationUnknown):
+        Anchors.load(roots=[root], corims=[published(platform)], policy=strict, now=NOW)
+    fresh = platform.authority.revocation_list(now=NOW)
+    Anchors.load(roots=[root], corims=[published(platform)], lists=[fresh], policy=strict, now=NOW)
 
 
 def test_out_of_its_validity() -> None:

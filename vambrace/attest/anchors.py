@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from vambrace.attest import ccavalues, corim, references
 from vambrace.attest.ccavalues import PlatformKey, PlatformValues, RealmValues
 from vambrace.attest.chain import load_roots
+from vambrace.attest.policy import Policy
 from vambrace.attest.references import ReferenceValues
 from vambrace.attest.revocation import Revocation, RevocationList, load_list
 from vambrace.errors import ConfigError
@@ -26,7 +28,8 @@ class Anchors:
     ``revocation_lists`` what they have revoked.
 
     Of Arm CCA platforms: ``cca_platforms`` are reference values, ``cca_keys`` the keys of single machines. ``realms``
-    are reference values of Realms, of any platform.
+    are reference values of Realms, of any platform. After ``until`` (seconds since 1970) some of it has expired, and
+    nothing is accepted by it.
     """
 
     roots: tuple[x509.Certificate, ...] = ()
@@ -35,6 +38,7 @@ class Anchors:
     cca_platforms: tuple[PlatformValues, ...] = ()
     cca_keys: tuple[PlatformKey, ...] = ()
     realms: tuple[RealmValues, ...] = ()
+    until: float = math.inf
 
     @classmethod
     def load(
@@ -44,10 +48,11 @@ class Anchors:
         corims: Sequence[bytes] = (),
         lists: Sequence[bytes] = (),
         signers: Sequence[bytes] = (),
+        policy: Policy | None = None,
         now: datetime | None = None,
     ) -> Anchors:
         """From the contents of files: roots (PEM), signed CoRIMs, revocation lists (PEM or DER), and public keys (PEM)
-        whose CoRIMs are believed without a certificate.
+        whose CoRIMs are believed without a certificate. What ``policy`` says of revocation counts for their signers.
 
         Raises ``ConfigError``, and what ``corim.verify`` raises.
         """
@@ -55,11 +60,11 @@ class Anchors:
         authorities = tuple(certificate for pem in roots for certificate in load_roots(pem))
         revocation_lists = tuple(load_list(data) for data in lists)
         keys = [_signer(pem) for pem in signers]
+        known = policy or Policy()
+        revocation = Revocation(revocation_lists, known.require_revocation, known.revocation_age)
         anchors = cls(authorities, revocation_lists=revocation_lists)
         for data in corims:
-            verified = corim.verify(
-                data, roots=authorities, now=time, signers=keys, revocation=Revocation(revocation_lists)
-            )
+            verified = corim.verify(data, roots=authorities, now=time, signers=keys, revocation=revocation)
             anchors = anchors.with_corim(verified)
         return anchors
 
@@ -82,6 +87,7 @@ class Anchors:
             self.cca_platforms + platforms,
             self.cca_keys + keys,
             self.realms + realms,
+            min(self.until, verified.validity[1] if verified.validity else math.inf),
         )
 
 
@@ -91,12 +97,15 @@ def read_anchors(
     corims: Sequence[Path] = (),
     lists: Sequence[Path] = (),
     signers: Sequence[Path] = (),
+    policy: Policy | None = None,
     now: datetime | None = None,
 ) -> Anchors:
     """``Anchors.load`` of files. Raises ``ConfigError`` for one that cannot be read, too."""
     contents = ([_read(path) for path in paths] for paths in (roots, corims, lists, signers))
     root_pems, corim_files, list_files, signer_pems = contents
-    return Anchors.load(roots=root_pems, corims=corim_files, lists=list_files, signers=signer_pems, now=now)
+    return Anchors.load(
+        roots=root_pems, corims=corim_files, lists=list_files, signers=signer_pems, policy=policy, now=now
+    )
 
 
 def _read(path: Path) -> bytes:

@@ -113,6 +113,7 @@ TABLE: Final = (
     Check(REALM, Claim.INSTANCE_IDENTITY, GOOD, UNRECOGNIZED, _no_instance),
     Check(REALM, Claim.INSTANCE_IDENTITY, GOOD, UNRECOGNIZED, checks.freshness),
     Check(PLATFORM, Claim.HARDWARE, GOOD, UNRECOGNIZED, _implementation),
+    Check(PLATFORM, Claim.EXECUTABLES, APPROVED_AT_BOOT, UNRECOGNIZED_CODE, checks.validity),
     Check(PLATFORM, Claim.EXECUTABLES, APPROVED_AT_BOOT, UNRECOGNIZED_CODE, _components),
     Check(PLATFORM, Claim.CONFIGURATION, GOOD, BAD, _config),
     Check(PLATFORM, Claim.HARDWARE, GOOD, UNRECOGNIZED, _extensions),

@@ -33,6 +33,7 @@ from vambrace.attest.trustworthiness import (
 from vambrace.errors import (
     AnotherRealm,
     CacheShared,
+    CertificateExpired,
     ChallengeMismatch,
     ComponentChanged,
     InsecurePlatform,
@@ -95,6 +96,13 @@ def profile(case: Case) -> str:
     if word not in case.policy.profiles:
         raise PolicyRefused("the token's profile is not one that the policy accepts", rule="platform.profiles")
     return f"the token's profile, {case.evidence.profile.name}, is accepted"
+
+
+def validity(case: Case) -> str:
+    """Of what was valid when it was loaded: whoever verifies may run for years."""
+    if case.now.timestamp() > case.anchors.until:
+        raise CertificateExpired("the reference values are out of their validity", hint="get the vendor's present ones")
+    return "the reference values are valid"
 
 
 # --- the platform ---------------------------------------------------------------------------------------
@@ -334,6 +342,7 @@ TABLE: Final = (
     Check(REALM, Claim.INSTANCE_IDENTITY, GOOD, UNRECOGNIZED, _instance),
     Check(REALM, Claim.INSTANCE_IDENTITY, GOOD, UNRECOGNIZED, freshness),
     Check(PLATFORM, Claim.HARDWARE, GOOD, UNRECOGNIZED, _implementation),
+    Check(PLATFORM, Claim.EXECUTABLES, APPROVED_AT_BOOT, UNRECOGNIZED_CODE, validity),
     Check(PLATFORM, Claim.EXECUTABLES, APPROVED_AT_BOOT, UNRECOGNIZED_CODE, _components),
     Check(PLATFORM, Claim.INSTANCE_IDENTITY, GOOD, UNRECOGNIZED, machine),
     Check(REALM, Claim.EXECUTABLES, APPROVED_AT_BOOT, UNRECOGNIZED_CODE, measurement),

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from vambrace.attest import chain, references
 from vambrace.attest.anchors import Anchors
 from vambrace.attest.claims import INSECURE_COMPONENT
 from vambrace.attest.references import ReferenceValues
-from vambrace.attest.revocation import load_list
 from vambrace.errors import ConfigError
 
 NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
@@ -74,9 +72,9 @@ class Platforms:
             raise ConfigError(
                 f"platform {name}: {error.filename}: {error.strerror}", hint="the vendor publishes it"
             ) from error
-        roots = chain.load_roots(root)
-        checked = ReferenceValues((INSECURE_COMPONENT,)) if values is None else references.load(values, roots)
-        anchors = Anchors(roots, (checked,), tuple(load_list(data) for data in lists))
+        anchors = Anchors.load(roots=[root], corims=[values] if values else [], lists=lists)
+        if values is None:
+            anchors = replace(anchors, references=(ReferenceValues((INSECURE_COMPONENT,)),))
         platform = Platform(anchors, insecure=values is None)
         self._loaded[name] = (stamps, platform)
         return platform
