@@ -16,6 +16,7 @@ from cryptography.x509 import ReasonFlags
 
 from vambrace.attest.endorsement import LEAF_DAYS, VendorAuthority, platform_instance_id
 from vambrace.attest.revocation import load_list
+from vambrace.errors import ConfigError
 from vambrace.files import write_whole
 
 #: A list is made anew when it is older, so that who verifies has one that is fresh.
@@ -29,6 +30,12 @@ class Vendor(VendorAuthority):
     directory: Path
 
     def certify(self, cose_key: bytes, *, now: datetime | None = None, days: int = LEAF_DAYS) -> x509.Certificate:
+        """As every authority does; raises ``ConfigError`` for a key that was revoked: it stays so."""
+        before = self._list()
+        if before and self._serials(cose_key) & load_list(before).revoked.keys():
+            raise ConfigError(
+                "the vendor has revoked this platform's key", hint="'vambrace server reset' makes a new machine"
+            )
         certificate = super().certify(cose_key, now=now, days=days)
         issued = self.directory / "issued"
         issued.mkdir(mode=0o700, exist_ok=True)
@@ -38,10 +45,8 @@ class Vendor(VendorAuthority):
 
     def revoke(self, cose_key: bytes, reason: ReasonFlags = ReasonFlags.key_compromise) -> int:
         """Revoke every certificate of a platform's key; how many were not revoked before."""
-        paths = (self.directory / "issued").glob(f"{_name(cose_key)}-*.pem")
-        serials = {x509.load_pem_x509_certificate(path.read_bytes()).serial_number for path in paths}
         with self._alone():
-            before = self._list()
+            serials, before = self._serials(cose_key), self._list()
             new = serials - load_list(before).revoked.keys() if before else serials
             self._publish(before, dict.fromkeys(new, reason))
         return len(new)
@@ -53,6 +58,11 @@ class Vendor(VendorAuthority):
             if before and datetime.now(UTC) - load_list(before).this_update < RENEWED:
                 return before
             return self._publish(before, {})
+
+    def _serials(self, cose_key: bytes) -> set[int]:
+        """Of what was certified for a key."""
+        paths = (self.directory / "issued").glob(f"{_name(cose_key)}-*.pem")
+        return {x509.load_pem_x509_certificate(path.read_bytes()).serial_number for path in paths}
 
     def _publish(self, before: bytes | None, revoked: dict[int, ReasonFlags]) -> bytes:
         data = self.revocation_list(before, revoke=revoked)
