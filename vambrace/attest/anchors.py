@@ -101,18 +101,23 @@ def read_anchors(
     now: datetime | None = None,
 ) -> Anchors:
     """``Anchors.load`` of files. Raises ``ConfigError`` for one that cannot be read, too."""
-    contents = ([_read(path) for path in paths] for paths in (roots, corims, lists, signers))
-    root_pems, corim_files, list_files, signer_pems = contents
     return Anchors.load(
-        roots=root_pems, corims=corim_files, lists=list_files, signers=signer_pems, policy=policy, now=now
+        roots=[_read(path, "vendor root") for path in roots],
+        corims=[_read(path, "reference values") for path in corims],
+        lists=[_read(path, "revocation list") for path in lists],
+        signers=[_read(path, "signer's public key") for path in signers],
+        policy=policy,
+        now=now,
     )
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}", hint="check the path") from None
+        raise ConfigError(
+            f"the {what} cannot be read: {path}: {error.strerror}", hint="check the path; the vendor publishes it"
+        ) from None
 
 
 def _signer(pem: bytes) -> EllipticCurvePublicKey:
