@@ -77,7 +77,7 @@ COMMANDS = list(leaves(make_parser()))
 
 def test_every_command_of_the_specification_is_there() -> None:
     wanted = {
-        *(("server", name) for name in ("build", "up", "down", "status", "reset", "dump")),
+        *(("server", name) for name in ("build", "up", "revoke", "down", "status", "reset", "dump")),
         *(("owner", name) for name in ("create", "show")),
         *(("image", name) for name in ("build", "sign", "measure", "inspect")),
         *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "advise", "partition", "top")),

@@ -18,6 +18,7 @@ def add(commands: Commands) -> None:
     group = commands.group("server", "the emulated ARM server on this machine")
     build = group.add("build", "build firmware, host and reference values", _build, "vambrace server build")
     up = group.add("up", "start it, and make it the current host", _up, "vambrace server up")
+    group.add("revoke", "have the vendor revoke its certificates, for ever", _revoke, "vambrace server revoke")
     group.add("down", "stop it", _down, "vambrace server down")
     group.add("status", "whether it runs and answers", _status, "vambrace server status --json")
     group.add("reset", "stop it and erase its state, its fuse included", _reset, "vambrace server reset")
@@ -78,6 +79,14 @@ def _up(options: argparse.Namespace, output: Output) -> int:
     )
     Context().add_host(EMULATED, entry)
     output.result({"host": EMULATED, "url": access.url}, [f"up at {access.url}; it is the current host"])
+    return 0
+
+
+def _revoke(options: argparse.Namespace, output: Output) -> int:
+    server = _server(options)
+    revoked = server.revoke()
+    path = server.access().revocation_list
+    output.result({"revoked": revoked, "list": str(path)}, [f"{revoked} certificates revoked; the list is {path}"])
     return 0
 
 

@@ -221,6 +221,16 @@ class Server:
         progress(f"up after {time.monotonic() - started:.1f} s ({how})")
         return self.access()
 
+    def revoke(self) -> int:
+        """Have the vendor revoke all certificates of the running platform's key, and publish that; how many were not
+        revoked before. Whoever has the list refuses this machine from then on; its key is never certified again."""
+        with self._alone():
+            key = bytes.fromhex(self._get("/v1/platform", timeout=60)["platform_key"])
+            authority, _ = self._vendor()
+            revoked = authority.revoke(key)
+            self._publish_revocations(authority)
+        return revoked
+
     def down(self) -> bool:
         """Stop the server if it runs; whether it did."""
         with self._alone():
