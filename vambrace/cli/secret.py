@@ -39,12 +39,22 @@ def add(commands: Commands) -> None:
     log = secrets.add("log", "who asked for what is in a repository, and was given it or not", _log,
                       "vambrace secret log patients")  # fmt: skip
     for parser in (put, show, delete):
-        parser.add_argument("resource", metavar="REPOSITORY/TYPE/NAME")
+        parser.add_argument("resource", type=_resource, metavar="REPOSITORY/TYPE/NAME")
     for parser in (listing, log):
         parser.add_argument("repository")
     for parser in (put, show, delete, listing, log):
         parser.add_argument("--broker", metavar="URL", help="the broker, if it is not the one that was made here last")
         parser.add_argument("--certificate", type=Path, metavar="FILE", help="its certificate (PEM)")
+
+
+def _resource(text: str) -> str:
+    from vambrace.broker.names import ResourceName
+    from vambrace.errors import UsageError
+
+    try:
+        return str(ResourceName.parse(text))
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(f"{error.message} ({error.hint})") from None
 
 
 @contextmanager
