@@ -31,6 +31,7 @@ class Space:
     def __init__(self) -> None:
         self.pages: dict[int, tuple[int, bool, bool]] = {}
         self.refuse = False
+        self.unmapped: list[tuple[int, int]] = []
 
     def map(self, iova: int, address: int, size: int, *, read: bool, write: bool) -> None:
         if self.refuse:
@@ -40,6 +41,7 @@ class Space:
             self.pages[iova + offset] = (address + offset, read, write)
 
     def unmap(self, iova: int, size: int) -> None:
+        self.unmapped.append((iova, size))
         for offset in range(0, size, PAGE):
             del self.pages[iova + offset]
 
@@ -116,6 +118,18 @@ def test_what_is_mapped_is_reached_and_nothing_else(guest: Guest) -> None:
     assert guest.unmap(1, 0x10_0000, 2 * PAGE) == iommu.OK
     assert not guest.disk.pages
     assert not guest.pins.counts
+
+
+def test_what_lies_side_by_side_is_unmapped_by_one_call(guest: Guest) -> None:
+    """As Linux does it with a transfer: pages from anywhere are mapped one by one, and unmapped together."""
+    assert guest.attach(1, DISK) == iommu.OK
+    for number, page in enumerate((9, 2, 7, 30)):
+        assert guest.map(1, 0x10_0000 + number * PAGE, PAGE, RAM + page * PAGE) == iommu.OK
+    assert guest.map(1, 0x10_8000, PAGE, RAM + 11 * PAGE) == iommu.OK
+    assert guest.map(1, 0x10_9000, PAGE, RAM + 12 * PAGE) == iommu.OK
+    assert guest.unmap(1, 0x10_0000, 9 * PAGE) == iommu.OK
+    assert guest.disk.unmapped == [(0x10_0000, 4 * PAGE), (0x10_8000, PAGE)]
+    assert guest.disk.pages.keys() == {0x10_9000} and guest.pins.counts == {12 * PAGE: 1}
 
 
 def test_beyond_the_budget_a_mapping_fails_and_the_others_stay() -> None:

@@ -8,8 +8,8 @@ in the thread of the vCPU that made them, which waits for them anyway.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from vambrace.errors import KvmError, PagerError
@@ -29,19 +29,16 @@ _READ, _WRITE = 1, 2
 _RESERVED_MEMORY: Final = 1  # a property
 _RESERVED, _MSI = 0, 1  # and its kinds
 
-_HEAD = struct.Struct("<B3s")
-_ATTACHMENT = struct.Struct("<III4s")
-_DETACHMENT = struct.Struct("<II8s")
-_MAPPING = struct.Struct("<IQQQI")
-_UNMAPPING = struct.Struct("<IQQ4s")
-_PROBING = struct.Struct("<I64s")
-_BODIES: Final[Mapping[int, struct.Struct]] = {
-    _ATTACH: _ATTACHMENT,
-    _DETACH: _DETACHMENT,
-    _MAP: _MAPPING,
-    _UNMAP: _UNMAPPING,
-    _PROBE_TYPE: _PROBING,
+_HEAD: Final = 4  # bytes: the type, and three that are reserved
+#: The numbers of each request behind its head, and how many reserved bytes follow. Of a probe these may be anything.
+_BODIES: Final = {
+    _ATTACH: (struct.Struct("<4xIII"), 4),
+    _DETACH: (struct.Struct("<4xII"), 8),
+    _MAP: (struct.Struct("<4xIQQQI"), 0),
+    _UNMAP: (struct.Struct("<4xIQQ"), 4),
+    _PROBE_TYPE: (struct.Struct("<4xI"), 64),
 }
+_LONGEST: Final = max(body.size + reserved for body, reserved in _BODIES.values())
 _PROPERTY = struct.Struct("<HHB3sQQ")
 
 
@@ -74,6 +71,13 @@ class Reach(NamedTuple):
     ranges: tuple[tuple[int, int], ...]
     msi: tuple[int, int]
 
+    def holds(self, first: int, last: int) -> bool:
+        """Whether all of these addresses lie in one of the ranges."""
+        for low, high in self.ranges:
+            if last <= high:
+                return low <= first
+        return False
+
     @property
     def holes(self) -> list[tuple[int, int]]:
         """What lies between, which the guest must not use."""
@@ -102,26 +106,25 @@ class _Refused(Exception):
 
 
 class _Domain:
-    """Mappings by their address, and who is attached."""
+    """Mappings by their address, who is attached, and the spaces of these, each once."""
 
     def __init__(self) -> None:
         self.starts: list[int] = []
         self.mappings: dict[int, _Mapping] = {}
         self.endpoints: set[int] = set()
+        self.spaces: list[Space] = []
 
     def within(self, first: int, last: int) -> list[_Mapping]:
-        """The mappings that have an address of the range."""
-        index = bisect_left(self.starts, first)
-        if index and self.mappings[self.starts[index - 1]].last >= first:
+        """The mappings that have an address of the range, rising."""
+        starts = self.starts
+        index = bisect_left(starts, first)
+        if index and self.mappings[starts[index - 1]].last >= first:
             index -= 1
-        found = []
-        while index < len(self.starts) and self.starts[index] <= last:
-            found.append(self.mappings[self.starts[index]])
-            index += 1
-        return found
+        end = bisect_right(starts, last, index)
+        return [self.mappings[start] for start in starts[index:end]]
 
     def add(self, mapping: _Mapping) -> None:
-        self.starts.insert(bisect_left(self.starts, mapping.start), mapping.start)
+        insort(self.starts, mapping.start)
         self.mappings[mapping.start] = mapping
 
     def remove(self, mapping: _Mapping) -> None:
@@ -161,43 +164,41 @@ class Iommu(Device):
 
     def _answer(self, chain: Chain) -> bytes:
         """What is written back: properties where it is a probe, then the status."""
-        request = chain.prefix(_HEAD.size + _PROBING.size)
-        if len(request) < _HEAD.size:
+        request = chain.prefix(_LONGEST)
+        if len(request) < _HEAD:
             raise GuestFault("IOMMU request without type")
-        kind, reserved = _HEAD.unpack_from(request)
+        kind = request[0]
         properties = b""
-        tail = 4
-        if kind == _PROBE_TYPE:
-            tail += PROBE_SIZE
+        tail = 4 + (PROBE_SIZE if kind == _PROBE_TYPE else 0)
         if chain.capacity < tail:
             raise GuestFault("IOMMU request without room for its status")
         try:
-            if kind not in _BODIES:
-                raise _Refused(UNSUPPORTED)
-            body = _BODIES[kind]
-            if len(request) < _HEAD.size + body.size or any(reserved):
-                raise _Refused(INVALID)
-            properties = self._serve(kind, body.unpack_from(request, _HEAD.size))
+            properties = self._serve(kind, request)
             status = OK
         except _Refused as refused:
             status = refused.status
         return properties.ljust(tail - 4, b"\0") + bytes((status, 0, 0, 0))
 
-    def _serve(self, kind: int, body: tuple[int | bytes, ...]) -> bytes:
-        numbers = [value for value in body if isinstance(value, int)]
-        if any(any(value) for value in body if isinstance(value, bytes)) and kind != _PROBE_TYPE:
+    def _serve(self, kind: int, request: bytes) -> bytes:
+        if kind not in _BODIES:
+            raise _Refused(UNSUPPORTED)
+        body, reserved = _BODIES[kind]
+        if len(request) < body.size + reserved or any(request[1:_HEAD]):
             raise _Refused(INVALID)
-        if kind == _ATTACH:
-            self._attach(*numbers)
-        elif kind == _DETACH:
-            self._detach(*numbers)
-        elif kind == _MAP:
+        numbers = body.unpack_from(request)
+        if kind == _PROBE_TYPE:
+            self._check_endpoint(*numbers)
+            return self._properties
+        if reserved and any(request[body.size : body.size + reserved]):
+            raise _Refused(INVALID)
+        if kind == _MAP:
             self._map(*numbers)
         elif kind == _UNMAP:
             self._unmap(*numbers)
+        elif kind == _ATTACH:
+            self._attach(*numbers)
         else:
-            self._check_endpoint(numbers[0])
-            return self._properties
+            self._detach(*numbers)
         return b""
 
     def _check_endpoint(self, endpoint: int) -> None:
@@ -225,7 +226,7 @@ class Iommu(Device):
             self._leave(present, endpoint)
         domain = self._domains.setdefault(name, _Domain())
         done: list[_Mapping] = []
-        if not self._reaches(domain, space):
+        if not _among(space, domain.spaces):
             try:
                 for mapping in domain.mappings.values():
                     self._enter(space, mapping)
@@ -236,6 +237,7 @@ class Iommu(Device):
                 if not domain.endpoints:
                     del self._domains[name]
                 raise _Refused(DEVICE_ERROR) from None
+            domain.spaces.append(space)
         domain.endpoints.add(endpoint)
 
     def _detach(self, name: int, endpoint: int) -> None:
@@ -247,20 +249,18 @@ class Iommu(Device):
         self._leave(name, endpoint)
 
     def _map(self, name: int, first: int, last: int, physical: int, flags: int) -> None:
-        if name not in self._domains:
+        domain = self._domains.get(name)
+        if domain is None:
             raise _Refused(NO_ENTRY)
         size = last - first + 1
         if flags & ~(_READ | _WRITE) or not flags:
             raise _Refused(INVALID)
-        if size <= 0 or first % PAGE or size % PAGE or physical % PAGE:
-            raise _Refused(RANGE)
-        if not any(low <= first and last <= high for low, high in self._reach.ranges):
+        if size <= 0 or (first | size | physical) % PAGE or not self._reach.holds(first, last):
             raise _Refused(RANGE)
         try:
             offset = self._memory.check(physical, size)
         except GuestFault:
             raise _Refused(FAULT) from None
-        domain = self._domains[name]
         if domain.within(first, last):
             raise _Refused(INVALID)
         if self._count >= MOST_MAPPINGS:
@@ -272,7 +272,7 @@ class Iommu(Device):
             raise _Refused(NO_MEMORY) from None
         done: list[Space] = []
         try:
-            for space in self._spaces_of(domain):
+            for space in domain.spaces:
                 self._enter(space, mapping)
                 done.append(space)
         except KvmError:
@@ -300,16 +300,6 @@ class Iommu(Device):
         address = self._memory.host + mapping.offset
         space.map(mapping.start, address, mapping.size, read=mapping.read, write=mapping.write)
 
-    def _spaces_of(self, domain: _Domain) -> list[Space]:
-        found: list[Space] = []
-        for endpoint in sorted(domain.endpoints):
-            if not any(self._spaces[endpoint] is space for space in found):
-                found.append(self._spaces[endpoint])
-        return found
-
-    def _reaches(self, domain: _Domain, space: Space) -> bool:
-        return any(found is space for found in self._spaces_of(domain))
-
     def _leave(self, name: int, endpoint: int) -> None:
         """Take an endpoint out of its domain; with the last one, the domain ends."""
         domain = self._domains[name]
@@ -319,23 +309,42 @@ class Iommu(Device):
             return
         domain.endpoints.discard(endpoint)
         space = self._spaces[endpoint]
-        if not self._reaches(domain, space):
+        if not any(self._spaces[other] is space for other in domain.endpoints):
             for mapping in domain.mappings.values():
                 space.unmap(mapping.start, mapping.size)
+            domain.spaces = [other for other in domain.spaces if other is not space]
 
-    def _drop(self, domain: _Domain, mappings: Iterable[_Mapping]) -> None:
+    def _drop(self, domain: _Domain, mappings: Sequence[_Mapping]) -> None:
         """First out of every device's reach, then not pinned any more."""
-        for mapping in mappings:
-            for space in self._spaces_of(domain):
-                space.unmap(mapping.start, mapping.size)
-            domain.remove(mapping)
-            self._count -= 1
-            self._pins.unpin(mapping.offset, mapping.size)
+        for run in _runs(mappings):
+            for space in domain.spaces:
+                space.unmap(run[0].start, run[-1].last + 1 - run[0].start)
+            for mapping in run:
+                domain.remove(mapping)
+                self._count -= 1
+                self._pins.unpin(mapping.offset, mapping.size)
 
     def reset(self) -> None:
         for domain in self._domains.values():
             self._drop(domain, list(domain.mappings.values()))
         self._domains.clear()
+
+
+def _among(space: Space, spaces: Sequence[Space]) -> bool:
+    return any(other is space for other in spaces)
+
+
+def _runs(mappings: Sequence[_Mapping]) -> Iterator[list[_Mapping]]:
+    """Those that follow each other without a gap, together: one call of the kernel ends them, and one flush of its
+    IOMMU."""
+    run: list[_Mapping] = []
+    for mapping in mappings:
+        if run and run[-1].last + 1 != mapping.start:
+            yield run
+            run = []
+        run.append(mapping)
+    if run:
+        yield run
 
 
 def _properties(reach: Reach) -> Iterable[bytes]:

@@ -45,7 +45,7 @@ class Chain(NamedTuple):
     @property
     def capacity(self) -> int:
         """Bytes that can be written."""
-        return sum(len(part) for part in self.writable)
+        return sum(map(len, self.writable))
 
     def write(self, data: bytes) -> int:
         """Fill the writable slices with ``data`` as far as both go; the number of bytes written."""
@@ -75,20 +75,21 @@ class Queue:
         self._used = memory.slice(used, 6 + 8 * size)
         self.pushed = 0  # since the transport last looked
         self.unfinished = False  # the device's turn ended before there was nothing left
-        self._last = 0
+        self._last = self._offered = 0  # the next request, and up to where the driver has offered some
         self._used_index = 0
         self._lock = threading.Lock()
         self._lock.acquire()
 
     def pop(self) -> Chain | None:
         """The next request, or None. Raises ``GuestFault``."""
-        (index,) = _INDEX.unpack_from(self._available, 2)
-        waiting = (index - self._last) & 0xFFFF
-        if waiting == 0:
-            return None
-        if waiting > self.size:
-            raise GuestFault("more requests than the queue has entries")
-        self._fence()
+        if self._last == self._offered:
+            (self._offered,) = _INDEX.unpack_from(self._available, 2)
+            waiting = (self._offered - self._last) & 0xFFFF
+            if waiting == 0:
+                return None
+            if waiting > self.size:
+                raise GuestFault("more requests than the queue has entries")
+            self._fence()
         (head,) = _INDEX.unpack_from(self._available, 4 + 2 * (self._last % self.size))
         chain = self._walk(head)
         self._last = (self._last + 1) & 0xFFFF
