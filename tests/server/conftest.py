@@ -24,7 +24,7 @@ from vambrace.image.base import RuntimeBase, runtime_base
 ORDER = (
     *("test_verdicts", "test_freed", "test_auto", "test_exchange", "test_network", "test_census"),  # DOOR
     *("test_secrets", "test_hostile", "test_domains", "test_devices"),
-    *("test_inside", "test_connect", "test_owner", "test_relay"),  # pair
+    *("test_inside", "test_published", "test_owner", "test_relay"),  # pair
     *("test_operator", "test_partition", "test_jail", "test_death"),
     "test_colours",
     "test_secure_flash",  # OPEN, then PRODUCT
