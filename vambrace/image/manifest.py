@@ -12,7 +12,7 @@ applications:
     percent: 80
     results: [result.txt]        # below /results/analysis
     publish: [5432]              # TCP ports on which it serves its owner, docs/connect.md
-    registers: [1]               # measurement registers that it may extend, 1 to 3
+    registers: [1]               # measurement registers that it may extend, 1 to 3: docs/events.md
 endpoints:                       # for messages between Realms, docs/messages.md
   - offer: records               # or connect: records
     port: 8000                   # on the loopback of this Realm
