@@ -85,12 +85,21 @@ int vb_uffd_unregister(int fd, void *start, size_t bytes)
 	return ioctl(fd, UFFDIO_UNREGISTER, &range) == 0 ? VB_OK : -errno;
 }
 
-/* One ioctl: 0 or -errno; *bytes is what was done (the kernel writes it on errors too). */
+/* How many of these bytes of guest memory, or of what is aside, are in one mapping for certain. */
+static size_t in_one_mapping(uintptr_t start, size_t bytes)
+{
+	size_t left = VB_UFFD_STEP - start % VB_UFFD_STEP;
+
+	return bytes < left ? bytes : left;
+}
+
+/* One ioctl: 0 or -errno; *done is what was done (the kernel writes it on errors too), which may be less than all. */
 typedef int (*step)(int fd, uintptr_t to, uintptr_t from, size_t bytes, int64_t *done);
 
 static int move(int fd, uintptr_t to, uintptr_t from, size_t bytes, uint64_t mode, int64_t *done)
 {
-	struct uffdio_move arguments = {.dst = to, .src = from, .len = bytes, .mode = mode};
+	size_t some = in_one_mapping(to, in_one_mapping(from, bytes));
+	struct uffdio_move arguments = {.dst = to, .src = from, .len = some, .mode = mode};
 	int result = ioctl(fd, UFFDIO_MOVE, &arguments);
 
 	*done = arguments.move;
@@ -109,7 +118,7 @@ static int move_out_step(int fd, uintptr_t to, uintptr_t from, size_t bytes, int
 
 static int copy_step(int fd, uintptr_t to, uintptr_t from, size_t bytes, int64_t *done)
 {
-	struct uffdio_copy arguments = {.dst = to, .src = from, .len = bytes};
+	struct uffdio_copy arguments = {.dst = to, .src = from, .len = in_one_mapping(to, bytes)};
 	int result = ioctl(fd, UFFDIO_COPY, &arguments);
 
 	*done = arguments.copy;

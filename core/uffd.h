@@ -5,6 +5,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Memory may consist of several mappings if these end at multiples of it: the kernel does nothing across such an end. */
+#define VB_UFFD_STEP ((size_t)2 << 20)
+
 /*
  * A userfaultfd for faults of the kernel too (KVM, vhost), made by `device`, which is an open /dev/userfaultfd, or, where
  * that is 0, by the system call. VB_NO_USERFAULTFD, VB_NO_MOVE (no UFFDIO_MOVE: before Linux 6.8).

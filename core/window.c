@@ -3,7 +3,6 @@
 #include "window.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -13,8 +12,6 @@
 #include "status.h"
 #include "uffd.h"
 #include "window_internal.h"
-
-#define HUGE_PAGE ((size_t)2 << 20)
 
 int vb_enter(struct vb_window *window)
 {
@@ -75,56 +72,6 @@ void vb_settled(struct vb_area *area)
 void vb_await(struct vb_area *area)
 {
 	pthread_cond_wait(&area->settled, &area->lock);
-}
-
-static bool swap_is_on(void)
-{
-	FILE *swaps = fopen("/proc/swaps", "re");
-	char line[256];
-	int lines = 0;
-
-	if (!swaps)
-		return true; /* not known */
-	while (fgets(line, sizeof line, swaps))
-		lines++;
-	fclose(swaps);
-	return lines > 1; /* the first is a heading */
-}
-
-/* Never dumped, inherited, merged, swapped, nor in huge pages (but see vb_open_zones). */
-int vb_map_memory(size_t bytes, uint8_t **out)
-{
-	static const int advice[] = {MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DONTFORK, MADV_UNMERGEABLE};
-	uint8_t *memory = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE,
-			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	size_t before;
-
-	if (memory == MAP_FAILED)
-		return -errno;
-	before = -(uintptr_t)memory % HUGE_PAGE;
-	if (before)
-		munmap(memory, before);
-	memory += before;
-	munmap(memory + bytes, HUGE_PAGE - before);
-	*out = memory;
-	for (size_t i = 0; i < sizeof advice / sizeof *advice; i++)
-		/* EINVAL: a kernel without huge pages, or without merging */
-		if (madvise(memory, bytes, advice[i]) != 0 && errno != EINVAL)
-			return -errno;
-	return VB_OK;
-}
-
-static int keep_from_swap(struct vb_window *window)
-{
-	if (mlock2(window->guest, window->bytes, MLOCK_ONFAULT) == 0 &&
-	    mlock2(window->side, window->bytes, MLOCK_ONFAULT) == 0)
-		return VB_OK;
-	/* Pages move only between mappings that are both locked or both not. */
-	munlock(window->guest, window->bytes);
-	munlock(window->side, window->bytes);
-	if (window->placed) /* the kernel would migrate what is not locked */
-		return -EPERM;
-	return swap_is_on() ? VB_SWAP : VB_OK;
 }
 
 static int table_create(size_t count, size_t size, void *out)
@@ -196,7 +143,11 @@ static int build(struct vb_window *window, const struct vb_config *config, uint6
 	if (!status)
 		status = vb_map_memory(window->bytes, &window->side);
 	if (!status)
-		status = keep_from_swap(window);
+		status = vb_stripe_memory(window->guest, window->bytes);
+	if (!status)
+		status = vb_stripe_memory(window->side, window->bytes);
+	if (!status)
+		status = vb_keep_from_swap(window);
 	if (!status)
 		status = table_create(pages, sizeof *window->pages, &window->pages);
 	if (!status)

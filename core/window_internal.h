@@ -4,10 +4,11 @@
  *   window.c    made, closed, percentages, statistics     transfer.c  what this process itself writes and reads
  *   open.c      zones without encryption, and wiping      pin.c       pages kept for devices, pages given back
  *   paging.c    pages come: faults                        evict.c     pages go: standby, encryption, new keys
- *   handler.c   the threads that answer faults          place.c     frames that were chosen
+ *   handler.c   the threads that answer faults            place.c     frames that were chosen
+ *   memory.c    address space
  *
- * Locks, in this order: life, change, a lane, one area, the failure; the roster by itself. An area's lock is not held while pages are moved or ciphered; they
- * are then `coming` or `leaving` (zone.h), which is a lock on the page.
+ * Locks, in this order: life, change, a lane, one area, the failure; the roster by itself. An area's lock is not held while
+ * pages are moved or ciphered; they are then `coming` or `leaving` (zone.h), which is a lock on the page.
  */
 #ifndef VAMBRACE_WINDOW_INTERNAL_H
 #define VAMBRACE_WINDOW_INTERNAL_H
@@ -104,10 +105,16 @@ static inline size_t vb_offset(uint32_t page)
 	return (size_t)page * VB_PAGE_SIZE_BYTES;
 }
 
+/* memory.c */
+
+/* Aligned as huge pages are; never dumped, inherited, merged, nor in huge pages (but see vb_open_zones). */
+int vb_map_memory(size_t bytes, uint8_t **out);
+/* Divides what vb_map_memory gave, before it is used, so that pages of different parts are moved at the same time. */
+int vb_stripe_memory(uint8_t *memory, size_t bytes);
+int vb_keep_from_swap(struct vb_window *window);
+
 /* window.c */
 
-/* Address space for guest memory or its ciphertext, aligned as huge pages are. */
-int vb_map_memory(size_t bytes, uint8_t **out);
 /* Begins a call: from VB_OK until vb_leave the window is not taken down. */
 int vb_enter(struct vb_window *window);
 void vb_leave(struct vb_window *window);

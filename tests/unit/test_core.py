@@ -49,7 +49,7 @@ def test_cipher(objects: tuple[str, list[str]], tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize(
-    "name", ["test_engine", "test_window", "test_tamper", "test_threads", "test_refused", "test_place"]
+    "name", ["test_engine", "test_window", "test_memory", "test_tamper", "test_threads", "test_refused", "test_place"]
 )
 def test_window(name: str, objects: tuple[str, list[str]], tmp_path: Path) -> None:
     run(name, objects, tmp_path)
@@ -74,6 +74,7 @@ def test_every_program_is_run() -> None:
         "test_engine",
         "test_refused",
         "test_window",
+        "test_memory",
         "test_tamper",
         "test_place",
         "test_threads",
