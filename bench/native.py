@@ -1,7 +1,8 @@
 """What the encrypted window costs on this machine, without any emulation, against a bound and against swap.
 
 Rows (docs/performance.md): ``native/random-fault/CIPHER`` and ``native/sequential-page/CIPHER`` against the bound,
-``native/cpu-per-fault/CIPHER``, ``native/two-threads`` over one, ``native/zipf/PERCENT`` against the ideal,
+``native/cpu-per-fault/CIPHER``, ``native/two-threads`` and ``native/two-threads-bound`` over one thread,
+``native/zipf/PERCENT`` against the ideal,
 ``native/random-fault-vs-swap`` and ``native/sequential-page-vs-swap``, ``native/load`` and ``native/raise`` in MiB/s.
 Medians of ``VAMBRACE_BENCH_ROUNDS`` (5) rounds, in each of which everything runs once.
 """
@@ -20,7 +21,7 @@ from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.parts.core import compile_with_core, need_window
+from bench.parts.core import come_first, compile_with_core, need_window
 from bench.parts.swap import Limit, Swap, zram
 from bench.policy.policies import ONLINE, RIVALS, misses
 from bench.policy.traces import popular
@@ -34,6 +35,9 @@ PAGES, PERCENT = 32768, 88
 ACCESSES = 60_000
 #: The first is run; the second adds what AES-256-XTS would take, as dm-crypt uses it.
 SWAP, SWAP_AND_CIPHER = "zram", "zram and AES-256-XTS, added"
+#: What a fault needs at least (moves.c), with moves alone, or copied in and moved out.
+LEAST = {"move": "cipher and two moves, no fault", "copy": "cipher, copy and move, no fault"}
+PROCESSES = "cipher and two moves, two processes"
 #: Room for the program itself where swap limits it, in bytes.
 PROGRAM = 2 << 20
 
@@ -58,8 +62,9 @@ class Native:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._program = folder / "faults"
+        self._program, self._moves = folder / "faults", folder / "moves"
         compile_with_core("faults.c", self._program)
+        compile_with_core("moves.c", self._moves)
         chance = random.Random(1)
         self.trace("random", (chance.randrange(PAGES) for _ in range(ACCESSES)))
         self.trace("other", (chance.randrange(PAGES) for _ in range(ACCESSES)))
@@ -87,6 +92,17 @@ class Native:
         measured: Seconds = json.loads(result.stdout)
         return measured
 
+    def least(self, work: str, workers: str) -> float | None:
+        """Faults per second of two ``workers``, or of ``one``, that need nothing but this work (moves.c); None: not on
+        this kernel."""
+        command = [str(self._moves), work, workers, str(ACCESSES)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, preexec_fn=come_first)  # noqa: PLW1509
+        if result.returncode:
+            print(f"native/two-threads-bound: {result.stderr.strip()}", file=sys.stderr)
+            return None
+        measured: Seconds = json.loads(result.stdout)
+        return measured["faults"] / measured["seconds"]
+
     def _run(
         self,
         mode: str,
@@ -98,13 +114,13 @@ class Native:
     ) -> subprocess.CompletedProcess[str]:
         paths = [str(self._folder / name) for name in traces]
         command = [str(self._program), mode, cipher, str(pages), str(percent), *paths]
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            preexec_fn=limit.enter if limit else None,  # noqa: PLW1509
-        )
+
+        def begin() -> None:
+            come_first()
+            if limit:
+                limit.enter()
+
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, preexec_fn=begin)  # noqa: PLW1509
 
 
 def per_miss(measured: Seconds) -> float:
@@ -115,6 +131,10 @@ def per_miss(measured: Seconds) -> float:
 def per_access(measured: Seconds) -> float:
     """Microseconds."""
     return measured["seconds"] / measured["accesses"] * 1e6
+
+
+def faults_per_second(measured: Seconds) -> float:
+    return measured["misses"] / measured["seconds"]
 
 
 def faults(report: Report, bench: Native, ciphers: list[str]) -> None:
@@ -139,27 +159,35 @@ def faults(report: Report, bench: Native, ciphers: list[str]) -> None:
             ours, bound = figures[f"{name}/{cipher}"], figures[f"{name}/{cipher}/bound"]
             ratios = [mine / theirs for mine, theirs in zip(ours, bound, strict=True)]
             report.add(f"native/{name}/{cipher}", "bound", statistics.median(bound), "µs")
-            report.add_rounds(f"native/{name}/{cipher}", "window", ours, "µs", ratios, "bound")
+            report.add_rounds(f"native/{name}/{cipher}", "window", ours, "µs", ratios, "bound", with_interval=True)
         name = f"cpu-per-fault/{cipher}"
         report.add(f"native/{name}", "window", statistics.median(figures[name]), "µs")
 
 
 def threads(report: Report, bench: Native) -> None:
-    """Two threads on two CPUs, each with its own handler, over one; and the same where they only move pages: what no
-    window can do without."""
+    """Two threads on two CPUs, each with its own handler, over one; and over the same one, two threads that do nothing
+    but the least that a fault needs. Two processes show what the two CPUs have in them."""
     if len(os.sched_getaffinity(0)) < 2:
         print("native/two-threads: this machine has one CPU", file=sys.stderr)
         return
-    subjects = {"window": ("engine", "misses", "faults/s"), "UFFDIO_MOVE alone": ("move", "accesses", "moves/s")}
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in subjects}
+    rates: dict[str, list[float]] = {}
+    ratios: dict[str, list[float]] = {}
+
+    def note(subject: str, rate: float | None, against: float | None) -> None:
+        if rate and against:
+            rates.setdefault(subject, []).append(rate)
+            ratios.setdefault(subject, []).append(rate / against)
+
     for _ in range(ROUNDS):
-        for name, (mode, counted, _) in subjects.items():
-            one, two = bench(mode, "random"), bench(mode, "random", "other")
-            rate = two[counted] / two["seconds"]
-            found[name].append((rate, rate * one["seconds"] / one[counted]))
-    for name, (_, _, unit) in subjects.items():
-        rates, ratios = zip(*found[name], strict=True)
-        report.add_rounds("native/two-threads", name, rates, unit, ratios, "one thread")
+        one, two = (faults_per_second(bench("engine", *traces)) for traces in (("random",), ("random", "other")))
+        note("window", two, one)
+        for work, subject in LEAST.items():
+            note(subject, bench.least(work, "threads"), one)
+        note(PROCESSES, bench.least("move", "processes"), bench.least("move", "one"))
+    for subject, found in rates.items():
+        name = "native/two-threads" if subject == "window" else "native/two-threads-bound"
+        against = "one of them" if subject == PROCESSES else "one thread of the window"
+        report.add_rounds(name, subject, found, "faults/s", ratios[subject], against, with_interval=True)
 
 
 def popular_pages(report: Report, bench: Native) -> None:
@@ -182,7 +210,7 @@ def popular_pages(report: Report, bench: Native) -> None:
             values.setdefault(f"zipf/{percent}", []).append(measured)
             ratios.setdefault(f"zipf/{percent}", []).append(measured / (memory + missed * bound / 1e6))
     for name, found in values.items():
-        report.add_rounds(f"native/{name}", "window", found, "s", ratios[name], "ideal")
+        report.add_rounds(f"native/{name}", "window", found, "s", ratios[name], "ideal", with_interval=True)
 
 
 def swapped(report: Report, bench: Native) -> None:
@@ -212,9 +240,8 @@ def compare_swap(report: Report, bench: Native, swap: Swap) -> None:
                     found.setdefault((name, against), []).append((theirs + added, (theirs + added) / mine))
     for (name, against), pairs in found.items():
         times, ratios = zip(*pairs, strict=True)
-        report.add_rounds(
-            f"native/{name}-vs-swap", against, times, "µs", ratios, "window (above 1: swap is slower)"
-        )
+        what = "window (above 1: swap is slower)"
+        report.add_rounds(f"native/{name}-vs-swap", against, times, "µs", ratios, what, with_interval=True)
 
 
 def bulk(report: Report) -> None:

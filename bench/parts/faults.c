@@ -6,8 +6,6 @@
  * MODE      engine   vambrace's window, as it is
  *           naive    a userfaultfd handler as one would write it first: a thread on the faulting CPU polls, reads one
  *                    fault, moves the oldest page out and the wanted one in; no cipher
- *           move     no window and no faults: each thread moves pages of its own to and fro with UFFDIO_MOVE, one for each
- *                    access of its trace; a fault takes two such moves, one page out and one in
  *           swap     ordinary memory; the caller has limited it, and swap takes the rest
  *           cipher   ordinary memory; what would have to be decrypted and encrypted for the accesses, and nothing else
  *           xts      decryption and encryption of a page in 4 MiB, as often as TRACE is long, with AES-256-XTS, which dm-crypt
@@ -224,32 +222,6 @@ static uint8_t *naive_memory(uint32_t pages, uint32_t window)
 	return naive.guest;
 }
 
-/* --- move ---------------------------------------------------------------------------------------------------- */
-
-static void *move_to_and_fro(void *argument)
-{
-	enum { PAGES = 64 };
-	const struct trace *trace = argument;
-	const size_t bytes = PAGES * VB_PAGE_SIZE_BYTES;
-	uint8_t *one = anonymous(bytes), *other = anonymous(bytes);
-	int uffd;
-
-	stay_on(trace->cpu);
-	fill(one, PAGES);
-	check(vb_uffd_open(0, &uffd), "userfaultfd");
-	check(vb_uffd_register(uffd, one, bytes), "register");
-	check(vb_uffd_register(uffd, other, bytes), "register");
-	for (size_t i = 0; i < trace->count; i++) {
-		size_t at = i % PAGES * VB_PAGE_SIZE_BYTES, done;
-		bool fro = i / PAGES % 2;
-
-		check(vb_uffd_move_in(uffd, (fro ? one : other) + at, (fro ? other : one) + at, VB_PAGE_SIZE_BYTES, &done),
-		      "move");
-	}
-	close(uffd);
-	return NULL;
-}
-
 /* --- engine -------------------------------------------------------------------------------------------------- */
 
 static struct vb_window *window;
@@ -389,7 +361,6 @@ int main(int count, char **words)
 	uint8_t *memory;
 	size_t accesses = 0;
 	double seconds, cpu;
-	void *(*work)(void *) = replay;
 
 	if (count < 6 || count > 7)
 		stop("MODE CIPHER PAGES PERCENT TRACE [TRACE]");
@@ -417,12 +388,10 @@ int main(int count, char **words)
 		memory = engine_memory(pages, percent, cipher);
 	else if (!strcmp(mode, "naive"))
 		memory = naive_memory(pages, vb_zone_window(pages, percent));
-	else if (!strcmp(mode, "swap") || !strcmp(mode, "move"))
+	else if (!strcmp(mode, "swap"))
 		memory = anonymous(pages * VB_PAGE_SIZE_BYTES);
 	else
-		stop("MODE is engine, naive, move, swap, cipher or xts");
-	if (!strcmp(mode, "move"))
-		work = move_to_and_fro;
+		stop("MODE is engine, naive, swap, cipher or xts");
 	stay_on(cpus[0]);
 	fill(memory, pages);
 	before = count_misses(mode, &standby_before);
@@ -434,7 +403,7 @@ int main(int count, char **words)
 	cpu = now(CLOCK_PROCESS_CPUTIME_ID);
 	seconds = now(CLOCK_MONOTONIC);
 	for (size_t i = 0; i < trace_count; i++)
-		if (pthread_create(&threads[i], NULL, work, &traces[i]) != 0)
+		if (pthread_create(&threads[i], NULL, replay, &traces[i]) != 0)
 			stop("no thread");
 	for (size_t i = 0; i < trace_count; i++)
 		pthread_join(threads[i], NULL);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench.policy import observed
 from bench.policy.engine import Engine
 from bench.policy.policies import ONLINE, RIVALS, Belady, misses
 from bench.policy.traces import Trace
@@ -23,6 +24,7 @@ class Outcome:
     others: dict[str, int]  # by policy; "belady" among them
     ours: int
     minor: int
+    heard: observed.Heard  # the best of RIVALS with what ours hears, at most as many minor faults
 
     @property
     def best(self) -> str:
@@ -32,6 +34,10 @@ class Outcome:
     @property
     def ratio(self) -> float:
         return self.ours / self.others[self.best]
+
+    @property
+    def heard_ratio(self) -> float:
+        return self.ours / self.heard.misses
 
     @property
     def cost_ratio(self) -> float:
@@ -52,17 +58,20 @@ def others(trace: Trace, percent: int) -> dict[str, int]:
 
 def compare(engine: Engine, trace: Trace, percent: int, known: dict[str, int] | None = None) -> Outcome:
     """``known``: what ``others`` gave before, for a new version of ours only. Raises EngineError."""
-    replay = engine.replay(trace.references, trace.pages, window(trace, percent))
-    return Outcome(trace.name, percent, known or others(trace, percent), replay.misses, replay.minor)
+    capacity = window(trace, percent)
+    replay = engine.replay(trace.references, trace.pages, capacity)
+    heard = observed.best(capacity, trace.references, replay.minor)
+    return Outcome(trace.name, percent, known or others(trace, percent), replay.misses, replay.minor, heard)
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """In columns; ratios are ours over the best of RIVALS."""
+    """In columns; ratios are ours over the best of RIVALS: told of every reference, or as much as ours (``heard``)."""
     names = [*ONLINE, "belady"]
     head = f"{'trace':<16} {'%':>3} " + "".join(f"{name:>9}" for name in names)
-    lines = [head + f"{'ours':>9}{'minor':>9}  ratio   cost"]
+    lines = [head + f"{'heard':>9}{'ours':>9}{'minor':>9}  ratio  heard   cost"]
     for one in outcomes:
         counts = "".join(f"{one.others[name]:>9}" for name in names)
-        figures = f"{one.ours:>9}{one.minor:>9}  {one.ratio:5.3f}  {one.cost_ratio:5.3f}"
-        lines.append(f"{one.trace:<16} {one.percent:>3} {counts}{figures}  {one.best}")
+        figures = f"{one.heard.misses:>9}{one.ours:>9}{one.minor:>9}"
+        ratios = f"{one.ratio:5.3f}  {one.heard_ratio:5.3f}  {one.cost_ratio:5.3f}"
+        lines.append(f"{one.trace:<16} {one.percent:>3} {counts}{figures}  {ratios}  {one.best}, {one.heard.policy}")
     return "\n".join(lines)

@@ -1,14 +1,14 @@
 """Known replacement policies, written from their papers' descriptions, as yardsticks for core/zone.c.
 
-Each is told of every reference, which no pager is: a page that is mapped is touched without anybody hearing of it.
-Sizes are in pages; all pages are alike.
+Each expects to be told of every reference, which no pager is: a page that is mapped is touched without anybody hearing
+of it. observed.py tells them only what a pager hears. Sizes are in pages; all pages are alike.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from heapq import heappop, heappush
 
 
@@ -27,6 +27,14 @@ class Policy(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Resident pages."""
+
+    @abstractmethod
+    def __contains__(self, page: object) -> bool:
+        """Whether this page is resident."""
+
+    def asks(self) -> Sequence[Collection[int]]:
+        """Queues of resident pages, the next to go first, of which it matters whether they are still used."""
+        return ()
 
 
 class Fifo(Policy):
@@ -47,6 +55,9 @@ class Fifo(Policy):
     def __len__(self) -> int:
         return len(self._pages)
 
+    def __contains__(self, page: object) -> bool:
+        return page in self._pages
+
 
 class Lru(Fifo):
     """The page goes whose last use is longest ago."""
@@ -55,6 +66,9 @@ class Lru(Fifo):
         if hit := super().touch(page):
             self._pages.move_to_end(page)
         return hit
+
+    def asks(self) -> Sequence[Collection[int]]:
+        return (self._pages,)
 
 
 class TwoQueue(Policy):
@@ -94,6 +108,12 @@ class TwoQueue(Policy):
 
     def __len__(self) -> int:
         return len(self._in) + len(self._main)
+
+    def __contains__(self, page: object) -> bool:
+        return page in self._main or page in self._in
+
+    def asks(self) -> Sequence[Collection[int]]:
+        return (self._main,)
 
 
 class Arc(Policy):
@@ -158,6 +178,12 @@ class Arc(Policy):
     def __len__(self) -> int:
         return len(self._t1) + len(self._t2)
 
+    def __contains__(self, page: object) -> bool:
+        return page in self._t1 or page in self._t2
+
+    def asks(self) -> Sequence[Collection[int]]:
+        return self._t1, self._t2
+
 
 class S3Fifo(Policy):
     """S3-FIFO: Yang, Zhang, Qiu, Yue & Rashmi, SOSP 2023, algorithm 1: a small queue of 10 %, a main one, a ghost."""
@@ -216,6 +242,12 @@ class S3Fifo(Policy):
     def __len__(self) -> int:
         return len(self._uses)
 
+    def __contains__(self, page: object) -> bool:
+        return page in self._uses
+
+    def asks(self) -> Sequence[Collection[int]]:
+        return self._small, self._main
+
 
 class Belady(Policy):
     """The optimum: Belady, IBM Systems Journal 1966. The page goes whose next use is farthest; it knows the future."""
@@ -248,6 +280,9 @@ class Belady(Policy):
 
     def __len__(self) -> int:
         return len(self._due)
+
+    def __contains__(self, page: object) -> bool:
+        return page in self._due
 
 
 # Those that know the past only.

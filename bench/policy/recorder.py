@@ -62,9 +62,9 @@ def record(command: Sequence[str], path: Path, most: int = MOST, feed: bytes = b
     return trace
 
 
-def record_workload(name: str, folder: Path) -> Trace:
-    """One of workloads.NAMES, into ``folder``/NAME.trace. Raises RecorderError."""
-    command, feed = workloads.command(name)
+def record_workload(name: str, folder: Path, data: int = 1) -> Trace:
+    """One of the workloads with this data, into ``folder``/NAME.trace. Raises RecorderError."""
+    command, feed = workloads.command(name, data)
     return record(command, folder / f"{name}.trace", feed=feed)
 
 

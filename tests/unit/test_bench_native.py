@@ -20,7 +20,9 @@ from bench.report import Report  # noqa: E402
 FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-fsyntax-only")
 
 
-@pytest.mark.parametrize("source", ["bench/parts/faults.c", "bench/parts/heap.c", "bench/policy/record.c"])
+@pytest.mark.parametrize(
+    "source", ["bench/parts/faults.c", "bench/parts/moves.c", "bench/parts/heap.c", "bench/policy/record.c"]
+)
 def test_the_c_parts_compile_without_a_warning(source: str) -> None:
     subprocess.run(["cc", *FLAGS, str(ROOT / source)], check=True)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.policy import recorder, traces  # noqa: E402
+from bench.policy import observed, recorder, traces, workloads  # noqa: E402
 from bench.policy.compare import compare  # noqa: E402
 from bench.policy.engine import Engine, EngineError  # noqa: E402
 from bench.policy.policies import (  # noqa: E402
@@ -192,8 +192,54 @@ def test_ours_is_near_the_best_that_sees_every_touch(engine: Engine, name: str, 
     outcome = compare(engine, traces.synthetic(name, seed=11), percent)
     assert outcome.ours >= outcome.others["belady"]
     assert outcome.ratio <= 1.1
+    assert outcome.heard_ratio <= 1.1 and outcome.heard.minor <= outcome.minor
     if name == "zipf":
         assert outcome.cost_ratio <= 1.2
+
+
+# --- told as much -------------------------------------------------------------------------------------------------
+
+
+def told(policy: Policy, share: float, references: list[int]) -> str:
+    """One letter a reference: h is heard of by nobody, s a minor fault, m a miss."""
+    seen, letters = observed.Observed(policy, share), ""
+    for page in references:
+        before = seen.misses, seen.minor
+        seen.touch(page)
+        letters += {(0, 0): "h", (0, 1): "s", (1, 0): "m"}[seen.misses - before[0], seen.minor - before[1]]
+    return letters
+
+
+def test_a_policy_that_is_told_of_misses_only_cannot_tell_what_is_used() -> None:
+    references = [1, 2, 3, 4, 1, 1, 1, 5, 1]
+    assert hits(Lru(4), references) == "mmmmhhhmh"
+    assert told(Lru(4), 0, references) == hits(Fifo(4), references) == "mmmmhhhmm"
+
+
+def test_standby_tells_of_the_pages_that_go_next() -> None:
+    # A page aside: 1 is asked when all four are there, and its return is heard; then it is 2's turn to be aside.
+    assert told(Lru(4), 0.25, [1, 2, 3, 4, 1, 3, 5, 1, 2]) == "mmmmshmhm"
+    # S3-FIFO asks the small queue and the main one; what is told counts as a use.
+    assert "s" in told(S3Fifo(10), 0.5, [*range(10), *range(10)])
+
+
+@given(STRINGS, st.integers(1, 14), st.sampled_from(observed.SHARES))
+def test_what_is_told_changes_no_promise(references: list[int], capacity: int, share: float) -> None:
+    best = misses(Belady(capacity, references), references)
+    for name, make in ONLINE.items():
+        policy = make(capacity)
+        letters = told(policy, share, references)
+        assert len(policy) <= capacity and letters.count("m") >= best, name
+        assert all(page in policy for page in references[-1:]), name
+    assert told(Fifo(capacity), share, references).replace("h", "") == "m" * misses(Fifo(capacity), references)
+
+
+def test_the_best_that_is_told_as_much_keeps_the_budget() -> None:
+    references = traces.synthetic("zipf", 3).references[:20_000]
+    none, some = (observed.best(500, references, budget) for budget in (0, 1500))
+    assert none.minor == 0 and 0 < some.minor <= 1500
+    assert some.misses < none.misses
+    assert some.misses >= misses(Belady(500, references), references)
 
 
 # --- traces -------------------------------------------------------------------------------------------------------
@@ -235,6 +281,15 @@ def test_synthetic_traces_are_the_same_each_time(name: str) -> None:
     assert once == traces.synthetic(name, 7)
     assert once.references != traces.synthetic(name, 8).references
     assert len(once.references) >= traces.REFERENCES and max(once.references) == once.pages - 1
+
+
+def test_workloads_have_the_data_that_they_are_asked_for() -> None:
+    (words, once), (_, again), (_, other) = (workloads.command("perl", data) for data in (1, 1, 2))
+    assert words[0] == "perl" and once == again != other
+    assert workloads.command("store", 3)[0][-2:] == ["store", "3"]
+    assert not set(workloads.NAMES) & set(workloads.HELD_OUT)
+    with pytest.raises(KeyError):
+        workloads.command("none such")
 
 
 def test_a_program_is_recorded(tmp_path: Path) -> None:
