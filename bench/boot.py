@@ -6,15 +6,12 @@ What each figure means, and what the two do not have in common: docs/performance
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.parts import runner
-from bench.parts.emulated import kvm_host, say
+from bench.parts.emulated import HERE, kvm_host, run_part, say
 from bench.parts.guest import Guest, build_guest
 from bench.report import Report, rounds
 from testbed.door import Door
@@ -27,7 +24,6 @@ QEMU = "QEMU/KVM"
 PERCENTS = {"Realm, 0 %": 0, "Realm, 50 %": 50}
 SUBJECTS = (*PERCENTS, QEMU)
 ROUNDS = rounds(3)
-HERE = "/run/bench"
 MIB = 1 << 20
 FIRST_CID = 1000
 
@@ -107,7 +103,6 @@ def stage(door: Door, server: Server, guest: Guest) -> None:
     """Put everything into the host: the image as users send it, the rest through the door."""
     send(door, server, guest.bundle, "image")
     for name, data in {
-        "runner.py": Path(runner.__file__).read_bytes(),
         "off": guest.off,
         **{f"config-{percent}": guest.configuration(percent) for percent in PERCENTS.values()},
     }.items():
@@ -149,10 +144,6 @@ def machine(config: DomainConfig, image: str, configuration: str, cid: int) -> d
     }
 
 
-def boot(door: Door, wanted: Mapping[str, Any], words: Sequence[str] = ("python3",)) -> dict[str, Any]:
+def boot(door: Door, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """One boot. Raises RuntimeError with what the host said."""
-    done = door.run(*words, f"{HERE}/runner.py", json.dumps(wanted), seconds=300)
-    if done.code:
-        raise RuntimeError(f"{wanted['vmm']} until {wanted['until']}: {done.output}")
-    result: dict[str, Any] = json.loads(done.output.splitlines()[-1])
-    return result
+    return run_part(door, "runner", wanted, 300)

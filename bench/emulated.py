@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench import boot
-from bench.boot import HERE, QEMU
-from bench.parts import driver, runner
-from bench.parts.emulated import kvm_host, say
+from bench.boot import QEMU
+from bench.parts import driver
+from bench.parts.emulated import HERE, kvm_host, run_part, say
 from bench.parts.guest import at_percent, build_guest, build_worker, without_agent
 from bench.report import Report, rounds
 from testbed.door import Door
@@ -39,7 +37,6 @@ INSIDE, PERCENTS = 10, (25, 50, 75, 90, 95, 100)
 SYSTEM = 95
 WORKS = ("scan", "zipf", "sqlite", "store", "analysis")
 DISK_WORKS = ("block-sequential", "block-random")
-TURNS = f"import sys; sys.path.insert(0, {HERE!r}); from bench.parts import turns; turns.main()"
 #: Seconds: what one boot at a high percentage, or all turns of one work, may take.
 PATIENCE = 1500.0
 
@@ -99,7 +96,7 @@ def rate_here(work: str, seconds: float = SECONDS) -> float:
     """Operations per second on this machine, in ordinary memory. Raises RuntimeError with what the driver said."""
     requests = [{"work": work}, {"seconds": seconds}, {"seconds": seconds}]
     done = subprocess.run(
-        [sys.executable, "-B", driver.__file__, "serve"],
+        driver.command("serve"),
         input="".join(json.dumps(request) + "\n" for request in requests),
         capture_output=True,
         text=True,
@@ -114,12 +111,9 @@ def rate_here(work: str, seconds: float = SECONDS) -> float:
 
 
 def stage(door: Door, server: Server, worker: Bundle) -> None:
-    """Put the worker into the host, and what makes guests take turns."""
+    """Put the worker into the host."""
     boot.send(door, server, worker, "worker")
     door.put(f"{HERE}/worker-config", at_percent(without_agent(worker.config), 0, 0).encode())
-    parts = Path(runner.__file__).parent
-    for name in ("runner.py", "turns.py"):
-        door.put(f"{HERE}/bench/parts/{name}", (parts / name).read_bytes())
 
 
 def take_turns(door: Door, worker: Bundle, work: str, percents: tuple[int, ...], cid: int) -> dict[str, Any]:
@@ -130,14 +124,9 @@ def take_turns(door: Door, worker: Bundle, work: str, percents: tuple[int, ...],
         for index, name in enumerate(("qemu", "open", "window"))
     }
     of_zones = [[min(percent, SYSTEM), percent] for percent in percents]
-    wanted = json.dumps(
-        {**guests, "inside": [INSIDE, INSIDE], "percents": of_zones, "work": work, "rounds": ROUNDS, "seconds": SECONDS}
-    )
-    done = door.python(TURNS, wanted, seconds=PATIENCE)
-    if done.code:
-        raise RuntimeError(f"{work}: {done.output}")
-    found: dict[str, Any] = json.loads(done.output.splitlines()[-1])
-    return found
+    times = {"rounds": ROUNDS, "seconds": SECONDS}
+    wanted = {**guests, "inside": [INSIDE, INSIDE], "percents": of_zones, "work": work, **times}
+    return run_part(door, "turns", wanted, PATIENCE)
 
 
 def boots(report: Report, door: Door, server: Server) -> None:

@@ -6,32 +6,30 @@ through QEMU/KVM's; ``messages/WORK``, between two Realms through an endpoint ov
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench import boot
-from bench.boot import HERE, QEMU
+from bench.boot import QEMU
 from bench.emulated import stage
-from bench.parts import exchange, peer
-from bench.parts.driver import ADDRESS, PEER
-from bench.parts.emulated import kvm_host, say
+from bench.parts import exchange
+from bench.parts.driver import ADDRESS
+from bench.parts.emulated import HERE, kvm_host, run_part, say
 from bench.parts.guest import at_percent, build_worker, without_agent
+from bench.parts.works import PEER
 from bench.report import Report, rounds
 from testbed.door import Door
 from vambrace.emulator.server import Server
 from vambrace.image.bundle import Bundle
 
 FIRST_CID = boot.FIRST_CID + 700
-ROUNDS = rounds(5)
+ROUNDS = rounds(7)
 #: Length of a turn.
 SECONDS = 2.0
 PATIENCE = 600.0
 #: What an operation of the works is.
 UNITS = {"send": "MiB/s", "receive": "MiB/s", "ask": "1/s"}
 BRIDGE = "bench"
-TURNS = f"import sys; sys.path.insert(0, {HERE!r}); from bench.parts import pairs; pairs.main()"
 CARDS = "TCP over two cards"
 
 
@@ -46,8 +44,6 @@ def cards(report: Report, door: Door, server: Server) -> None:
     """Our card against QEMU's, the same guest in turn."""
     worker = build_worker(server.cache, server.home / "worker")
     stage(door, server, worker)
-    for name in ("pairs.py", "peer.py"):
-        door.put(f"{HERE}/bench/parts/{name}", Path(peer.__file__).with_name(name).read_bytes())
     where, port = PEER
     made = door.shell(
         f"ip link add {BRIDGE} type bridge && ip addr add {where}/24 dev {BRIDGE} && ip link set {BRIDGE} up;"
@@ -63,10 +59,7 @@ def cards(report: Report, door: Door, server: Server) -> None:
         guest["cmdline"] = " ".join([guest["cmdline"], "vambrace.network", f"{ADDRESS}10.9.0.{number + 2}/24"])
         guests[name] = {**guest, "cards": [{"bridge": BRIDGE, "mac": f"0242000000{number:02x}"}]}
     wanted = {**guests, "works": [f"card-{work}" for work in UNITS], "rounds": ROUNDS, "seconds": SECONDS}
-    done = door.python(TURNS, json.dumps(wanted), seconds=PATIENCE)
-    if done.code:
-        raise RuntimeError(f"cards: {done.output}")
-    found: dict[str, Any] = json.loads(done.output.splitlines()[-1])
+    found = run_part(door, "pairs", wanted, PATIENCE)
     for work, unit in UNITS.items():
         ours, theirs = found[f"card-{work}"]["realm"], found[f"card-{work}"]["qemu"]
         ratios = [our / their for our, their in zip(ours, theirs, strict=True)]

@@ -36,6 +36,7 @@ def step_of(kind: bytes, stream: socket.socket) -> Callable[[], None]:
 
     stream.settimeout(None)  # with one, nothing waits for all
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")  # see peer.py
     stream.sendall(kind)
     return {b"s": send, b"d": receive, b"e": ask}[kind]
 
@@ -70,13 +71,13 @@ def main() -> None:
     result: dict[str, dict[str, list[float]]] = {}
     for work, kind in (("send", b"s"), ("receive", b"d"), ("ask", b"e")):
         result[work] = {way: [] for way in ways}
-        for number in range(1 + rounds):
-            for way, address in ways.items():
+        for number in range(rounds):
+            for way in ways if number % 2 else reversed(ways):
                 # A stream for each turn: what one has on the way does not hinder the other.
-                with connect(address) as stream:
-                    found = rate(step_of(kind, stream), seconds)
-                if number:  # the first round is not counted
-                    result[work][way].append(found)
+                with connect(ways[way]) as stream:
+                    step = step_of(kind, stream)
+                    rate(step, seconds / 4)  # until it is as fast as it gets
+                    result[work][way].append(rate(step, seconds))
     print(json.dumps(result), flush=True)
     time.sleep(3600)
 

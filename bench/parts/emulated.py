@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bench.report import Unavailable
 from testbed.door import Door
@@ -18,14 +20,18 @@ from vambrace.emulator.hostroot import PRODUCT, Variant
 from vambrace.emulator.server import Server
 from vambrace.errors import ServerError, ToolMissing
 
+#: Where the host has what benchmarks put into it, and what of this folder runs there.
+HERE = "/run/bench"
+HOST_PARTS = ("agent.py", "alone.py", "pairs.py", "peer.py", "qemu.py", "runner.py", "turns.py", "vmm.py")
+
 
 def say(text: str) -> None:
     print(f"  {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def emulated(variant: Variant = PRODUCT) -> Iterator[Server]:
-    """A server that is built and not yet started; stopped and removed afterwards.
+def emulated(variant: Variant = PRODUCT, *, devices: bool = False) -> Iterator[Server]:
+    """A server that is built and not yet started; stopped and removed afterwards. ``devices`` as in ``Server``.
 
     Raises Unavailable where a program that emulates or builds it is missing.
     """
@@ -33,7 +39,8 @@ def emulated(variant: Variant = PRODUCT) -> Iterator[Server]:
     with tempfile.TemporaryDirectory(prefix="vambrace-bench-") as home:
         # The vendor's key is part of OP-TEE: one vendor for all runs lets the cache keep what was built.
         vendor = cache.root / "test-vendor"
-        server = Server(Path(home) / "server", port=_free_port(), cache=cache, vendor=vendor, variant=variant)
+        where, port = Path(home) / "server", _free_port()
+        server = Server(where, port=port, cache=cache, vendor=vendor, variant=variant, devices=devices)
         try:
             qemu.program()
             server.build(say)
@@ -46,17 +53,29 @@ def emulated(variant: Variant = PRODUCT) -> Iterator[Server]:
 
 
 @contextmanager
-def kvm_host() -> Iterator[tuple[Server, Door]]:
-    """A server that is up and has QEMU, too, and a door into its host.
+def kvm_host(*, devices: bool = False) -> Iterator[tuple[Server, Door]]:
+    """A server that is up and has QEMU, too, and a door into its host, in which everything is that runs there.
 
     Raises Unavailable: the host cannot be emulated here, or its kernel has no KVM.
     """
-    with emulated(with_door("bench", packages=["qemu-system-arm"])) as server:
+    with emulated(with_door("bench", packages=["qemu-system-arm"]), devices=devices) as server:
         server.up(say, cold=True)
         with Door(server) as door:
             if door.shell("test -e /dev/kvm").code:
                 raise Unavailable("the emulated host has no /dev/kvm")
+            for name in HOST_PARTS:
+                door.put(f"{HERE}/bench/parts/{name}", Path(__file__).with_name(name).read_bytes())
             yield server, door
+
+
+def run_part(door: Door, part: str, wanted: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What one of ``HOST_PARTS`` makes of ``wanted``. Raises RuntimeError with what the host said."""
+    program = f"import sys; sys.path.insert(0, {HERE!r}); from bench.parts import {part}; {part}.main()"
+    done = door.python(program, json.dumps(wanted), seconds=seconds)
+    if done.code:
+        raise RuntimeError(done.output)
+    found: dict[str, Any] = json.loads(done.output.splitlines()[-1])
+    return found
 
 
 def _free_port() -> int:

@@ -3,6 +3,7 @@ image whose application does the work of a benchmark, without an agent."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from vambrace.image.build import build_bundle
 from vambrace.image.bundle import Bundle
 
 MEMORY = {"system": "256M", "hello": "32M", "worker": "64M"}
-WORK = "#!/bin/busybox sh\nexec /usr/bin/python3 -I -S -B /app/worker/driver.py boot\n"
+WORK = f"#!/bin/busybox sh\nexec /usr/bin/{shlex.join(driver.command('boot', Path('/app/worker')))}\n"
 OFF = "#!/bin/busybox sh\nexec /bin/busybox poweroff -f\n"
 
 
@@ -57,10 +58,12 @@ def build_guest(cache: Cache, work: Path) -> Guest:
 
 
 def build_worker(cache: Cache, work: Path) -> Bundle:
-    """An image with ``driver.py`` and a zone for it, built in ``work``, a new folder. Raises BuildError."""
+    """An image with the driver and a zone for it, built in ``work``, a new folder. Raises BuildError."""
     program = work / "worker"
-    program.mkdir(parents=True)
-    shutil.copyfile(driver.__file__, program / "driver.py")
+    parts = program / "bench/parts"
+    parts.mkdir(parents=True)
+    for name in driver.FILES:
+        shutil.copyfile(Path(driver.__file__).with_name(name), parts / name)
     (program / "init").write_text(WORK)
     (program / "init").chmod(0o755)
     return _bundle(Archive(cache.root / "archive", LOCK_FILE), cache, program)

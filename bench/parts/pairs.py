@@ -15,23 +15,15 @@ from bench.parts import runner, turns
 
 
 def take_turns(specification: dict[str, Any], errors: Any) -> dict[str, Any]:
-    seconds = specification["seconds"]
     result: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:
-        guests: dict[str, turns.RealmGuest | turns.QemuGuest] = {
-            "qemu": turns.QemuGuest(stack, specification["qemu"], errors),
-            "realm": turns.RealmGuest(stack, specification["realm"], errors),
-        }
+        guests = {name: kind(stack, specification[name], errors) for name, kind in turns.GUESTS.items()}
         for work in specification["works"]:
-            for guest in guests.values():
-                if (answer := guest.ask({"work": work})) != {"ready": work}:
-                    raise RuntimeError(f"{work}: {answer}")
             result[work] = {name: [] for name in guests}
-            for number in range(1 + specification["rounds"]):
+            for number in range(specification["rounds"]):
                 for name in guests if number % 2 else reversed(guests):
-                    operations = turns.rate(guests[name], seconds)
-                    if number:  # the first round is not counted
-                        result[work][name].append(operations)
+                    # Begun anew each time: a connection goes on as it has begun.
+                    result[work][name].append(turns.work_through(guests[name], [work], specification["seconds"])[work])
         return result
 
 

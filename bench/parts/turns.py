@@ -7,7 +7,7 @@ For every turn the result has operations per second, by the guest's own clock. T
 all of the work fits into its window. After that it goes from one percentage to the next, and has at each of them a turn
 that is not counted, and then those that are.
 
-Only the standard library, and what ``runner`` has: this file is copied into the host, beside it.
+Only the standard library, and what its neighbours have: this file is copied into the host.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from contextlib import ExitStack
 from typing import Any
 
 from bench.parts import runner
+from bench.parts.agent import PATIENCE
+from bench.parts.qemu import Monitor, start_qemu
+from bench.parts.vmm import Control, new_launcher, start_realm
 
 
 class RealmGuest:
     """A guest of our VMM, booted until its driver waits for requests."""
 
     def __init__(self, stack: ExitStack, specification: dict[str, Any], errors: Any) -> None:
-        process, connection = runner.start_realm(runner.new_launcher(), errors)
+        process, connection = start_realm(new_launcher(), errors)
         stack.enter_context(process)
         stack.callback(process.kill)
-        self._control = stack.enter_context(runner.Control(connection))
+        self._control = stack.enter_context(Control(connection))
         self._waiting = b""
         self._control.load(specification)
         self._control.ask("start")
@@ -69,13 +72,13 @@ class QemuGuest:
     """The same guest under QEMU/KVM, its vCPU on the same processor."""
 
     def __init__(self, stack: ExitStack, specification: dict[str, Any], errors: Any) -> None:
-        process, monitor, self._port = runner.start_qemu(specification, errors)
+        process, monitor, self._port = start_qemu(specification, errors)
         stack.enter_context(process)
         stack.callback(process.kill)
         stack.enter_context(self._port)
-        self._port.settimeout(runner.PATIENCE)
+        self._port.settimeout(PATIENCE)
         self._lines = stack.enter_context(self._port.makefile("rb"))
-        control = stack.enter_context(runner.Monitor(monitor))
+        control = stack.enter_context(Monitor(monitor))
         control.greet()
         control.execute("x-exit-preconfig")
         for vcpu in control.execute("query-cpus-fast"):
@@ -92,6 +95,10 @@ class QemuGuest:
         return reply
 
 
+#: By what the specifications call them.
+GUESTS: dict[str, type[RealmGuest | QemuGuest]] = {"realm": RealmGuest, "qemu": QemuGuest}
+
+
 def turn(guest: RealmGuest | QemuGuest, seconds: float) -> tuple[int, float]:
     """Operations of one turn, and their seconds. Raises RuntimeError: the driver says why not."""
     reply = guest.ask({"seconds": seconds})
@@ -104,6 +111,17 @@ def rate(guest: RealmGuest | QemuGuest, seconds: float) -> float:
     """Operations per second of one turn."""
     operations, spent = turn(guest, seconds)
     return operations / spent
+
+
+def work_through(guest: RealmGuest | QemuGuest, works: list[str], seconds: float) -> dict[str, float]:
+    """Operations per second of each work, after a short turn that is not counted."""
+    rates = {}
+    for work in works:
+        if (answer := guest.ask({"work": work})) != {"ready": work}:
+            raise RuntimeError(f"{work}: {answer}")
+        turn(guest, seconds / 4)
+        rates[work] = rate(guest, seconds)
+    return rates
 
 
 def counted_turn(guest: RealmGuest, seconds: float) -> tuple[float, float]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench import __main__ as frame  # noqa: E402
-from bench import boot, emulated, server  # noqa: E402
-from bench.parts import driver, runner  # noqa: E402
+from bench import boot, devices, emulated, server  # noqa: E402
+from bench.parts import aio, alone, driver, qemu, runner, turns  # noqa: E402
 from bench.report import Report, Row, Unavailable, interval, rounds  # noqa: E402
 from vambrace.errors import PagerError  # noqa: E402
 
@@ -87,7 +90,7 @@ def test_one_that_fails_does_not_stop_the_others(
 
 
 def test_helpers_are_no_benchmarks() -> None:
-    assert {"boot", "emulated", "native", "policies", "programs", "server"} <= set(frame.names())
+    assert {"boot", "devices", "emulated", "native", "network", "policies", "programs", "server"} <= set(frame.names())
     assert "parts" not in frame.names()
 
 
@@ -160,7 +163,7 @@ def test_the_agent_is_answered_until_it_is_ready() -> None:
 def test_qemu_gets_the_same_guest() -> None:
     files = {"kernel": "/k", "initrd": "/i", "disks": ["/a", "/b"]}
     wanted = {"files": files, "cmdline": "quiet x=y", "zones": [256 << 20, 32 << 20], "vcpus": 2, "cid": 7}
-    words = runner.qemu_command(wanted, 3, 4)
+    words = qemu.qemu_command(wanted, 3, 4)
     assert words[words.index("-append") + 1] == "quiet x=y"
     assert words[words.index("-m") + 1] == "288M"
     assert "node,memdev=zone0,cpus=0-1" in words and "node,memdev=zone1" in words
@@ -168,7 +171,76 @@ def test_qemu_gets_the_same_guest() -> None:
         "virtio-blk-device,drive=disk0,bus=virtio-mmio-bus.1",
         "virtio-blk-device,drive=disk1,bus=virtio-mmio-bus.2",
     ]
-    assert runner.zone_bases(wanted["zones"]) == [0x4000_0000, 0x5000_0000]
+    assert qemu.zone_bases(wanted["zones"]) == [0x4000_0000, 0x5000_0000]
+
+
+def test_qemu_gets_the_same_device() -> None:
+    wanted = {"files": {"kernel": "/k", "initrd": "/i", "disks": []}, "cmdline": "", "zones": [256 << 20], "vcpus": 1}
+    without, behind = {**wanted, "cid": 7}, {"disk": "0000:01:00.0"}
+    assert qemu.device_words(without) == [] and "its=off" in " ".join(qemu.qemu_command(without, 3, 4))
+    assert "its=on" in " ".join(qemu.qemu_command({**without, "devices": behind}, 3, 4))
+    assert qemu.device_words({"devices": behind}) == ["-device", "vfio-pci,host=0000:01:00.0"]
+    words = qemu.device_words({"devices": behind, "iommu": True})
+    assert words == ["-device", "virtio-iommu-pci", "-device", "vfio-pci,host=0000:01:00.0"]
+
+
+def test_a_device_is_had_by_one_guest_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[str] = []
+
+    class Guest:
+        """Does as many operations a second as it was told, and half as many when it is encrypted."""
+
+        def __init__(self, stack: ExitStack, specification: dict[str, Any], errors: Any) -> None:
+            assert not alive, "nobody else has it"
+            alive.append(specification["name"])
+            stack.callback(alive.clear)
+            self.rate: float = specification["rate"]
+
+        def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+            if "work" in request:
+                return {"ready": request["work"]}
+            return {"operations": self.rate * request["seconds"], "seconds": request["seconds"]}
+
+        def encrypt(self, percents: list[int]) -> None:
+            assert percents == [50, 50]
+            self.rate /= 2
+
+    monkeypatch.setattr(turns, "RealmGuest", Guest)
+    monkeypatch.setattr(turns, "GUESTS", {"realm": Guest, "qemu": type("Other", (Guest,), {})})
+    guests = {
+        devices.QEMU: {"name": "a", "vmm": "qemu", "rate": 100.0},
+        devices.REALM: {"name": "b", "vmm": "realm", "rate": 20.0, "encrypt": [50, 50]},
+        devices.QEMU_IOMMU: {"name": "c", "vmm": "qemu", "rate": 40.0},
+    }
+    found = alone.take_turns({"guests": guests, "works": list(devices.UNITS), "rounds": 2, "seconds": 1.0}, None)
+    report = Report()
+    devices.add(report, found)
+    rows = {(row.name, row.subject, row.against): row for row in report.rows}
+    assert len(rows) == len(report.rows) == len(devices.UNITS) * 6
+    ours = rows["nvme/random-read", devices.REALM, devices.QEMU]
+    assert (ours.value, ours.ratio, ours.low, ours.high) == (20.0, 0.2, 0.2, 0.2)
+    assert rows["nvme/random-read", devices.ENCRYPTED_REALM, devices.QEMU_IOMMU].ratio == 0.25
+    assert rows["nvme/read", devices.QEMU, None].value == 12.5
+    slower = rows["nvme/latency", devices.REALM, devices.QEMU]
+    assert (slower.value, slower.ratio, slower.unit) == (50_000.0, 5.0, "µs")
+
+
+def test_transfers_that_are_under_way_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    contents = [os.urandom(4096) for _ in range(8)]
+    path.write_bytes(b"".join(contents))
+    file = os.open(path, os.O_RDWR)
+    try:
+        queue = aio.Queue(file, 4096, 4)
+        queue.transfer(aio.READ, [4096, 0, 7 * 4096])
+        assert queue.memory[: 3 * 4096] == contents[1] + contents[0] + contents[7]
+        queue.transfer(aio.WRITE, [2 * 4096])
+        assert path.read_bytes()[2 * 4096 :][:4096] == contents[1]
+        with pytest.raises(OSError, match="less than was asked for"):
+            queue.transfer(aio.READ, [0, 8 * 4096])
+        queue.close()
+    finally:
+        os.close(file)
 
 
 def test_how_the_server_started_is_read_from_its_progress() -> None:
