@@ -1,8 +1,9 @@
-"""Evidence: how fast a verifier is, on one processor.
+"""Evidence: how fast a verifier is, on one processor; how long a launch token takes on the emulated server.
 
 Rows (docs/performance.md): ``attest.verify`` in tokens per second, against the two signature checks alone;
-``attest.refuse`` in milliseconds. ``VAMBRACE_BENCH_ROUNDS`` (25) rounds, in each of which everything runs once. Only
-the processor's time counts, and of that the fastest round: what else a machine does makes no round faster.
+``attest.refuse`` in milliseconds; ``attest.launch-token`` in milliseconds, with TrustZone's share of it.
+``VAMBRACE_BENCH_ROUNDS`` (25) rounds, in each of which everything runs once. Only the processor's time counts for a
+verifier, and of that the fastest round: what else a machine does makes no round faster.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TypeVar
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from bench.parts import launch_token
 from bench.parts.evidence import POLICY, Platform, anchors, new_key
 from bench.report import Report, rounds
 from vambrace.attest.appraisal import appraise
@@ -33,6 +35,7 @@ BOUND, ONE, NEW = "two signature checks alone", "tokens of one platform", "token
 def run(report: Report) -> None:
     verification(report)
     refusals(report)
+    launch_token.run(report)
 
 
 def verification(report: Report) -> None:

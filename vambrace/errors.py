@@ -7,6 +7,7 @@
     ├── BuildError                  a build step failed (ToolMissing: a program is not installed; NoSpace: the disk
     │                               of what is built is full)
     ├── ServerError                 the emulated server cannot be started, reached or stopped
+    │   └── BootRefused             its firmware refuses a component
     ├── HostError                   the host refused or failed
     │   ├── HostUnreachable         no connection, or not the host that was expected
     │   ├── NotFound                no such domain or image
@@ -102,6 +103,14 @@ class NoSpace(BuildError):
 
 class ServerError(VambraceError):
     exit_code = 7
+
+
+class BootRefused(ServerError):
+    """``component`` names what is not started, as a token would."""
+
+    def __init__(self, message: str, *, component: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.component = component
 
 
 class HostError(VambraceError):

@@ -25,6 +25,16 @@ _start:
 	isb
 	br	x9
 
+	/* uint64_t smc(uint64_t function, uint64_t argument, const uint64_t words[4]) */
+	.global smc
+smc:
+	ldp	x4, x5, [x2, #16]
+	ldp	x2, x3, [x2]
+	mov	x6, xzr
+	mov	x7, xzr
+	smc	#0
+	ret
+
 	.global halt
 halt:
 	wfi

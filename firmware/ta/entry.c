@@ -2,7 +2,7 @@
 /* The trusted application's door: sessions, and the check of every parameter before it is used. */
 #include "evidence.h"
 #include "keys.h"
-#include "lifecycle.h"
+#include "platform.h"
 #include "protocol.h"
 #include "sealing.h"
 
@@ -58,15 +58,23 @@ static TEE_Result give_lifecycle(uint32_t types, TEE_Param params[4])
 
 	if (types != TEE_PARAM_TYPES(TEE_PARAM_TYPE_VALUE_OUTPUT, NONE, NONE, NONE))
 		return TEE_ERROR_BAD_PARAMETERS;
-	res = lifecycle(&state);
+	res = platform_lifecycle(&state);
 	params[0].value.a = res ? 0 : state;
 	params[0].value.b = 0;
 	return res;
 }
 
-static TEE_Result lock(uint32_t types)
+static TEE_Result advance_lifecycle(uint32_t types, TEE_Param params[4])
 {
-	return types == TEE_PARAM_TYPES(NONE, NONE, NONE, NONE) ? secure_lifecycle() : TEE_ERROR_BAD_PARAMETERS;
+	TEE_Result res = TEE_SUCCESS;
+
+	if (types != TEE_PARAM_TYPES(TEE_PARAM_TYPE_VALUE_INPUT, NONE, NONE, NONE) || params[0].value.b)
+		return TEE_ERROR_BAD_PARAMETERS;
+	res = platform_advance(params[0].value.a);
+	/* Another state may have another key, or none. */
+	if (!res)
+		forget_keys();
+	return res;
 }
 
 static TEE_Result give_random(uint32_t types, TEE_Param params[4])
@@ -128,8 +136,8 @@ TEE_Result TA_InvokeCommandEntryPoint(void *session, uint32_t command, uint32_t 
 		return give_platform_key(types, params);
 	case CMD_LIFECYCLE:
 		return give_lifecycle(types, params);
-	case CMD_LOCK:
-		return lock(types);
+	case CMD_ADVANCE:
+		return advance_lifecycle(types, params);
 	case CMD_RANDOM:
 		return give_random(types, params);
 	case CMD_EVIDENCE:

@@ -5,11 +5,10 @@
 #include "cbor.h"
 #include "eventlog.h"
 #include "keys.h"
-#include "lifecycle.h"
+#include "platform.h"
 #include "request.h"
 
 #include <string.h>
-#include <vambrace_platform.h>
 
 #define PLATFORM_PROFILE "tag:vambrace.dev,2026:platform#1"
 #define REALM_PROFILE "tag:vambrace.dev,2026:realm#1"
@@ -54,8 +53,6 @@
 
 /* COSE protected header {1: -7}: ES256. */
 static const uint8_t protected_header[] = { 0xa1, 0x01, 0x26 };
-/* SHA-256 of the public key that signed the firmware, or zeros where the build was not told. */
-static const uint8_t signer_id[HASH_BYTES] = { SIGNER_ID_BYTES };
 
 /* Too big for the stack, and used by one call at a time: an instance runs one command at once. */
 static uint8_t payload_buffer[PAYLOAD_MAX];
@@ -67,6 +64,7 @@ static uint8_t kept_claims[PAYLOAD_MAX];
 static size_t kept_length;
 static size_t kept_token_length;
 static struct boot_events boot_log;
+static struct component beside_log[COMPONENTS_MAX];
 
 /* COSE_Sign1 over ``payload`` (RFC 9052 section 4.2), the unprotected header empty. */
 static TEE_Result cose_sign1(const struct signing_key *key, const struct cbor *payload, struct cbor *token)
@@ -117,17 +115,47 @@ static TEE_Result sign_platform(const struct signing_key *pak, const struct cbor
 	return TEE_SUCCESS;
 }
 
+static void write_component(struct cbor *claims, const char *name, const uint8_t digest[HASH_BYTES],
+			    const uint8_t signer[HASH_BYTES])
+{
+	cbor_map(claims, 4);
+	cbor_int(claims, COMPONENT_TYPE);
+	cbor_text(claims, name);
+	cbor_int(claims, COMPONENT_DIGEST);
+	cbor_bytes(claims, digest, HASH_BYTES);
+	cbor_int(claims, COMPONENT_SIGNER);
+	cbor_bytes(claims, signer, HASH_BYTES);
+	cbor_int(claims, COMPONENT_HASH);
+	cbor_text(claims, "sha-256");
+}
+
+/* Everything that was measured, in the order of the boot. */
+static TEE_Result write_components(struct cbor *claims)
+{
+	uint8_t signer[HASH_BYTES] = { 0 };
+	TEE_Result res = read_boot_events(&boot_log);
+	size_t i = 0;
+
+	if (!res)
+		res = platform_components(beside_log, signer);
+	if (res)
+		return res;
+	cbor_array(claims, boot_log.count + COMPONENTS_MAX);
+	for (i = 0; i < boot_log.count; i++)
+		write_component(claims, boot_log.events[i].name, boot_log.events[i].digest, signer);
+	for (i = 0; i < COMPONENTS_MAX; i++)
+		write_component(claims, beside_log[i].name, beside_log[i].digest, signer);
+	return TEE_SUCCESS;
+}
+
 static TEE_Result compose_platform(const struct signing_key *pak, const struct signing_key *rak, struct cbor *token)
 {
 	uint8_t implementation[HASH_BYTES] = { 0 };
 	uint8_t ueid[1 + HASH_BYTES] = { UEID_RANDOM };
 	uint32_t state = 0;
 	struct cbor claims;
-	size_t i = 0;
-	TEE_Result res = lifecycle(&state);
+	TEE_Result res = platform_lifecycle(&state);
 
-	if (!res)
-		res = read_boot_events(&boot_log);
 	if (!res)
 		res = sha256(IMPLEMENTATION, strlen(IMPLEMENTATION), implementation);
 	if (res)
@@ -147,18 +175,9 @@ static TEE_Result compose_platform(const struct signing_key *pak, const struct s
 	cbor_int(&claims, CLAIM_IMPLEMENTATION_ID);
 	cbor_bytes(&claims, implementation, sizeof(implementation));
 	cbor_int(&claims, CLAIM_COMPONENTS);
-	cbor_array(&claims, boot_log.count);
-	for (i = 0; i < boot_log.count; i++) {
-		cbor_map(&claims, 4);
-		cbor_int(&claims, COMPONENT_TYPE);
-		cbor_text(&claims, boot_log.events[i].name);
-		cbor_int(&claims, COMPONENT_DIGEST);
-		cbor_bytes(&claims, boot_log.events[i].digest, HASH_BYTES);
-		cbor_int(&claims, COMPONENT_SIGNER);
-		cbor_bytes(&claims, signer_id, sizeof(signer_id));
-		cbor_int(&claims, COMPONENT_HASH);
-		cbor_text(&claims, "sha-256");
-	}
+	res = write_components(&claims);
+	if (res)
+		return res;
 	cbor_int(&claims, CLAIM_CONFIG);
 	cbor_bytes(&claims, "", 0);
 	cbor_int(&claims, CLAIM_HASH);

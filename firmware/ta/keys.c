@@ -245,3 +245,16 @@ TEE_Result realm_attestation_key(const struct signing_key **key)
 	*key = &realm;
 	return res;
 }
+
+static void forget(struct signing_key *key)
+{
+	TEE_FreeTransientObject(key->object);
+	TEE_MemFill(key, 0, sizeof(*key));
+	key->object = TEE_HANDLE_NULL;
+}
+
+void forget_keys(void)
+{
+	forget(&platform);
+	forget(&realm);
+}

@@ -22,6 +22,8 @@ TEE_Result realm_attestation_key(const struct signing_key **key);
 
 /* 32 bytes for ``info`` that only this application on this machine can derive: from the fuse, by the system PTA. */
 TEE_Result derive_unique_key(void *info, size_t length, uint8_t key[HASH_BYTES]);
+/* Make both anew when they are needed again. */
+void forget_keys(void);
 
 TEE_Result sha256(const void *data, size_t length, uint8_t digest[HASH_BYTES]);
 TEE_Result sign(const struct signing_key *key, const uint8_t digest[HASH_BYTES], uint8_t signature[SIGNATURE_BYTES]);

@@ -14,8 +14,8 @@
 #define CMD_PLATFORM_KEY 0
 /* [out] value.a: life cycle state; value.b: 0 */
 #define CMD_LIFECYCLE 1
-/* No parameters. Not provisioned becomes secured, for ever. */
-#define CMD_LOCK 2
+/* [in] value.a: the life cycle state to go to, for ever; value.b: 0. TEE_ERROR_BAD_STATE: no way leads there. */
+#define CMD_ADVANCE 2
 /* [out] memref of 1 to RANDOM_MAX bytes, all of it filled */
 #define CMD_RANDOM 3
 /* [in] memref: struct realm_request; [out] memref: CMW collection */

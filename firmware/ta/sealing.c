@@ -3,7 +3,7 @@
 
 #include "eventlog.h"
 #include "keys.h"
-#include "lifecycle.h"
+#include "platform.h"
 #include "request.h"
 
 #include <string.h>
@@ -28,7 +28,7 @@ static struct platform_state state;
 static TEE_Result hash_platform(uint8_t digest[HASH_BYTES])
 {
 	uint32_t found = 0;
-	TEE_Result res = lifecycle(&found);
+	TEE_Result res = platform_lifecycle(&found);
 
 	memset(&state, 0, sizeof(state));
 	if (!res)

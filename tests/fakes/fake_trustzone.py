@@ -1,18 +1,32 @@
-"""TrustZone with software keys that can be locked, and that is the same platform again after a restart."""
+"""TrustZone with software keys and a life cycle, and that is the same platform again after a restart."""
 
 from __future__ import annotations
 
-from vambrace.attest.policy import NOT_PROVISIONED, SECURED
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from vambrace.attest.policy import DEBUG, DECOMMISSIONED, NOT_PROVISIONED, SECURED
+from vambrace.errors import TrustZoneError
 from vambrace.trustzone.insecure import InsecurePlatform
 
 
 class FakeTrustZone(InsecurePlatform):
     def __init__(self) -> None:
         super().__init__()
-        self.secured = False
+        self.state = NOT_PROVISIONED
 
     def lifecycle(self) -> int:
-        return SECURED if self.secured else NOT_PROVISIONED
+        return self.state
 
-    def lock(self) -> None:
-        self.secured = True
+    def platform_key(self) -> bytes:
+        if self.state == DECOMMISSIONED:
+            raise TrustZoneError("TrustZone refuses: security violation")
+        return super().platform_key()
+
+    def advance(self, lifecycle: int) -> None:
+        """As firmware/optee/fuse.c has it."""
+        ways = {SECURED: [NOT_PROVISIONED], DEBUG: [NOT_PROVISIONED, SECURED]}
+        if lifecycle not in (self.state, DECOMMISSIONED) and self.state not in ways.get(lifecycle, []):
+            raise TrustZoneError("TrustZone refuses: no way leads to that state")
+        if lifecycle == DEBUG != self.state:
+            self._platform = ec.generate_private_key(ec.SECP256R1())
+        self.state = lifecycle

@@ -29,6 +29,7 @@ ORDER = (
     "test_colours",
     "test_secure_flash",  # OPEN, then PRODUCT
     *("test_resume", "test_main_job"),  # PRODUCT
+    *("test_boot_chain", "test_life_cycle"),
     "test_insecure",
 )
 

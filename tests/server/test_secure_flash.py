@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
-from machine import OPEN, Machine, copy_sparse, dumped, holds, sealing_keys
+from machine import OPEN, Machine, copy_sparse, dumped, eventually, holds, sealing_keys
+from probe import build_probe
 
 from testbed.door import Done, Door
-from vambrace.emulator import fuse, memory
+from vambrace.debian.archive import Archive
+from vambrace.debian.cache import Cache
+from vambrace.debian.kernel import kernel
+from vambrace.emulator import fuse, memory, qemu
+from vambrace.emulator.build import LOCK_FILE
 from vambrace.emulator.hostroot import PRODUCT
 from vambrace.emulator.server import Server
 
@@ -30,12 +36,36 @@ def read(host: Door, address: int) -> Done:
 
 
 def identity(server: Server) -> tuple[str, int, bool]:
-    platform = server._get("/v1/platform", timeout=60)
+    platform = server.api.get("/v1/platform")
     return platform["platform_key"], platform["lifecycle"], platform["endorsed"]
 
 
+def load_module(server: Server, host: Door, folder: Path, address: int) -> Done:
+    """Let the host's kernel read the word at a physical address."""
+    cache = Cache()
+    module = build_probe(kernel(Archive(cache.root / "archive", LOCK_FILE), cache), folder, address)
+    host.put("/run/probe.ko", module)
+    return host.run("busybox", "insmod", "/run/probe.ko", seconds=60)
+
+
+def in_the_kernel(server: Server, host: Door, folder: Path) -> None:
+    """What a program of root's is refused, the kernel is refused as well: by the bus, which ends it."""
+    console = server.home / "console.log"
+    loaded = load_module(server, host, folder, NORMAL_FLASH)
+    assert loaded.code == 0, loaded.output
+    assert eventually(lambda: "vambrace probe: read " in console.read_text(errors="replace"), 20)
+    with contextlib.suppress(OSError, ValueError):  # there is nobody to answer any more
+        load_module(server, host, folder, fuse.OFFSET + 8)
+    pid = qemu.running(server.home)
+    assert pid is None or qemu.wait_gone(pid, 60)
+    attempt = console.read_text(errors="replace").partition(f"about to read {fuse.OFFSET + 8:x}")[2]
+    assert "synchronous external abort" in attempt
+    assert "vambrace probe: read" not in attempt
+
+
 def test_fuse(machine: Machine, server: Server, tmp_path: Path) -> None:
-    """Root of the normal world reads devices and flash, but not the secure flash; the fuse is in no memory or file.
+    """Root of the normal world, and its kernel, read devices and flash, but not the secure flash; the fuse is in no
+    memory or file.
 
     Without the state disk the machine is still who it was, and so it is with an old copy of that disk.
     """
@@ -69,7 +99,8 @@ def test_fuse(machine: Machine, server: Server, tmp_path: Path) -> None:
         for part in (key, key[:8], key[8:], complement):
             assert memory.pages_with(dump, part) == []
             assert not holds(server.state, part)
-    server.down()
+    with Door(server) as host:
+        in_the_kernel(server, host, tmp_path)
 
     copy_sparse(machine.old_state, server.state)
     assert identity(machine.run(PRODUCT)) == before

@@ -50,7 +50,7 @@ def test_power_cuts(machine: Machine, base: RuntimeBase, tmp_path: Path) -> None
     server = machine.run(DOOR)
     user = User(tmp_path, server, base)
     bundle = user.bundle({"name": "worker", "results": ["processors.json"]})
-    platform = server._get("/v1/platform", timeout=60)
+    platform = server.api.get("/v1/platform")
     for cut in range(CUTS):
         realm = None
         moment = chance.uniform(0, 40)
@@ -67,7 +67,7 @@ def test_power_cuts(machine: Machine, base: RuntimeBase, tmp_path: Path) -> None
             os.kill(pid, signal.SIGKILL)
             assert qemu.wait_gone(pid, 20)
         server = machine.run(DOOR)
-        assert server._get("/v1/platform", timeout=60) == platform
+        assert server.api.get("/v1/platform") == platform
         access = server.access()  # on another port
         user.host = Host(access.url, access.certificate, access.key, access.ca)
         assert all(info.final for info in user.host.domains())

@@ -22,6 +22,7 @@ from config_factory import make_endpoint
 from vambrace import Realm
 from vambrace.attest import ear
 from vambrace.attest.endorsement import load_private_key
+from vambrace.attest.image import OWNERS_STATES
 from vambrace.attest.owner import Bounds
 from vambrace.cli import stats
 from vambrace.cli.main import main, make_parser
@@ -77,7 +78,8 @@ COMMANDS = list(leaves(make_parser()))
 
 def test_every_command_of_the_specification_is_there() -> None:
     wanted = {
-        *(("server", name) for name in ("build", "up", "revoke", "down", "status", "reset", "dump")),
+        *(("server", name) for name in ("build", "up", "factory", "renew", "revoke", "retire")),
+        *(("server", name) for name in ("down", "status", "reset", "dump")),
         *(("owner", name) for name in ("create", "show")),
         *(("image", name) for name in ("build", "sign", "measure", "inspect")),
         *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "advise", "partition", "top")),
@@ -510,6 +512,28 @@ def test_the_server_s_commands_say_what_they_do(
     monkeypatch.setattr("vambrace.cli.server._server", lambda options: Server())
     assert main(["server", *words, "--progress"]) == code
     assert says in capsys.readouterr().err
+
+
+def test_a_machine_s_end_must_be_meant(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    retired: list[str] = []
+
+    class Server:
+        def retire(self, state: str, progress: Callable[[str], None]) -> None:
+            retired.append(state)
+
+        def status(self) -> dict[str, Any]:
+            fuse = {"lifecycle": "secured", "root-key-hash": "00" * 32, "firmware-version": 3, "host-version": 4}
+            return {"running": False, "answers": False, "fuse": fuse}
+
+    monkeypatch.setattr("vambrace.cli.server._server", lambda options: Server())
+    for state in OWNERS_STATES:
+        assert main(["server", "retire", state]) == 2
+        assert "--for-ever" in capsys.readouterr().err and not retired
+        assert main(["server", "retire", state, "--for-ever"]) == 0
+        assert retired.pop() == state
+    assert main(["server", "retire", "secured", "--for-ever"]) == 2
+    assert main(["server", "status"]) == ServerError.exit_code
+    assert "life cycle: secured; starts no firmware below version 3, no host below 4" in capsys.readouterr().out
 
 
 def test_progress_without_a_terminal(capsys: Capture) -> None:

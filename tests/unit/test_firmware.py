@@ -350,7 +350,7 @@ def test_requests(tmp_path: Path) -> None:
 def test_evidence(tmp_path: Path) -> None:
     """The real composer: its tokens verify, the platform half stays until what it says changes, no byte too many."""
     sources = [TA / f"{name}.c" for name in ("evidence", "cbor", "request")]
-    options = ["-DSIGNER_ID_BYTES=0x5a", "-Wno-deprecated-declarations", "-lcrypto"]
+    options = ["-Wno-deprecated-declarations", "-lcrypto"]
     include = [FAKES, TA, ROOT / "firmware/common"]
     program = compiled(tmp_path, "evidence", *sources, include=include, options=options)
     claims = RealmClaims(bytes(range(16)), bytes(32), (bytes(32),) * 4, bytes(64), bytes(range(64)))
@@ -375,6 +375,9 @@ def test_evidence(tmp_path: Path) -> None:
         assert (evidence.realm.rak, evidence.realm.instance) == (rak, stated.instance)
         assert (evidence.realm.challenge, evidence.realm.debug) == (stated.challenge, stated.debug)
         halves.append(cbor2.loads(token).value[44234])
+    components = decode_evidence(answers[0][2]).platform.components
+    assert [component.name for component in components] == ["BL31", "BL33", *(f"PART_{i}" for i in range(5))]
+    assert {component.signer for component in components} == {b"\x5a" * 32}
     assert halves[0] == halves[1] != halves[2]
     assert halves[3] not in halves[:3]  # signed again, by another nonce
     assert [decode_evidence(token).platform.lifecycle for _, _, token in answers] == [0x3000, 0x3000, 0x1000, 0x3000]
@@ -389,5 +392,5 @@ def with_byte(data: bytes, at: int, value: int) -> bytes:
 
 
 def test_every_program_is_run() -> None:
-    run = {"eventlog", "cbor", "sha256", "request", "sealing", "evidence"}
+    run = {"eventlog", "cbor", "sha256", "request", "sealing", "evidence", "fuse_block"}
     assert {path.stem for path in TESTS.glob("*.c")} == run

@@ -81,7 +81,7 @@ def test_the_request_has_the_layout_of_protocol_h() -> None:
 
 def test_commands_are_those_of_protocol_h() -> None:
     header = (FIRMWARE / "ta/protocol.h").read_text()
-    for name in ("PLATFORM_KEY", "LIFECYCLE", "LOCK", "RANDOM", "EVIDENCE"):
+    for name in ("PLATFORM_KEY", "LIFECYCLE", "ADVANCE", "RANDOM", "EVIDENCE"):
         found = re.search(rf"^#define CMD_{name} (\d+)$", header, re.MULTILINE)
         assert found and int(found[1]) == getattr(session, f"_{name}")
     assert f"#define RANDOM_MAX {session.RANDOM_MAX}\n" in header
@@ -167,7 +167,7 @@ def test_the_insecure_platform_signs_and_says_that_it_is_insecure() -> None:
 
 def test_the_insecure_platform_cannot_be_secured() -> None:
     with pytest.raises(TrustZoneError):
-        InsecurePlatform().lock()
+        InsecurePlatform().advance(0x3000)
 
 
 def test_two_insecure_platforms_share_no_key() -> None:

@@ -1,4 +1,5 @@
-"""What a platform's owner signs: images that may run as Secure VMs, and the key that signs from then on.
+"""What a platform's owner signs: images that may run as Secure VMs, the key that signs from then on, and the end of a
+platform.
 
 A signature on an image is over what is measured: what was loaded is compared with it, not the files that hold it.
 """
@@ -16,10 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from vambrace.attest.cbor import decode, encode
 from vambrace.attest.cose import decode_sign1, sign1
 from vambrace.attest.endorsement import load_private_key
+from vambrace.attest.policy import DEBUG, DECOMMISSIONED
 from vambrace.errors import ConfigError, MalformedEvidence, MessageRefused, SignatureInvalid
 
 MAX_SIGNATURE: Final = 4096
 MAX_COUNTER: Final = (1 << 63) - 1
+#: Where a platform's owner may take its life cycle.
+OWNERS_STATES: Final = {"debug": DEBUG, "decommissioned": DECOMMISSIONED}
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,24 @@ def verify_successor(message: bytes, spki: bytes, platform: bytes, counter: int)
         raise MessageRefused(f"the message is not about change {counter} of the platform owner's key")
     check_public_key(body["key"])
     return bytes(body["key"])
+
+
+def sign_lifecycle(key: EllipticCurvePrivateKey, platform: bytes, state: str) -> bytes:
+    """The owner's word that the platform with the attestation key ``platform`` goes to ``state``, "debug" or
+    "decommissioned", for ever."""
+    return sign1(key, encode({"type": "lifecycle", "platform": platform, "state": state}))
+
+
+def verify_lifecycle(message: bytes, spki: bytes, platform: bytes) -> int:
+    """The life cycle that the owner wants. Raises ``MessageRefused``, also for another platform's message."""
+    body = _verify(message, spki, "lifecycle", {"platform", "state"})
+    if body["platform"] != platform:
+        raise MessageRefused("the message is for another platform")
+    try:
+        return OWNERS_STATES[body["state"]]
+    except (KeyError, TypeError):
+        states = " or ".join(OWNERS_STATES)
+        raise MessageRefused("the message names no state that an owner may choose", hint=states) from None
 
 
 def check_public_key(spki: Any) -> EllipticCurvePublicKey:

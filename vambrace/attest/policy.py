@@ -37,6 +37,8 @@ MAX_POLICY: Final = 256 << 10
 
 SECURED: Final = 0x3000
 NOT_PROVISIONED: Final = 0x1000
+DEBUG: Final = 0x5000
+DECOMMISSIONED: Final = 0x6000
 # Life cycle states of the Arm CCA platform token, by the upper byte.
 LIFECYCLES: Final = {
     0x00: "unknown",

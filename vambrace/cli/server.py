@@ -11,24 +11,32 @@ from vambrace.cli.parser import Commands, port
 from vambrace.cli.session import EMULATED
 
 if TYPE_CHECKING:
-    from vambrace.emulator.server import Server
+    from vambrace.emulator.server import Access, Server
 
 
 def add(commands: Commands) -> None:
     group = commands.group("server", "the emulated ARM server on this machine")
     build = group.add("build", "build firmware, host and reference values", _build, "vambrace server build")
     up = group.add("up", "start it, and make it the current host", _up, "vambrace server up")
+    factory = group.add("factory", "provision a new machine once, and lock it", _factory, "vambrace server factory")
+    factory.add_argument("--unlocked", action="store_true", help="leave it not provisioned: its tokens are refused")
+    group.add("renew", "have the vendor certify the platform's key anew", _renew, "vambrace server renew")
     group.add("revoke", "have the vendor revoke its certificates, for ever", _revoke, "vambrace server revoke")
+    words = "open the machine for debugging, or destroy its keys: FOR EVER"
+    retire = group.add("retire", words, _retire, "vambrace server retire decommissioned --for-ever")
+    retire.add_argument("state", choices=("debug", "decommissioned"))
+    retire.add_argument("--for-ever", action="store_true", help="nothing brings the machine back; say that you know")
     group.add("down", "stop it", _down, "vambrace server down")
     group.add("status", "whether it runs and answers", _status, "vambrace server status --json")
     group.add("reset", "stop it and erase its state, its fuse included", _reset, "vambrace server reset")
     dump = group.add("dump", "write its physical memory to a file", _dump, "vambrace server dump memory.bin")
     dump.add_argument("file", type=Path)
-    for parser in (build, up):
+    for parser in (build, up, factory):
         parser.add_argument("--newer", action="store_true", help="take newer packages where the recorded are gone")
         parser.add_argument(
             "--insecure-no-trustzone", action="store_true", help="without TrustZone: its tokens PROVE NOTHING"
         )
+    factory.add_argument("--port", type=port, default=0, help="TCP port of the API (or VAMBRACE_PORT; 8443)")
     up.add_argument("--cold", action="store_true", help="do not resume the saved state")
     up.add_argument("--devices", action="store_true", help="with an NVMe disk and a network card for domains")
     up.add_argument("--broker", type=port, default=0, help="TCP port here that Realms reach as 10.0.2.100:8444")
@@ -64,10 +72,41 @@ def _build(options: argparse.Namespace, output: Output) -> int:
 
 
 def _up(options: argparse.Namespace, output: Output) -> int:
-    from vambrace.client.context import Context, HostEntry
-
     _check_qemu()
     access = _server(options).up(output.progress, cold=options.cold)
+    _add_host(access)
+    output.result({"host": EMULATED, "url": access.url}, [f"up at {access.url}; it is the current host"])
+    return 0
+
+
+def _factory(options: argparse.Namespace, output: Output) -> int:
+    _check_qemu()
+    access = _server(options).factory(output.progress, lock=not options.unlocked)
+    _add_host(access)
+    state = "not locked: its tokens prove nothing" if options.unlocked else "locked"
+    output.result({"host": EMULATED, "url": access.url, "locked": not options.unlocked}, [f"provisioned, and {state}"])
+    return 0
+
+
+def _renew(options: argparse.Namespace, output: Output) -> int:
+    _server(options).renew(output.progress)
+    output.result({"renewed": True}, ["the platform has a new certificate"])
+    return 0
+
+
+def _retire(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.errors import UsageError
+
+    if not options.for_ever:
+        raise UsageError(f"a machine that is {options.state} stays so", hint="say --for-ever if that is meant")
+    _server(options).retire(options.state, output.progress)
+    output.result({"lifecycle": options.state}, [f"the machine is {options.state} for ever"])
+    return 0
+
+
+def _add_host(access: Access) -> None:
+    from vambrace.client.context import Context, HostEntry
+
     entry = HostEntry(
         url=access.url,
         certificate=str(access.certificate),
@@ -78,8 +117,6 @@ def _up(options: argparse.Namespace, output: Output) -> int:
         revocation_list=str(access.revocation_list),
     )
     Context().add_host(EMULATED, entry)
-    output.result({"host": EMULATED, "url": access.url}, [f"up at {access.url}; it is the current host"])
-    return 0
 
 
 def _revoke(options: argparse.Namespace, output: Output) -> int:
@@ -104,6 +141,9 @@ def _status(options: argparse.Namespace, output: Output) -> int:
     status = _server(options).status()
     state = "running" if status["running"] else "not running"
     lines = [state + (f" at {status['url']}" if "url" in status else "")]
+    if fuse := status.get("fuse"):
+        oldest = f"starts no firmware below version {fuse['firmware-version']}, no host below {fuse['host-version']}"
+        lines.append(f"life cycle: {fuse['lifecycle']}; {oldest}")
     if status["running"]:
         lines.append("its API answers" if status["answers"] else f"its API does not answer: {status.get('error')}")
     output.result(status, lines)

@@ -69,6 +69,8 @@ class Cache:
             if product.is_dir():
                 return product
             work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.products))
+            # Whoever builds: a product's permissions are part of it.
+            mask = os.umask(0o022)
             try:
                 builder(work)
                 (work / "inputs.json").write_text(json.dumps(dict(inputs), indent=1, sort_keys=True) + "\n")
@@ -81,5 +83,6 @@ class Cache:
             except NoSpace as error:
                 raise NoSpace(str(self.root), name, hint=_MORE_SPACE) from error
             finally:
+                os.umask(mask)
                 shutil.rmtree(work, ignore_errors=True)
         return product

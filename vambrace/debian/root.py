@@ -43,6 +43,7 @@ def unpack(packages: Sequence[Path], root: Path) -> None:
             root,
             "--keep-directory-symlink",
             "--no-same-owner",
+            "--preserve-permissions",
             "--delay-directory-restore",
         ]
         tools.run(command, stdin=archive.stdout)

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from vambrace.debian.archive import UNSTABLE, Archive
 from vambrace.debian.cache import Cache, hash_tree
-from vambrace.emulator import devicetree, firmware, hostroot
+from vambrace.emulator import devicetree, firmware, hostroot, optee
+from vambrace.emulator import sources as laid_beside
+from vambrace.emulator.firmware import VERSIONS, HostFiles, Versions
 from vambrace.emulator.hostroot import PRODUCT, HostImage, Variant
 
 Progress = Callable[[str], None]
@@ -43,7 +45,7 @@ pci_devices = ["1b36:0010", "1af4:1041"]
 
 @dataclass(frozen=True)
 class Firmware:
-    """The secure flash's firmware part, and what the boot event log will say of it."""
+    """The secure flash's firmware part, and what tokens will say of it. ``signer`` is the root-of-trust key's hash."""
 
     image: Path
     device_tree: Path
@@ -68,6 +70,7 @@ def build(
     insecure: bool = False,
     newer: bool = False,
     variant: Variant = PRODUCT,
+    versions: Versions = VERSIONS,
 ) -> ServerBuild:
     """Build what is not in the cache. ``rot_key`` signs the firmware's certificates; ``vendor_root`` (PEM) is the
     authority whose endorsement the host takes.
@@ -80,30 +83,31 @@ def build(
     host = hostroot.build_host(archive, cache, settings, vendor_root, variant)
     if insecure or rot_key is None:
         return ServerBuild(host, None)
-    return ServerBuild(host, _firmware(archive, cache, progress, host, rot_key))
+    return ServerBuild(host, _firmware(archive, cache, progress, host, rot_key, versions))
 
 
-def _firmware(archive: Archive, cache: Cache, progress: Progress, host: HostImage, rot_key: Path) -> Firmware:
+def _firmware(
+    archive: Archive, cache: Cache, progress: Progress, host: HostImage, rot_key: Path, versions: Versions
+) -> Firmware:
     sources = {
         "tfa": archive.source("arm-trusted-firmware", "arm-trusted-firmware"),
         "mbedtls": archive.source("mbedtls", "mbedtls"),
         "optee": archive.source("optee-os", "optee-os", UNSTABLE),
     }
-    ours = Path(__file__).parent.parent.parent / "firmware"
+    ours, laid = laid_beside.OURS, Path(laid_beside.__file__)
 
     progress("OP-TEE with the trusted application")
 
     def build_optee(work: Path) -> None:
         source = archive.unpack_source(sources["optee"], work / "source")
-        firmware.build_optee(source, work / "out", rot_key=rot_key)
+        optee.build_optee(source, work / "out")
 
     inputs = {
         "optee": archive.key(sources["optee"]),
         "ours": hash_tree(ours / "ta", ours / "optee", ours / "common"),
-        "signer": firmware.signer_id(rot_key).hex(),
-        "recipe": hash_tree(Path(firmware.__file__)),
+        "recipe": hash_tree(Path(optee.__file__), laid),
     }
-    optee = cache.build("optee", inputs, build_optee) / "out"
+    secure_world = cache.build("optee", inputs, build_optee) / "out"
 
     progress("the device tree and the stub that pins the host")
 
@@ -120,24 +124,28 @@ def _firmware(archive: Archive, cache: Cache, progress: Progress, host: HostImag
 
     progress("trusted firmware")
 
+    files = HostFiles(host.kernel.image, host.initrd, dtb, bytes.fromhex(host.verity.verity_root))
+
     def build_tfa(work: Path) -> None:
-        firmware.build_stub(host.kernel.image, host.initrd, dtb, work / "stub")
+        firmware.build_stub(files, work / "stub")
         source = archive.unpack_source(sources["tfa"], work / "source")
         mbedtls = archive.unpack_source(sources["mbedtls"], work / "mbedtls")
-        firmware.build_tfa(source, mbedtls, optee, work / "stub/stub.bin", rot_key, work / "out")
+        firmware.build_tfa(source, mbedtls, secure_world, work / "stub/stub.bin", rot_key, work / "out", versions)
         (work / "flash.img").write_bytes(firmware.flash_image(work / "out"))
 
     tfa_inputs = {
         "tfa": archive.key(sources["tfa"]),
         "mbedtls": archive.key(sources["mbedtls"]),
-        "optee": hash_tree(optee),
-        "stub": hash_tree(ours / "stub"),
+        "optee": hash_tree(secure_world),
+        "ours": hash_tree(ours / "stub", ours / "tfa", ours / "common"),
         "kernel": hash_tree(host.kernel.image),
         "initrd": hash_tree(host.initrd),
         "dtb": hash_tree(dtb),
+        "root": host.verity.verity_root,
+        "versions": repr(versions),
         "rot_key": hashlib.sha256(rot_key.read_bytes()).hexdigest(),
-        "recipe": hash_tree(Path(firmware.__file__)),
+        "recipe": hash_tree(Path(firmware.__file__), laid),
     }
     product = cache.build("firmware", tfa_inputs, build_tfa)
-    components = tuple(firmware.component_digests(product / "out"))
-    return Firmware(product / "flash.img", dtb, components, firmware.signer_id(rot_key))
+    components = tuple(firmware.component_digests(product / "out", files))
+    return Firmware(product / "flash.img", dtb, components, firmware.root_key_hash(rot_key))

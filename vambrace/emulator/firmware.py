@@ -1,4 +1,4 @@
-"""The firmware's build recipe: OP-TEE with the trusted application, the stub that pins the host, trusted firmware.
+"""The firmware's build recipe: the stub that pins the host, and trusted firmware around it and OP-TEE (``optee.py``).
 
 Sources are Debian's, unchanged but for the files of ``firmware/`` that are laid beside them.
 """
@@ -8,67 +8,36 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vambrace.debian import tools
+from vambrace.emulator import optee
+from vambrace.emulator.sources import COMPILER, OURS, fresh, lay_beside, make
 from vambrace.errors import BuildError
 
 if TYPE_CHECKING:
     from fdt import FDT, Node
 
-OURS = Path(__file__).parent.parent.parent / "firmware"
-COMPILER = "aarch64-linux-gnu-"
-JOBS = 2
-
-#: A point in time for everything that wants to write one down (2026-01-01T00:00:00Z).
-EPOCH = 1767225600
-
 FLASH_SIZE = 64 << 20
 FIP_OFFSET = 256 << 10
 
-TA_NAME = "8b27ba22-915c-4834-b205-619451c0766a"
-
-_OPTEE_PARTS = ("tee-header_v2.bin", "tee-pager_v2.bin", "tee-pageable_v2.bin")
-
-#: Names in the boot event log (TF-A: include/drivers/measured_boot/metadata.h) and what is measured under them.
+#: Names in the token, and the file of ``build_tfa`` that is measured under each. Those of the boot event log are TF-A's
+#: (include/drivers/measured_boot/metadata.h), others those of firmware/optee/components.c; in the order of the boot.
 _COMPONENTS = (
+    ("BL_1", "rom.bin"),
+    ("BL_2", "bl2.bin"),
     ("SECURE_RT_EL3", "bl31.bin"),
     ("SECURE_RT_EL1_OPTEE", "tee-header_v2.bin"),
     ("SECURE_RT_EL1_OPTEE_EXTRA1", "tee-pager_v2.bin"),
     ("SECURE_RT_EL1_OPTEE_EXTRA2", "tee-pageable_v2.bin"),
     ("BL_33", "stub.bin"),
+    ("VAMBRACE_TA", "application.elf"),
 )
+_KEY_ROLES = ("ROT_KEY", "TRUSTED_WORLD_KEY", "NON_TRUSTED_WORLD_KEY", "BL31_KEY", "BL32_KEY", "BL33_KEY")
+_HOST_PARTS = ("HOST_DEVICE_TREE", "HOST_KERNEL", "HOST_INITRD", "HOST_ROOT")
 
-_OPTEE_OPTIONS = {
-    "PLATFORM": "vexpress-qemu_armv8a",
-    "CFG_ARM64_core": "y",
-    "CFG_USER_TA_TARGETS": "ta_arm64",
-    "CFG_ARM_GICV3": "y",
-    "CFG_CORE_TPM_EVENT_LOG": "y",
-    "CFG_TEE_CORE_LOG_LEVEL": "1",
-    "CFG_TEE_TA_LOG_LEVEL": "1",
-    "CFG_TEE_CORE_DEBUG": "n",
-    "CFG_WITH_STATS": "n",
-    "CFG_ENABLE_EMBEDDED_TESTS": "n",
-    "CFG_DT_DRIVER_EMBEDDED_TEST": "n",
-    # A kernel of 35 MB would lie over the static shared memory; Linux registers its own instead.
-    "CFG_CORE_RESERVED_SHM": "n",
-    # Nothing here notifies the normal world, and the device tree need not name an interrupt for it.
-    "CFG_CORE_ASYNC_NOTIF": "n",
-    # No stubs: keys come from the fuse and random numbers from the processor, or not at all.
-    "CFG_INSECURE": "n",
-    "CFG_WITH_SOFTWARE_PRNG": "n",
-    # The only application is the measured one: none from the normal world, whose signing key is public anyway.
-    "CFG_EARLY_TA": "y",
-    "CFG_REE_FS_TA": "n",
-    "CFG_BUILD_IN_TREE_TA": "n",
-    # Nothing is stored, so there is nothing that the normal world could roll back.
-    "CFG_REE_FS": "n",
-    "CFG_SECSTOR_TA": "n",
-    "CFG_RPMB_FS": "n",
-}
 
 
 def _defined(header: str, name: str, value: str) -> str:
@@ -94,13 +63,10 @@ IMPLEMENTATION_ID = hashlib.sha256(
 ).digest()
 
 
-def signer_id(rot_key: Path | None) -> bytes:
-    """Claim "signer" of every component: SHA-256 of the root-of-trust's public key (SubjectPublicKeyInfo DER).
-
-    Zeros without a key: the signer is not stated. Raises BuildError.
+def root_key_hash(rot_key: Path) -> bytes:
+    """SHA-256 of the root-of-trust's public key (SubjectPublicKeyInfo DER): in the fuse, and claim "signer" of every
+    component. Raises BuildError.
     """
-    if rot_key is None:
-        return bytes(32)
     from cryptography.hazmat.primitives import serialization
 
     try:
@@ -111,53 +77,30 @@ def signer_id(rot_key: Path | None) -> bytes:
     return hashlib.sha256(public).digest()
 
 
-def build_optee(source: Path, out: Path, *, rot_key: Path | None = None) -> None:
-    """OP-TEE from Debian's ``source`` with our platform files and trusted application, its binaries in ``out``.
+@dataclass(frozen=True)
+class HostFiles:
+    """What the stub pins. ``root_hash`` (32 bytes) is that of the root's dm-verity tree, as the command line has it."""
 
-    ``source`` is changed: our files are added. Raises BuildError, ToolMissing.
-    """
-    out = _fresh(out)
-    platform = source / "core/arch/arm/plat-vexpress"
-    if not (platform / "sub.mk").exists():
-        raise BuildError(f"{source} is not OP-TEE's source")
-    shutil.copytree(OURS / "optee", platform / "vambrace", dirs_exist_ok=True)
-    shutil.copy(OURS / "common/vambrace_platform.h", platform / "vambrace")
-    makefile = (platform / "sub.mk").read_text()
-    if "subdirs-y += vambrace\n" not in makefile:
-        (platform / "sub.mk").write_text(makefile.rstrip("\n") + "\nsubdirs-y += vambrace\n")
+    kernel: Path
+    initrd: Path
+    dtb: Path
+    root_hash: bytes
 
-    work = out / "build"
-    log = out / "optee.log"
-    options = [f"{name}={value}" for name, value in _OPTEE_OPTIONS.items()]
-    options += [f"CROSS_COMPILE{suffix}={COMPILER}" for suffix in ("", "64", "_core", "_ta_arm64")]
-    options.append(f"O={work.resolve()}")
-    _make(source, [*options, "ta_dev_kit"], log)
-
-    application = out / "application"
-    shutil.copytree(OURS, application, ignore=shutil.ignore_patterns("optee", "stub", "tests"))
-    signer = ",".join(f"{byte:#04x}" for byte in signer_id(rot_key))
-    kit = work.resolve() / "export-ta_arm64"
-    _make(
-        application / "ta",
-        [f"CROSS_COMPILE={COMPILER}", f"TA_DEV_KIT_DIR={kit}", f"VAMBRACE_SIGNER_ID={signer}"],
-        log,
-    )
-    elf = (application / "ta" / f"{TA_NAME}.stripped.elf").resolve()
-    _make(source, [*options, f"EARLY_TA_PATHS={elf}", "all"], log)
-    for name in _OPTEE_PARTS:
-        shutil.copy(work / "core" / name, out / name)
-    shutil.rmtree(work)
-    shutil.rmtree(application)
+    def components(self) -> list[tuple[str, str]]:
+        """(name, SHA-256 in hex) of each part, in the order in which the stub measures them."""
+        files = (self.dtb, self.kernel, self.initrd)
+        digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+        return list(zip(_HOST_PARTS, [*digests, self.root_hash.hex()], strict=True))
 
 
-def build_stub(kernel: Path, initrd: Path, dtb: Path, out: Path) -> None:
-    """``out``/stub.bin: the stub that starts exactly these three files and no others. Raises BuildError."""
-    out = _fresh(out)
+def build_stub(host: HostFiles, out: Path) -> None:
+    """``out``/stub.bin: the stub that starts exactly these files and no others. Raises BuildError."""
+    out = fresh(out)
     room = {
-        "kernel": (kernel, DTB_ADDRESS - KERNEL_ADDRESS),
-        "initrd": (initrd, STUB_ADDRESS - INITRD_ADDRESS),
+        "kernel": (host.kernel, DTB_ADDRESS - KERNEL_ADDRESS),
+        "initrd": (host.initrd, STUB_ADDRESS - INITRD_ADDRESS),
         # Linux maps the device tree with one 2 MiB block.
-        "dtb": (dtb, 2 << 20),
+        "dtb": (host.dtb, 2 << 20),
     }
     lines = ["/* Generated: the host that this stub starts. */"]
     for name, (file, limit) in room.items():
@@ -165,11 +108,11 @@ def build_stub(kernel: Path, initrd: Path, dtb: Path, out: Path) -> None:
         needed = _kernel_footprint(content) if name == "kernel" else len(content)
         if not content or needed > limit:
             raise BuildError(f"{file} needs {needed} bytes; the stub has room for 1 to {limit}")
-        digest = ", ".join(f"{byte:#04x}" for byte in hashlib.sha256(content).digest())
         lines += [
             f"#define {name.upper()}_LENGTH {len(content)}UL",
-            f"#define {name.upper()}_DIGEST {digest}",
+            f"#define {name.upper()}_DIGEST {_c_bytes(hashlib.sha256(content).digest())}",
         ]
+    lines.append(f"#define ROOT_DIGEST {_c_bytes(host.root_hash)}")
     (out / "pinned.h").write_text("\n".join(lines) + "\n")
 
     here = OURS / "stub"
@@ -199,7 +142,7 @@ def build_stub(kernel: Path, initrd: Path, dtb: Path, out: Path) -> None:
             "-Wl,-n",
             f"-Wl,--defsym=STUB_ADDRESS={STUB_ADDRESS}",
         ),
-        *(f"-ffile-prefix-map={OURS}=firmware", f"-I{out}", "-T", str(here / "stub.ld")),
+        *(f"-ffile-prefix-map={OURS}=firmware", f"-I{out}", f"-I{OURS / 'common'}", "-T", str(here / "stub.ld")),
     ]
     sources = [str(here / name) for name in ("start.S", "main.c", "sha256.c")]
     tools.run([f"{COMPILER}gcc", *flags, *sources, "-o", elf])
@@ -207,25 +150,51 @@ def build_stub(kernel: Path, initrd: Path, dtb: Path, out: Path) -> None:
     elf.unlink()
 
 
-def build_tfa(source: Path, mbedtls_source: Path, optee_out: Path, stub: Path, rot_key: Path, out: Path) -> None:
+@dataclass(frozen=True)
+class Versions:
+    """How old a build is, for the fuse: whoever has started a higher one never starts a lower one again.
+
+    ``firmware`` is that of everything below the host, ``host`` that of the stub and so of all that it pins. They are
+    raised when an older build must not run any more, because of a hole in it, and not otherwise.
+    """
+
+    firmware: int = 1
+    host: int = 1
+
+
+VERSIONS = Versions()
+
+
+def build_tfa(
+    source: Path,
+    mbedtls_source: Path,
+    optee_out: Path,
+    stub: Path,
+    rot_key: Path,
+    out: Path,
+    versions: Versions = VERSIONS,
+) -> None:
     """Trusted firmware with trusted and measured boot around ``optee_out`` and ``stub``, signed by ``rot_key`` (PEM).
 
-    Raises BuildError, ToolMissing.
+    The same sources give the same bits of everything that runs, wherever and whenever and whoever signs. Certificates
+    differ: their signatures are salted, and they are dated. ``source`` is changed. Raises BuildError, ToolMissing.
     """
-    out = _fresh(out)
+    out = fresh(out)
     work = out / "build"
+    lay_beside(source / "plat/qemu/qemu/platform.mk", "tfa", "include plat/qemu/vambrace/vambrace.mk", up=1)
     options = [
         *("PLAT=qemu", "SPD=opteed", "DEBUG=0", "E=0", "LOG_LEVEL=20"),
         *("BL32_RAM_LOCATION=tdram", "QEMU_USE_GIC_DRIVER=QEMU_GICV3"),
         *("MEASURED_BOOT=1", "EVENT_LOG_LEVEL=20", "TRUSTED_BOARD_BOOT=1", "GENERATE_COT=1"),
-        *(
-            f"MBEDTLS_DIR={mbedtls_source.resolve()}",
-            f"ROT_KEY={rot_key.resolve()}",
-            f"KEY_ALG={_algorithm(rot_key)}",
-        ),
+        *(f"TFW_NVCTR_VAL={versions.firmware}", f"NTFW_NVCTR_VAL={versions.host}"),
+        f"MBEDTLS_DIR={mbedtls_source.resolve()}",
+        # One key for all roles, so that certificates of all builds are of one chain: what keeps an old one out is its
+        # version and not chance.
+        *(f"{role}={rot_key.resolve()}" for role in _KEY_ROLES),
+        f"KEY_ALG={_algorithm(rot_key)}",
         *(
             f"{name}={(optee_out / part).resolve()}"
-            for name, part in zip(("BL32", "BL32_EXTRA1", "BL32_EXTRA2"), _OPTEE_PARTS, strict=True)
+            for name, part in zip(("BL32", "BL32_EXTRA1", "BL32_EXTRA2"), optee.PARTS, strict=True)
         ),
         f"BL33={stub.resolve()}",
         f"CROSS_COMPILE={COMPILER}",
@@ -233,12 +202,14 @@ def build_tfa(source: Path, mbedtls_source: Path, optee_out: Path, stub: Path, r
         'BUILD_MESSAGE_TIMESTAMP="vambrace"',
         "BUILD_STRING=vambrace",
     ]
-    _make(source, [*options, "all", "fip"], out / "tfa.log")
-    for name in ("bl1.bin", "bl31.bin", "fip.bin"):
+    make(source, [*options, "all", "fip"], out / "tfa.log")
+    for name in ("bl1.bin", "bl2.bin", "bl31.bin", "fip.bin"):
         shutil.copy(work / "qemu/release" / name, out / name)
-    for name in _OPTEE_PARTS:
+    for name in (*optee.PARTS, "application.elf"):
         shutil.copy(optee_out / name, out / name)
     shutil.copy(stub, out / "stub.bin")
+    # What is measured of a ROM is all of it.
+    (out / "rom.bin").write_bytes((out / "bl1.bin").read_bytes().ljust(FIP_OFFSET, b"\0"))
     shutil.rmtree(work)
 
 
@@ -280,11 +251,16 @@ def flash_image(tfa_out: Path) -> bytes:
     return bytes(image)
 
 
-def component_digests(out: Path) -> list[tuple[str, str]]:
-    """(name, SHA-256 in hex) of everything in the boot event log, in its order, from ``build_tfa``'s ``out``."""
+def component_digests(out: Path, host: HostFiles) -> list[tuple[str, str]]:
+    """(name, SHA-256 in hex) of every component of a token, in its order, from ``build_tfa``'s ``out``."""
     contents = [(name, (out / file).read_bytes()) for name, file in _COMPONENTS]
     # An image of length zero (OP-TEE without a pager has no pageable part) is not loaded, so not measured.
-    return [(name, hashlib.sha256(content).hexdigest()) for name, content in contents if content]
+    digests = [(name, hashlib.sha256(content).hexdigest()) for name, content in contents if content]
+    return digests + host.components()
+
+
+def _c_bytes(data: bytes) -> str:
+    return ", ".join(f"{byte:#04x}" for byte in data)
 
 
 def _append(parent: Node, child: Node) -> Node:
@@ -310,22 +286,3 @@ def _kernel_footprint(image: bytes) -> int:
     if image[56:60] != b"ARM\x64":
         raise BuildError("the kernel is not an uncompressed arm64 Image")
     return max(len(image), int.from_bytes(image[16:24], "little"))
-
-
-def _make(directory: Path, arguments: Iterable[str], log: Path) -> None:
-    environment = {
-        # Debian's own Python has what OP-TEE's scripts import; another one that comes first in PATH may not.
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        "SOURCE_DATE_EPOCH": str(EPOCH),
-        "TZ": "UTC",
-        # A make around this one must not lend its options.
-        "MAKEFLAGS": "",
-        "MFLAGS": "",
-    }
-    tools.run(["make", f"-j{JOBS}", "-C", directory, *arguments], env=environment, log=log)
-
-
-def _fresh(out: Path) -> Path:
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    return out

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vambrace.emulator.diagnosis import refusal
 from vambrace.errors import ServerError, ToolMissing
 
 PROGRAM = "qemu-system-aarch64"
@@ -235,12 +236,25 @@ def at_gate(machine: Machine, pid: int, *, seconds: float) -> Iterator[socket.so
     with socket.socket(socket.AF_UNIX) as gate:
         directory = os.open(machine.directory, os.O_PATH | os.O_DIRECTORY)
         try:
-            gate.connect(f"/proc/self/fd/{directory}/{machine.gate.name}")
+            _connect(gate, f"/proc/self/fd/{directory}/{machine.gate.name}")
         finally:
             os.close(directory)
         if not machine.resumed:
             _expect(gate, b"ready\n", machine, pid, seconds)
         yield gate
+
+
+def _connect(gate: socket.socket, path: str) -> None:
+    """The monitor's socket is there first; of a machine that has just been started this one may not listen yet."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            gate.connect(path)
+            return
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            if time.monotonic() > deadline:
+                raise ServerError(f"the emulator does not open its gate: {error.strerror}") from error
+            time.sleep(0.02)
 
 
 def open_gate(gate: socket.socket, machine: Machine, pid: int) -> None:
@@ -254,7 +268,10 @@ def _expect(gate: socket.socket, word: bytes, machine: Machine, pid: int, second
     deadline = time.monotonic() + seconds
     said = b""
     while word not in said:
-        if wait_gone(pid, 0):
+        gone = wait_gone(pid, 0)
+        if (refused := refusal(machine.log)) is not None:
+            raise refused
+        if gone:
             raise ServerError(
                 f"the emulated server stopped; the end of its console:\n{tail(machine.log)}",
                 hint=f"see console.log, secure.log and qemu.log in {machine.directory}",

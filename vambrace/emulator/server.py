@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from vambrace.attest.claims import Component
 from vambrace.attest.references import publish
 from vambrace.debian.cache import Cache
 from vambrace.emulator import build as building
-from vambrace.emulator import devicetree, firmware, fuse, plugged, provision, qemu
+from vambrace.emulator import devicetree, factory, firmware, fuse, plugged, provision, qemu
+from vambrace.emulator.api import Api
 from vambrace.emulator.build import Progress, ServerBuild
+from vambrace.emulator.diagnosis import refusal
 from vambrace.emulator.hostroot import PRODUCT, Variant
 from vambrace.emulator.saved import SavedState, fingerprint
 from vambrace.emulator.vendor import Vendor
@@ -99,6 +98,7 @@ class Server:
         self.devices = devices
         self.broker = broker
         self.credentials = provision.Credentials(self.home / "credentials")
+        self.api = Api(self.credentials, self.running_port)
         self.published = self.home / "published"
         self.flash = self.home / "secure-flash.img"
         self.state = self.home / "state.img"
@@ -193,7 +193,7 @@ class Server:
         with self._alone():
             return self._up(progress, cold=cold)
 
-    def _up(self, progress: Progress, *, cold: bool) -> Access:
+    def _up(self, progress: Progress, *, cold: bool, lock: bool = True) -> Access:
         pid = qemu.running(self.home)
         if pid is not None:
             self._check_running()
@@ -213,19 +213,44 @@ class Server:
         (self.home / "server.json").write_text(json.dumps({"port": self.port, **self._kind()}))
         try:
             how = self._start(machine, progress, cold=cold)
-            self._endorse(progress)
-            self._own(progress)
+            factory.begin(self.api, self._vendor()[0], progress, lock=lock and not self.insecure)
+            factory.own(self.api, provision.platform_owner(self.home), progress)
         except BaseException:
             self._down()
             raise
         progress(f"up after {time.monotonic() - started:.1f} s ({how})")
         return self.access()
 
+    def factory(self, progress: Progress, *, lock: bool = True) -> Access:
+        """The factory's step, once: burn a fuse, start, have the vendor certify the platform's key, and lock it.
+
+        Without ``lock`` the life cycle stays "not provisioned", and verifiers refuse its tokens; the step can be
+        completed later. ``up`` does all of it for a new machine. Raises ``ServerError`` for a machine that was locked.
+        """
+        if qemu.running(self.home) is None:
+            self._check_port()
+        with self._alone():
+            if self.flash.exists():
+                factory.require_unlocked(fuse.read_fuse(self.flash))
+            access = self._up(progress, cold=True, lock=lock)
+            factory.complete(self.api, self._vendor()[0], progress, lock=lock)
+            return access
+
+    def renew(self, progress: Progress) -> None:
+        """Have the vendor certify the running platform's key anew, whatever the state of its life cycle."""
+        with self._alone():
+            factory.certify(self.api, self._vendor()[0], progress, lock=False)
+
+    def retire(self, state: str, progress: Progress) -> None:
+        """Take the running platform to ``state``, "debug" or "decommissioned", for ever, by its owner's word."""
+        with self._alone():
+            factory.retire(self.api, provision.platform_owner(self.home), state, progress)
+
     def revoke(self) -> int:
         """Have the vendor revoke all certificates of the running platform's key, and publish that; how many were not
         revoked before. Whoever has the list refuses this machine from then on; its key is never certified again."""
         with self._alone():
-            key = bytes.fromhex(self._get("/v1/platform", timeout=60)["platform_key"])
+            key = bytes.fromhex(self.api.get("/v1/platform")["platform_key"])
             authority, _ = self._vendor()
             revoked = authority.revoke(key)
             self._publish_revocations(authority)
@@ -252,13 +277,15 @@ class Server:
         return True
 
     def status(self) -> dict[str, Any]:
-        """``running``, ``answers``, and where it is."""
+        """``running``, ``answers``, and where it is; ``fuse`` of a machine that has one."""
         pid = qemu.running(self.home)
         answer: dict[str, Any] = {"running": pid is not None, "home": str(self.home), "answers": False}
+        if self.flash.exists():
+            answer["fuse"] = fuse.read_fuse(self.flash).as_dict()
         if pid is not None:
             answer["url"] = f"https://127.0.0.1:{self.running_port()}"
             try:
-                answer["host"] = self._get("/v1/host", timeout=20)
+                answer["host"] = self.api.get("/v1/host", timeout=20)
                 answer["answers"] = True
             except (OSError, http.client.HTTPException, ServerError) as error:
                 answer["error"] = str(error)
@@ -317,8 +344,10 @@ class Server:
         if state is None:
             pid = self._boot(machine)
         else:
+            # The firmware may have burnt its version into the fuse meanwhile: what is saved is of the machine as it is.
             pid = self._boot(
-                dataclasses.replace(machine, memory=qemu.Memory()), lambda pid: self._save(pid, state, progress)
+                dataclasses.replace(machine, memory=qemu.Memory()),
+                lambda pid: self._save(pid, self._saved_state(machine), progress),
             )
         self._wait(pid, progress, READY_SECONDS)
         return "cold"
@@ -356,7 +385,7 @@ class Server:
         if not self.state.exists():
             provision.make_state_disk(self.state, self.credentials)
         if built.firmware is not None:
-            fuse.update_flash(self.flash, built.firmware.image)
+            fuse.update_flash(self.flash, built.firmware.image, built.firmware.signer)
 
     def _machine(self, built: ServerBuild) -> qemu.Machine:
         host = built.host
@@ -397,14 +426,17 @@ class Server:
         deadline = time.monotonic() + seconds
         trouble = "no answer"
         while time.monotonic() < deadline:
-            if qemu.wait_gone(pid, 0.5):
+            gone = qemu.wait_gone(pid, 0.5)
+            if (refused := refusal(self.home / "console.log")) is not None:
+                raise refused
+            if gone:
                 raise ServerError(
                     "the emulated server stopped while starting; the end of its console:\n"
                     + qemu.tail(self.home / "console.log"),
                     hint=f"see {self.home}/console.log, secure.log and qemu.log",
                 )
             try:
-                self._get("/v1/host", timeout=10)
+                self.api.get("/v1/host", timeout=10)
                 return
             except ServerError:
                 raise
@@ -415,40 +447,3 @@ class Server:
             + qemu.tail(self.home / "console.log"),
             hint=f"see {self.home}/console.log and secure.log",
         )
-
-    def _endorse(self, progress: Progress) -> None:
-        """The factory's step: the vendor certifies the platform's key, then the life cycle is locked."""
-        platform = self._get("/v1/platform", timeout=60)
-        if platform.get("endorsed"):
-            return
-        progress("the vendor endorses the platform key and locks the fuse")
-        authority, _ = self._vendor()
-        certificate = authority.certify(bytes.fromhex(platform["platform_key"]))
-        lock = "?lock=1" if not self.insecure else ""
-        self._request("PUT", f"/v1/platform/endorsement{lock}", certificate.public_bytes(Encoding.PEM), timeout=120)
-
-    def _own(self, progress: Progress) -> None:
-        """Whoever has the server at hand is the platform's owner: the key that Secure VMs' images are signed with."""
-        if self._get("/v1/platform", timeout=60)["owner"] is None:
-            progress("the platform gets its owner's key")
-            owner = provision.platform_owner(self.home)
-            self._request("PUT", "/v1/platform/owner", owner.certificate_pem.encode(), timeout=60)
-
-    def _get(self, path: str, *, timeout: float) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(self._request("GET", path, None, timeout=timeout))
-        return answer
-
-    def _request(self, method: str, path: str, body: bytes | None, *, timeout: float) -> bytes:
-        context = ssl.create_default_context(cafile=str(self.credentials.ca))
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_cert_chain(self.credentials.client_certificate, self.credentials.client_key)
-        connection = http.client.HTTPSConnection("127.0.0.1", self.running_port(), timeout=timeout, context=context)
-        try:
-            connection.request(method, path, body)
-            response = connection.getresponse()
-            data = response.read()
-        finally:
-            connection.close()
-        if response.status >= 400:
-            raise ServerError(f"{method} {path}: {response.status} {data.decode(errors='replace')[:300]}")
-        return data

@@ -64,6 +64,7 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
             web.get("/v1/platform", get_platform),
             web.put("/v1/platform/endorsement", put_endorsement),
             web.put("/v1/platform/owner", put_owner),
+            web.put("/v1/platform/lifecycle", put_lifecycle),
             web.get("/v1/images", get_images),
             web.head("/v1/images/{sha256}", head_image),
             web.put("/v1/images/{sha256}", put_image),
@@ -182,6 +183,12 @@ async def put_endorsement(request: web.Request) -> web.Response:
 async def put_owner(request: web.Request) -> web.Response:
     host = request.app[HOST]
     await host.owner.put(await request.read())
+    return web.json_response(_platform_view(host))
+
+
+async def put_lifecycle(request: web.Request) -> web.Response:
+    host = request.app[HOST]
+    await host.advance(await request.read())
     return web.json_response(_platform_view(host))
 
 

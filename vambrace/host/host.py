@@ -74,7 +74,7 @@ class Host:
         self.settings = settings
         self.store = store
         self.platform = platform
-        self.owner = PlatformOwner(settings.state / "platform-owner.json", platform.platform_key)
+        self.owner = PlatformOwner(settings.state / "platform-owner.json", lambda: platform.platform_key)
         # Lazily faulted guests do not show in MemAvailable, so it is read once, before there are any.
         self.memory_limit = settings.guest_memory or max(0, memory_available() - HOST_RESERVE)
         self.shares = Shares(settings, self.memory_limit)
@@ -311,6 +311,19 @@ class Host:
         self.store.delete_image(digest)
 
     # The host itself
+
+    async def advance(self, message: bytes) -> None:
+        """Take the platform's life cycle where its owner says, for ever; from then on there are other keys, or none.
+
+        Raises ``Conflict`` (no owner, or a living domain has evidence), ``MessageRefused``, ``TrustZoneError``.
+        """
+        async with self._admission:
+            state = self.owner.lifecycle(message)
+            attested = [domain.record.name for domain in self._living.values() if domain.config.kind.attested]
+            if attested:
+                names = ", ".join(attested)
+                raise Conflict(f"there are {names}", hint="destroy all Realms and Secure VMs first", status=409)
+            await self.platform.leave(state)
 
     def describe(self) -> dict[str, Any]:
         """Coarse totals only: what a Realm does inside is its owner's."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from vambrace.attest.chain import PLATFORM_PURPOSE, load_roots, verify_chain
-from vambrace.attest.policy import SECURED
+from vambrace.attest.policy import DECOMMISSIONED, NOT_PROVISIONED, SECURED
 from vambrace.errors import CapacityError, ConfigError, HostError, MessageRefused, VambraceError
 from vambrace.files import write_whole
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
@@ -30,7 +30,7 @@ class Session(Protocol):
 
     def platform_key(self) -> bytes: ...
     def lifecycle(self) -> int: ...
-    def lock(self) -> None: ...
+    def advance(self, lifecycle: int) -> None: ...
     def random(self, length: int) -> bytes: ...
     def evidence(self, request: RealmClaims) -> bytes: ...
     def sealing_key(self, request: SealingClaims) -> bytes: ...
@@ -64,6 +64,8 @@ class Platform:
 
     def require_endorsed(self) -> None:
         """Raises ``HostError`` (503) as long as no verifier could trust this platform."""
+        if self.lifecycle == DECOMMISSIONED:
+            raise HostError("this platform is decommissioned", hint="its keys are gone for ever", status=503)
         if self._chain is None:
             raise HostError(
                 "this platform has no endorsement",
@@ -103,9 +105,8 @@ class Platform:
         chain = parse_chain(pem)
         self._check(chain)
         # In this order, so that an endorsed platform is a locked one whatever comes between.
-        if lock and self.lifecycle != SECURED:
-            await self._call(self._session.lock)
-            self.lifecycle = await self._call(self._session.lifecycle)
+        if lock and self.lifecycle == NOT_PROVISIONED:
+            await self._advance(SECURED)
         try:
             await asyncio.to_thread(write_whole, self._path, pem)
         except OSError as error:
@@ -113,6 +114,19 @@ class Platform:
                 f"the endorsement cannot be written: {error.strerror}", hint="look at the host's state disk"
             ) from error
         self._chain = chain
+
+    async def leave(self, lifecycle: int) -> None:
+        """Go to debug or decommissioned, for ever. What endorsed the platform's key endorses it no longer."""
+        await self._advance(lifecycle)
+        if lifecycle != DECOMMISSIONED:
+            self.platform_key = await self._call(self._session.platform_key)
+        if self._chain is not None and (lifecycle == DECOMMISSIONED or not endorses(self._chain, self.platform_key)):
+            self._chain = None
+        log.warning("the platform's life cycle is %#06x now", self.lifecycle)
+
+    async def _advance(self, lifecycle: int) -> None:
+        await self._call(lambda: self._session.advance(lifecycle))
+        self.lifecycle = await self._call(self._session.lifecycle)
 
     async def fresh_keys(self) -> RunKeys:
         return fresh_keys(await self._call(lambda: self._session.random(2 * SHARE)))

@@ -11,12 +11,13 @@ import asyncio
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from cryptography import x509
 
 from vambrace.attest.chain import UNREADABLE
-from vambrace.attest.image import ImageStatement, check_public_key, verify_image, verify_successor
+from vambrace.attest.image import ImageStatement, check_public_key, verify_image, verify_lifecycle, verify_successor
 from vambrace.classes import NEVER, REQUIRED
 from vambrace.config import DomainConfig
 from vambrace.errors import CapacityError, ConfigError, Conflict, HostError, MessageRefused, VambraceError
@@ -30,9 +31,9 @@ log = logging.getLogger(__name__)
 
 class PlatformOwner:
     """``path`` is where the key is kept. One that cannot be read any more counts as set to nobody's: fail closed.
-    ``platform`` is the platform's own key, which says of which platform an owner speaks."""
+    ``platform`` gives the platform's own key, which says of which platform an owner speaks."""
 
-    def __init__(self, path: Path, platform: bytes) -> None:
+    def __init__(self, path: Path, platform: Callable[[], bytes]) -> None:
         self._path = path
         self._platform = platform
         self._putting = asyncio.Lock()
@@ -82,8 +83,14 @@ class PlatformOwner:
         elif self.spki is None:
             raise Conflict("this platform has no owner whose word could count", hint="send a certificate", status=409)
         else:
-            spki = verify_successor(body, self.spki, self._platform, self.changes + 1)
+            spki = verify_successor(body, self.spki, self._platform(), self.changes + 1)
             await self._keep(spki, self.changes + 1)
+
+    def lifecycle(self, message: bytes) -> int:
+        """Where the owner wants this platform's life cycle to go. Raises ``Conflict``, ``MessageRefused``."""
+        if self.spki is None:
+            raise Conflict("this platform has no owner whose word could count", hint="send a certificate", status=409)
+        return verify_lifecycle(message, self.spki, self._platform())
 
     async def _keep(self, spki: bytes, changes: int) -> None:
         text = json.dumps({"key": spki.hex(), "changes": changes})

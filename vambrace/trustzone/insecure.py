@@ -49,9 +49,9 @@ class InsecurePlatform:
         """Always "not provisioned"."""
         return NOT_PROVISIONED
 
-    def lock(self) -> None:
+    def advance(self, lifecycle: int) -> None:
         """Raises TrustZoneError: there is no fuse."""
-        raise TrustZoneError("an insecure platform has no life cycle to secure")
+        raise TrustZoneError("an insecure platform has no life cycle")
 
     def random(self, length: int) -> bytes:
         """``length`` bytes from the kernel's generator, for want of another. Raises TrustZoneError."""

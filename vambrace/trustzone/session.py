@@ -20,16 +20,17 @@ _EVIDENCE_BYTES: Final = 8192
 _SEALING_KEY_BYTES: Final = 32
 
 # Commands: firmware/ta/protocol.h
-_PLATFORM_KEY, _LIFECYCLE, _LOCK, _RANDOM, _EVIDENCE, _SEALING_KEY = range(6)
+_PLATFORM_KEY, _LIFECYCLE, _ADVANCE, _RANDOM, _EVIDENCE, _SEALING_KEY = range(6)
 
 _LOGIN_PUBLIC: Final = 0
-_VALUE_OUTPUT, _TEMP_INPUT, _TEMP_OUTPUT = 2, 5, 6
+_VALUE_INPUT, _VALUE_OUTPUT, _TEMP_INPUT, _TEMP_OUTPUT = 1, 2, 5, 6
 
 _ORIGINS: Final = {1: "the client library", 2: "the driver", 3: "OP-TEE", 4: "the trusted application"}
 _RESULTS: Final = {
     0xFFFF0000: "generic error",
     0xFFFF0001: "access denied",
     0xFFFF0006: "bad parameters",
+    0xFFFF0007: "no way leads to that state",
     0xFFFF0008: "item not found",
     0xFFFF000C: "out of memory",
     0xFFFF000F: "security violation",
@@ -137,14 +138,18 @@ class TrustZone:
         return self._buffer(_PLATFORM_KEY, _COSE_KEY_BYTES)
 
     def lifecycle(self) -> int:
-        """0x3000 secured, 0x1000 not provisioned."""
+        """0x1000 not provisioned, 0x3000 secured, 0x5000 debug, 0x6000 decommissioned."""
         operation = _Operation(types=_VALUE_OUTPUT)
         self._invoke(_LIFECYCLE, operation)
         return int(operation.parameters[0].value.a)
 
-    def lock(self) -> None:
-        """Not provisioned becomes secured, for ever; secured stays so."""
-        self._invoke(_LOCK, _Operation())
+    def advance(self, lifecycle: int) -> None:
+        """Go to another state of the life cycle, for ever: secured from not provisioned, debug from either of these,
+        decommissioned from anywhere. Both attestation keys are made anew: debug has another platform key, and a
+        decommissioned machine none."""
+        operation = _Operation(types=_VALUE_INPUT)
+        operation.parameters[0].value.a = lifecycle
+        self._invoke(_ADVANCE, operation)
 
     def random(self, length: int) -> bytes:
         """``length`` bytes from the secure world's generator."""

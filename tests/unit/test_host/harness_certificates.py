@@ -18,6 +18,12 @@ from vambrace.attest.owner import OwnerIdentity
 
 Key = ec.EllipticCurvePrivateKey
 
+#: Another platform's.
+OTHER_KEY = bytes.fromhex(
+    "a4010220012158206b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
+    "2258204fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
+)
+
 
 class Certificates:
     """One CA for servers and clients, a rogue CA, an owner, a stranger and a vendor, under ``directory``."""

@@ -23,18 +23,14 @@ from typing import Any
 
 import aiohttp
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
-from fake_trustzone import FakeTrustZone
 from harness import CPUS, SPECIFICATION, Daemon, leftovers, run, soon
-from harness_certificates import Certificates
+from harness_certificates import OTHER_KEY, Certificates
 from openapi_spec_validator import validate
 
 from vambrace.attest.cbor import Tag, decode, encode
-from vambrace.attest.endorsement import VendorAuthority
-from vambrace.errors import ConfigError, HostError, MessageRefused, TrustZoneError, UnknownRoot
+from vambrace.errors import ConfigError, TrustZoneError
 from vambrace.host import channel
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
-from vambrace.host.platform import Platform
 from vambrace.host.settings import load_settings, parse_settings
 from vambrace.partition.cards import Network
 
@@ -177,46 +173,7 @@ def test_endorsement(tmp_path: Path, certificates: Certificates) -> None:
     run(tmp_path, certificates, test)
 
 
-def test_lock_and_restart(tmp_path: Path, certificates: Certificates) -> None:
-    async def test() -> None:
-        session, chain = FakeTrustZone(), tmp_path / "chain.pem"
-        platform = Platform(session, chain, certificates.vendor_root, insecure=False)
-        with pytest.raises(HostError):
-            platform.require_endorsed()
-        await platform.install(certificates.endorse(platform.platform_key), lock=True)
-        assert (platform.lifecycle, platform.endorsed) == (0x3000, True)
-        platform.close()
-        again = Platform(session, chain, certificates.vendor_root, insecure=False)
-        assert (again.lifecycle, again.endorsed) == (0x3000, True)
-        with pytest.raises(MessageRefused):
-            await again.install(certificates.endorse(OTHER_KEY), lock=False)
-        # Another vendor's word, for the right key: not even the lock is turned.
-        stranger = VendorAuthority.create()
-        foreign = stranger.certify(again.platform_key).public_bytes(Encoding.PEM) + stranger.certificate_pem
-        with pytest.raises(UnknownRoot):
-            await again.install(foreign, lock=True)
-        assert again.endorsed
-        again.close()
-        fresh = FakeTrustZone()
-        unlocked = Platform(fresh, tmp_path / "other.pem", certificates.vendor_root, insecure=False)
-        foreign = stranger.certify(unlocked.platform_key).public_bytes(Encoding.PEM) + stranger.certificate_pem
-        with pytest.raises(UnknownRoot):
-            await unlocked.install(foreign, lock=True)
-        assert (unlocked.lifecycle, unlocked.endorsed, fresh.secured) == (0x1000, False, False)
-        unlocked.close()
-        chain.write_text("damaged")
-        damaged = Platform(session, chain, certificates.vendor_root, insecure=False)
-        assert not damaged.endorsed
-        damaged.close()
-
-    asyncio.run(test())
-
-
 # The generator point of P-256 as a COSE_Key: a key that is surely not the platform's.
-OTHER_KEY = bytes.fromhex(
-    "a4010220012158206b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296"
-    "2258204fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5"
-)
 
 
 def test_wrong_arguments(tmp_path: Path, certificates: Certificates) -> None:
