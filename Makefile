@@ -7,11 +7,13 @@ PACKAGES ?= yes
 
 .PHONY: demo demo-domains test unit lint bench soak fuzz packages clean
 
+# What hashes, signs and encrypts in the demos: nist, or sm for SM2, SM3 and SM4.
+SUITE ?= nist
 demo: $(VENV)/ready
-	$(BIN)/python -m examples.patients.demo
+	$(BIN)/python -m examples.patients.demo --suite $(SUITE)
 
 demo-domains: $(VENV)/ready
-	$(BIN)/python -m examples.domains.demo
+	$(BIN)/python -m examples.domains.demo --suite $(SUITE)
 
 # The server's tests share one emulated machine, which needs all processors.
 test: lint

@@ -15,12 +15,14 @@
 
 #define MAXIMUM_KEY_BYTES 32
 
+/* A cipher's keys are derived with the hash of its suite. */
 static const struct algorithm {
 	const char *name;
+	const char *digest;
 	size_t key_bytes;
 } algorithms[] = {
-	[VB_AES_256_GCM] = {"AES-256-GCM", 32},
-	[VB_SM4_GCM] = {"SM4-GCM", 16},
+	[VB_AES_256_GCM] = {"AES-256-GCM", "SHA256", 32},
+	[VB_SM4_GCM] = {"SM4-GCM", "SM3", 16},
 };
 
 struct vb_cipher {
@@ -125,13 +127,13 @@ int vb_cipher_self_test(const struct vb_provider *provider, enum vb_cipher_kind 
 
 /* --- keys ---------------------------------------------------------------------------------------------------- */
 
-static int derive(const uint8_t *key, size_t key_bytes, const uint8_t *salt, size_t salt_bytes, const uint8_t *info,
-		  size_t info_bytes, uint8_t *out, size_t out_bytes)
+static int derive(enum vb_cipher_kind kind, const uint8_t *key, size_t key_bytes, const uint8_t *salt, size_t salt_bytes,
+		  const uint8_t *info, size_t info_bytes, uint8_t *out, size_t out_bytes)
 {
 	EVP_KDF *kdf = EVP_KDF_fetch(NULL, "HKDF", NULL);
 	EVP_KDF_CTX *context = kdf ? EVP_KDF_CTX_new(kdf) : NULL;
 	OSSL_PARAM parameters[] = {
-		OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, (char *)"SHA256", 0),
+		OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, (char *)algorithms[kind].digest, 0),
 		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_KEY, (void *)key, key_bytes),
 		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_SALT, (void *)salt, salt_bytes),
 		OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_INFO, (void *)info, info_bytes),
@@ -168,7 +170,7 @@ int vb_secret_create(struct vb_secret *secret, const struct vb_provider *provide
 
 	*secret = (struct vb_secret){.provider = provider, .kind = kind, .zone = zone};
 	memcpy(secret->instance, instance, VB_INSTANCE_BYTES);
-	return derive(realm_key, VB_REALM_KEY_BYTES, instance, VB_INSTANCE_BYTES, info, length, secret->secret,
+	return derive(kind, realm_key, VB_REALM_KEY_BYTES, instance, VB_INSTANCE_BYTES, info, length, secret->secret,
 		      VB_SECRET_BYTES);
 }
 
@@ -191,8 +193,8 @@ int vb_cipher_create(const struct vb_secret *secret, struct vb_cipher **out)
 	cipher->epoch = secret->epoch;
 	memcpy(cipher->ad, secret->instance, VB_INSTANCE_BYTES);
 	put_be(cipher->ad + VB_INSTANCE_BYTES, 4, secret->zone);
-	status = derive(secret->secret, VB_SECRET_BYTES, secret->instance, VB_INSTANCE_BYTES, info, length, key,
-			key_bytes);
+	status = derive(secret->kind, secret->secret, VB_SECRET_BYTES, secret->instance, VB_INSTANCE_BYTES, info, length,
+			key, key_bytes);
 	if (!status)
 		status = secret->provider->open(secret->kind, key, key_bytes, &cipher->session);
 	OPENSSL_cleanse(key, sizeof key);

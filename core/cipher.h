@@ -1,10 +1,12 @@
 /*
  * Authenticated encryption of pages in place, in batches, by a provider.
  *
- *   zone secret = HKDF-SHA256(key of the Realm, salt = instance, info = label ‖ zone)
- *   page key    = HKDF-SHA256(zone secret, salt = instance, info = label ‖ cipher ‖ epoch)
+ *   zone secret = HKDF(key of the Realm, salt = instance, info = label ‖ zone)
+ *   page key    = HKDF(zone secret, salt = instance, info = label ‖ cipher ‖ epoch)
  *   nonce       = page within the zone (40 bits) ‖ version (56 bits), big-endian
  *   AD          = instance (16) ‖ zone (32 bits) ‖ page (64 bits), big-endian
+ *
+ * HKDF is over SHA-256 for AES-256-GCM, over SM3 for SM4-GCM.
  *
  * A page's version rises at each encryption, so that a nonce is never used twice under a key. Before a version could
  * repeat, the zone goes to its next epoch: all its pages get encrypted again, under the next key, from version 1 on.

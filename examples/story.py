@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from vambrace.attest.owner import OwnerIdentity
 from vambrace.emulator.server import Server
 from vambrace.errors import VambraceError
+from vambrace.suite import NIST, SUITES
 
 
 class Story:
@@ -58,6 +62,18 @@ class Story:
         return 0 if good else 1
 
 
+def owned_images(source: Path, target: Path, owner: OwnerIdentity) -> Path:
+    """A fresh copy of an example's folder, whose images are ``owner``'s: of the suite of that key."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pem", "*.py[co]", "demo.py"))
+    (target / "owner.pem").write_text(owner.published)
+    for manifest in target.rglob("*.yaml"):
+        text = manifest.read_text()
+        if re.search(r"^owner:", text, re.MULTILINE):
+            manifest.write_text(f"{text}\nsuite: {owner.suite.name}\n")
+    return target
+
+
 def tell(about: str, play: Callable[[Path, Server, Story], None], *, work: str, report: str) -> int:
     """The command line of a demo: ``play`` with its folder, the emulated server, and the story. Returns the exit code.
 
@@ -66,11 +82,12 @@ def tell(about: str, play: Callable[[Path, Server, Story], None], *, work: str, 
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--work", type=Path, default=Path(work), help="folder for what the demo makes")
     parser.add_argument("--report", type=Path, default=Path(report))
+    parser.add_argument("--suite", choices=list(SUITES), default=NIST.name, help="what hashes, signs and encrypts")
     parser.add_argument("--keep", action="store_true", help="leave the server running")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     story = Story(options.report)
-    server = Server()
+    server = Server(suite=SUITES[options.suite])
     was_running = bool(server.status()["running"])
     try:
         play(options.work, server, story)

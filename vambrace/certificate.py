@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 
 from vambrace.errors import ConfigError
+from vambrace.suite import Suite, split_spki
 
 _BEGIN = "-----BEGIN CERTIFICATE-----\n"
 _END = "-----END CERTIFICATE-----\n"
 _MAX_CERTIFICATE = 8192
-# AlgorithmIdentifier of an EC key on P-256 (RFC 5480): id-ecPublicKey, prime256v1.
-_P256 = bytes.fromhex("301306072a8648ce3d020106082a8648ce3d030107")
 
 
 def personalization(spki: bytes) -> bytes:
-    """The Realm personalization value: 64 bytes that stand for the owner with this SubjectPublicKeyInfo (DER)."""
-    return hashlib.sha512(b"vambrace-rpv-1" + spki).digest()
+    """The Realm personalization value: 64 bytes that stand for the owner with this SubjectPublicKeyInfo (DER).
+
+    Raises ``ConfigError`` for a key of no suite.
+    """
+    return _suite(spki).wide_digest(b"vambrace-rpv-1" + spki)
 
 
 def certificate_pem(der: bytes) -> str:
@@ -33,7 +34,7 @@ def certificate_pem(der: bytes) -> str:
 
 def certificate_der(pem: str) -> bytes:
     """The DER bytes of one certificate in the spelling of ``certificate_pem``. Raises ``ConfigError``."""
-    hint = "the owner's self-signed certificate in PEM form, with an ECDSA P-256 key"
+    hint = "the owner's self-signed certificate in PEM form, with a key of ECDSA P-256 or SM2"
     if not isinstance(pem, str) or len(pem) > _MAX_CERTIFICATE:
         raise ConfigError("owner: not a certificate", hint=hint)
     if not pem.startswith(_BEGIN) or not pem.endswith(_END):
@@ -48,12 +49,50 @@ def certificate_der(pem: str) -> bytes:
 
 
 def owner_public_key(pem: str) -> bytes:
-    """SubjectPublicKeyInfo (DER) of the P-256 key in the certificate ``pem``. Raises ``ConfigError``.
+    """SubjectPublicKeyInfo (DER) of a suite's key in the certificate ``pem``. Raises ``ConfigError``.
 
-    Walks only what leads to the key (RFC 5280, 4.1): nothing is verified, the measured bytes are the
-    authority.
+    Nothing is verified: the measured bytes are the authority.
     """
-    certificate = certificate_der(pem)
+    spki = public_key_info(certificate_der(pem))
+    _suite(spki)
+    return spki
+
+
+def owner_suite(pem: str) -> Suite:
+    """The suite of the owner's key. Raises ``ConfigError`` as ``owner_public_key`` does."""
+    return _suite(public_key_info(certificate_der(pem)))
+
+
+def check_owner(owner: str, channel: str, suite: Suite) -> None:
+    """The certificates (PEM) of the owner's key and, where TLS cannot use that, of the owner's key for TLS."""
+    if owner_suite(owner) != suite:
+        raise ConfigError(
+            f"owner: the key is not {suite.signature}, as the {suite} has it",
+            hint=f"'vambrace owner create --suite {suite.name}' makes one, or choose the suite of your key",
+        )
+    if bool(channel) == suite.tls:
+        raise ConfigError(
+            "channel: the owner's own key serves for TLS" if suite.tls else "channel: the owner has no key for TLS",
+            hint=f"'vambrace owner show' prints what an image of the {suite} needs",
+        )
+    if channel and not owner_suite(channel).tls:
+        raise ConfigError("channel: TLS cannot use this key", hint="'vambrace owner show' prints the right certificate")
+
+
+def _suite(spki: bytes) -> Suite:
+    try:
+        return split_spki(spki)[0]
+    except ValueError:
+        raise ConfigError(
+            "owner: the key is neither ECDSA P-256 nor SM2", hint="make a key with 'vambrace owner create'"
+        ) from None
+
+
+def public_key_info(certificate: bytes) -> bytes:
+    """SubjectPublicKeyInfo (DER) of any key in a certificate (DER). Raises ``ConfigError``.
+
+    Walks only what leads to the key (RFC 5280, 4.1).
+    """
     body, end = _element(certificate, 0, len(certificate), 0x30)
     if end != len(certificate):
         raise ConfigError("owner: bytes follow the certificate", hint="give the certificate alone")
@@ -62,11 +101,7 @@ def owner_public_key(pem: str) -> bytes:
         _, position = _element(certificate, position, end, 0xA0)  # version
     for tag in (0x02, 0x30, 0x30, 0x30, 0x30):  # serial, algorithm, issuer, validity, subject
         _, position = _element(certificate, position, end, tag)
-    content, stop = _element(certificate, position, end, 0x30)
-    key = certificate[content:stop]
-    # BIT STRING of 66 bytes: no unused bits, uncompressed point.
-    if len(key) != len(_P256) + 68 or not key.startswith(_P256 + b"\x03\x42\x00\x04"):
-        raise ConfigError("owner: the key is not ECDSA P-256", hint="make an EC key on P-256")
+    _, stop = _element(certificate, position, end, 0x30)
     return certificate[position:stop]
 
 

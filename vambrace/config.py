@@ -24,7 +24,7 @@ from vambrace.application import (
 )
 from vambrace.cache import CacheShare
 from vambrace.canonical import BUILD_AGAIN, Object, canonical, decode_json, unknown_keys
-from vambrace.certificate import owner_public_key, personalization
+from vambrace.certificate import check_owner, owner_public_key, personalization
 from vambrace.checks import (
     check_boolean,
     check_choice,
@@ -38,11 +38,10 @@ from vambrace.classes import REALM, DomainClass, domain_class
 from vambrace.errors import ConfigError
 from vambrace.record import Record
 from vambrace.release import Broker, Sealing
+from vambrace.suite import BY_HASH, NIST, Suite
 
 SCHEMA: Final = "vambrace.domain/1"
 FORMS: Final = ("application",)
-HASHES: Final = ("sha-256", "sm3")
-CIPHERS: Final = ("aes-256-gcm", "sm4-gcm")
 OFFER, CONNECT = ROLES = ("offer", "connect")
 
 MAX_CONFIG_BYTES: Final = 256 << 10
@@ -184,8 +183,9 @@ class Device(Record):
 class DomainConfig(Record):
     """Everything that determines a domain, apart from the bytes of kernel and initrd.
 
-    Which of it there is depends on the class ``kind``; the rest has its default. Raises ``ConfigError`` when made with
-    values that contradict section 1.
+    Which of it there is depends on the class ``kind``; the rest has its default. ``hash``, ``cipher`` and the owner's
+    key are of one suite; where TLS cannot use its keys, ``channel`` is the certificate of the owner's key for TLS.
+    Raises ``ConfigError`` when made with values that contradict section 1.
     """
 
     name: str
@@ -194,11 +194,12 @@ class DomainConfig(Record):
     disks: tuple[Disk, ...]
     kind: DomainClass = REALM
     owner: str = ""
+    channel: str = ""
     applications: tuple[Application, ...] = ()
     form: str = "application"
     debug: bool = False
-    hash: str = "sha-256"
-    cipher: str = "aes-256-gcm"
+    hash: str = NIST.hash
+    cipher: str = NIST.cipher
     vcpus: int = 1
     verdict_seconds: int = 120
     collect_seconds: int = 300
@@ -228,11 +229,11 @@ class DomainConfig(Record):
         """What is there only in some classes."""
         if self.kind.attested:
             check_choice(self.form, FORMS, "form")
-            check_choice(self.hash, HASHES, "hash")
+            check_choice(self.hash, list(BY_HASH), "hash")
             check_integer(self.collect_seconds, 0, MAX_SECONDS, "collect_seconds")
-            owner_public_key(self.owner)
-        if self.kind.encrypted:
-            check_choice(self.cipher, CIPHERS, "cipher")
+            check_owner(self.owner, self.channel, self.suite)
+        if self.kind.encrypted and self.cipher != self.suite.cipher:
+            raise ConfigError(f"cipher: not {self.suite.cipher}, as the {self.suite} has it", hint=BUILD_AGAIN)
         if self.kind.verdict:
             check_integer(self.verdict_seconds, 1, MAX_SECONDS, "verdict_seconds")
         check_endpoints(self.endpoints)
@@ -279,6 +280,11 @@ class DomainConfig(Record):
         return self.kind.console or self.debug
 
     @property
+    def suite(self) -> Suite:
+        """What hashes, signs and encrypts for it."""
+        return BY_HASH[self.hash]
+
+    @property
     def owner_spki(self) -> bytes:
         """SubjectPublicKeyInfo (DER) of the owner's key."""
         return owner_public_key(self.owner)
@@ -312,15 +318,14 @@ class DomainConfig(Record):
             "disks": [disk.as_object() for disk in self.disks],
         }
         for name in self._parts():
-            found[name] = getattr(self, name)
+            if name not in _OPTIONAL or getattr(self, name):
+                found[name] = getattr(self, name)
         if self.kind.attested:
             found["applications"] = [application.as_object() for application in self.applications]
         if self.cache:
             found["cache"] = self.cache.as_object()
         if self.endpoints:
             found["endpoints"] = [endpoint.as_dict() for endpoint in self.endpoints]
-        else:
-            found.pop("endpoints", None)
         if self.networks:
             found["networks"] = list(self.networks)
         if self.devices:
@@ -355,7 +360,7 @@ class DomainConfig(Record):
         kind = domain_class(top.string("class"))
         values: dict[str, Any] = {}
         for name, has in _PARTS.items():
-            if has(kind) and (name in top or name != "endpoints"):
+            if has(kind) and (name in top or name not in _OPTIONAL):
                 values[name] = _READERS[name](top)
         config = cls(
             kind=kind,
@@ -384,18 +389,20 @@ class DomainConfig(Record):
         return config
 
 
-#: What a configuration has beside what every one has, and of which classes it is. ``endpoints`` is left out where there
-#: are none.
+#: What a configuration has beside what every one has, and of which classes it is.
 _PARTS: Final[dict[str, Callable[[DomainClass], bool]]] = {
     "form": lambda kind: kind.attested,
     "hash": lambda kind: kind.measured,
     "owner": lambda kind: kind.attested,
+    "channel": lambda kind: kind.attested,
     "collect_seconds": lambda kind: kind.attested,
     "applications": lambda kind: kind.attested,
     "cipher": lambda kind: kind.encrypted,
     "verdict_seconds": lambda kind: kind.verdict,
     "endpoints": lambda kind: kind.messages,
 }
+#: Those that are left out where they are empty.
+_OPTIONAL: Final = frozenset({"channel", "endpoints"})
 
 
 def _read_zone(zone: Object, kind: DomainClass, index: int) -> Zone:
@@ -436,6 +443,7 @@ _READERS: Final[dict[str, Callable[[Object], Any]]] = {
     "form": lambda top: top.string("form"),
     "hash": lambda top: top.string("hash"),
     "owner": lambda top: top.string("owner"),
+    "channel": lambda top: top.string("channel"),
     "collect_seconds": lambda top: top.integer("collect_seconds"),
     "applications": read_applications,
     "cipher": lambda top: top.string("cipher"),

@@ -35,8 +35,9 @@ from vambrace.image.build import build_bundle
 from vambrace.image.bundle import sign_bundle
 from vambrace.image.manifest import NormalManifest, read_manifest
 from vambrace.image.normal import build_normal
+from vambrace.suite import Suite
 
-from examples.story import Story, tell
+from examples.story import Story, owned_images, tell
 
 HERE = Path(__file__).parent
 PATIENCE = 300.0
@@ -45,15 +46,15 @@ PATIENCE = 300.0
 class Scene:
     """Everything of one user on the server that ``access`` leads to."""
 
-    def __init__(self, work: Path, access: Access, story: Story) -> None:
+    def __init__(self, work: Path, access: Access, story: Story, suite: Suite) -> None:
         self.work, self.story = work, story
         self.platform_owner = access.platform_owner
-        self.context = Context(work / "user")
+        self.context = Context(work / "user" / suite.name)
         self.context.owner.mkdir(parents=True, exist_ok=True)
         if not (self.context.owner / "key.pem").exists():
-            OwnerIdentity.create(self.context.owner)
+            OwnerIdentity.create(self.context.owner, suite=suite)
         self.owner = OwnerIdentity.load(self.context.owner)
-        (HERE / "owner.pem").write_text(self.owner.certificate_pem)
+        self.sources = owned_images(HERE, work / "images", self.owner)
         self.host = Host(access.url, str(access.certificate), str(access.key), str(access.ca))
         self.trust = Trust.load(access.vendor_root, access.references)
 
@@ -64,9 +65,9 @@ class Scene:
         found = {}
         for name in ("vault", "registry", "ward"):
             found[name] = self.work / f"{name}.vambrace"
-            build_bundle(HERE / name / f"{name}.yaml", found[name], base)
+            build_bundle(self.sources / name / f"{name}.yaml", found[name], base)
             self.story.say(f"{name}: {size(found[name].stat().st_size)}")
-        manifest = read_manifest(HERE / "debian/debian.yaml")
+        manifest = read_manifest(self.sources / "debian/debian.yaml")
         assert isinstance(manifest, NormalManifest)
         found["debian"] = self.work / "debian.vambrace"
         build_normal(manifest, found["debian"], stock_system(archive, cache))
@@ -105,7 +106,7 @@ def await_log(domain: Attested, application: str, words: bytes) -> str:
 
 def play(work: Path, server: Server, story: Story) -> None:
     with story.step("server", "An ARM server", "TF-A, OP-TEE, Linux/KVM at EL2; its owner's key is provisioned"):
-        scene = Scene(work, server.up(story.progress), story)
+        scene = Scene(work, server.up(story.progress), story, server.suite)
     with story.step("images", "Four images", "one way to describe them, a class for each"):
         images = scene.images()
     with ExitStack() as stack:

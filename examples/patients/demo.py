@@ -36,7 +36,7 @@ from vambrace.image.base import RuntimeBase, runtime_base
 from vambrace.image.build import build_bundle
 from vambrace.pager import PAGE_SIZE, window_pages
 
-from examples.story import Story, tell
+from examples.story import Story, owned_images, tell
 
 HERE = Path(__file__).parent
 CANARY = b"VAMBRACE-CANARY-"
@@ -59,7 +59,7 @@ class Demo:
         self.server = server
         self.story = story
         story.report["dumps"] = []
-        self.context = Context(work / "user")
+        self.context = Context(work / "user" / server.suite.name)
         # Dumps are searched beside the story: one after the other, in a process of its own.
         self.searcher = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         self.searches: list[tuple[dict[str, Any], Future[tuple[int, int]]]] = []
@@ -127,17 +127,13 @@ class Demo:
     def _user(self, access: Access) -> tuple[Host, OwnerIdentity, Trust]:
         directory = self.context.owner
         if not (directory / "certificate.pem").exists():
-            OwnerIdentity.create(directory)
+            OwnerIdentity.create(directory, suite=self.server.suite)
         host = Host(access.url, str(access.certificate), str(access.key), str(access.ca))
         trust = Trust.load(access.vendor_root, access.references)
         return host, OwnerIdentity.load(directory), trust
 
     def _manifest(self, owner: OwnerIdentity) -> Path:
-        folder = self.work / "image"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(HERE, folder, ignore=shutil.ignore_patterns("__pycache__", "*.pem", "demo.py"))
-        (folder / "owner.pem").write_text(owner.certificate_pem)
-        return folder / "manifest.yaml"
+        return owned_images(HERE, self.work / "image", owner) / "manifest.yaml"
 
     def _zones(self, realm: Realm) -> dict[str, ZoneStats]:
         return {zone["name"]: zone for zone in realm.stats()}

@@ -35,19 +35,23 @@ void TA_CloseSessionEntryPoint(void *session)
 static TEE_Result give_platform_key(uint32_t types, TEE_Param params[4])
 {
 	const struct signing_key *key = NULL;
+	const struct suite *suite = NULL;
+	size_t room = 0;
 	TEE_Result res = TEE_SUCCESS;
 
-	if (types != TEE_PARAM_TYPES(TEE_PARAM_TYPE_MEMREF_OUTPUT, NONE, NONE, NONE))
+	if (types != TEE_PARAM_TYPES(TEE_PARAM_TYPE_VALUE_INPUT, TEE_PARAM_TYPE_MEMREF_OUTPUT, NONE, NONE))
 		return TEE_ERROR_BAD_PARAMETERS;
-	if (!params[0].memref.buffer || params[0].memref.size < COSE_KEY_BYTES) {
-		params[0].memref.size = COSE_KEY_BYTES;
-		return TEE_ERROR_SHORT_BUFFER;
-	}
-	res = platform_attestation_key(&key);
+	suite = suite_numbered(params[0].value.a);
+	if (!suite || params[0].value.b)
+		return TEE_ERROR_BAD_PARAMETERS;
+	res = platform_attestation_key(suite, &key);
 	if (res)
 		return res;
-	memcpy(params[0].memref.buffer, key->cose_key, COSE_KEY_BYTES);
-	params[0].memref.size = COSE_KEY_BYTES;
+	room = params[1].memref.buffer ? params[1].memref.size : 0;
+	params[1].memref.size = key->cose_key_length;
+	if (room < key->cose_key_length)
+		return TEE_ERROR_SHORT_BUFFER;
+	memcpy(params[1].memref.buffer, key->cose_key, key->cose_key_length);
 	return TEE_SUCCESS;
 }
 

@@ -48,11 +48,11 @@
 #define COMPONENT_SIGNER 5
 #define COMPONENT_HASH 6
 
+#define HEADER_ALGORITHM 1
+#define HEADER_MAX 16
+
 #define PAYLOAD_MAX 4096
 #define SCRATCH_MAX (PAYLOAD_MAX + 64)
-
-/* COSE protected header {1: -7}: ES256. */
-static const uint8_t protected_header[] = { 0xa1, 0x01, 0x26 };
 
 /* Too big for the stack, and used by one call at a time: an instance runs one command at once. */
 static uint8_t payload_buffer[PAYLOAD_MAX];
@@ -70,26 +70,29 @@ static struct component beside_log[COMPONENTS_MAX];
 static TEE_Result cose_sign1(const struct signing_key *key, const struct cbor *payload, struct cbor *token)
 {
 	uint8_t signature[SIGNATURE_BYTES] = { 0 };
-	uint8_t digest[HASH_BYTES] = { 0 };
+	uint8_t header[HEADER_MAX] = { 0 };
+	struct cbor protected;
 	struct cbor tbs;
 	TEE_Result res = TEE_SUCCESS;
 
+	cbor_init(&protected, header, sizeof(header));
+	cbor_map(&protected, 1);
+	cbor_int(&protected, HEADER_ALGORITHM);
+	cbor_int(&protected, key->suite->cose_algorithm);
 	cbor_init(&tbs, scratch, sizeof(scratch));
 	cbor_array(&tbs, 4);
 	cbor_text(&tbs, "Signature1");
-	cbor_bytes(&tbs, protected_header, sizeof(protected_header));
+	cbor_bytes(&tbs, protected.data, protected.length);
 	cbor_bytes(&tbs, "", 0);
 	cbor_bytes(&tbs, payload->data, payload->length);
-	if (payload->overflow || tbs.overflow)
+	if (payload->overflow || protected.overflow || tbs.overflow)
 		return TEE_ERROR_EXCESS_DATA;
-	res = sha256(tbs.data, tbs.length, digest);
-	if (!res)
-		res = sign(key, digest, signature);
+	res = sign(key, tbs.data, tbs.length, signature);
 	if (res)
 		return res;
 	cbor_tag(token, TAG_COSE_SIGN1);
 	cbor_array(token, 4);
-	cbor_bytes(token, protected_header, sizeof(protected_header));
+	cbor_bytes(token, protected.data, protected.length);
 	cbor_map(token, 0);
 	cbor_bytes(token, payload->data, payload->length);
 	cbor_bytes(token, signature, sizeof(signature));
@@ -157,7 +160,8 @@ static TEE_Result compose_platform(const struct signing_key *pak, const struct s
 	TEE_Result res = platform_lifecycle(&state);
 
 	if (!res)
-		res = sha256(IMPLEMENTATION, strlen(IMPLEMENTATION), implementation);
+		res = suite_digest(suite_numbered(REQUEST_SUITE_NIST), NULL, 0, IMPLEMENTATION, strlen(IMPLEMENTATION),
+			     implementation);
 	if (res)
 		return res;
 	memcpy(ueid + 1, pak->fingerprint, HASH_BYTES);
@@ -199,9 +203,9 @@ static TEE_Result compose_realm(const struct signing_key *rak, const struct real
 	cbor_int(&claims, CLAIM_PERSONALIZATION);
 	cbor_bytes(&claims, request->personalization, sizeof(request->personalization));
 	cbor_int(&claims, CLAIM_RIM_HASH);
-	cbor_text(&claims, request->hash_algorithm == REQUEST_HASH_SM3 ? "sm3" : "sha-256");
+	cbor_text(&claims, rak->suite->hash);
 	cbor_int(&claims, CLAIM_RAK);
-	cbor_bytes(&claims, rak->cose_key, sizeof(rak->cose_key));
+	cbor_bytes(&claims, rak->cose_key, rak->cose_key_length);
 	cbor_int(&claims, CLAIM_RIM);
 	cbor_bytes(&claims, request->rim, sizeof(request->rim));
 	cbor_int(&claims, CLAIM_REMS);
@@ -209,7 +213,7 @@ static TEE_Result compose_realm(const struct signing_key *rak, const struct real
 	for (i = 0; i < 4; i++)
 		cbor_bytes(&claims, request->rems[i], sizeof(request->rems[i]));
 	cbor_int(&claims, CLAIM_RAK_HASH);
-	cbor_text(&claims, "sha-256");
+	cbor_text(&claims, rak->suite->hash);
 	cbor_int(&claims, CLAIM_INSTANCE);
 	cbor_bytes(&claims, request->instance, sizeof(request->instance));
 	cbor_int(&claims, CLAIM_KEY_STORAGE);
@@ -236,6 +240,7 @@ static void add_record(struct cbor *collection, const struct cbor *token)
 
 TEE_Result compose_evidence(const struct realm_request *request, void *out, size_t *size)
 {
+	const struct suite *suite = suite_numbered(request->suite);
 	const struct signing_key *pak = NULL;
 	const struct signing_key *rak = NULL;
 	struct cbor collection;
@@ -246,9 +251,9 @@ TEE_Result compose_evidence(const struct realm_request *request, void *out, size
 	cbor_init(&platform, platform_token, sizeof(platform_token));
 	cbor_init(&realm, realm_token, sizeof(realm_token));
 	if (!res)
-		res = platform_attestation_key(&pak);
+		res = platform_attestation_key(suite, &pak);
 	if (!res)
-		res = realm_attestation_key(&rak);
+		res = realm_attestation_key(suite, &rak);
 	if (!res)
 		res = compose_platform(pak, rak, &platform);
 	if (!res)

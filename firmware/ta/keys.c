@@ -2,75 +2,87 @@
 #include "keys.h"
 
 #include "cbor.h"
+#include "pair.h"
 
-#include <mbedtls/ecp.h>
 #include <pta_system.h>
 #include <string.h>
 
-#define COORDINATE_BYTES 32
-/* Twice the order's size: reducing 512 bits modulo 256 leaves a bias below 2^-255. */
-#define WIDE_BYTES 64
 #define HALF_BYTES (WIDE_BYTES / 2)
+#define LABEL_MAX 64
+#define IDENTITY_MAX 32
 
 _Static_assert(HALF_BYTES == HASH_BYTES, "a half is derived at once");
 
-static struct signing_key platform;
-static struct signing_key realm;
+/* By suite. */
+static struct signing_key platform[SUITES];
+static struct signing_key realm[SUITES];
 
-/* mbedtls's way of asking for random numbers; TEE_GenerateRandom panics rather than fail. */
-static int random_bytes(void *context, unsigned char *out, size_t length)
-{
-	(void)context;
-	TEE_GenerateRandom(out, length);
-	return 0;
-}
-
-TEE_Result sha256(const void *data, size_t length, uint8_t digest[HASH_BYTES])
+TEE_Result sign(const struct signing_key *key, const void *message, size_t length, uint8_t signature[SIGNATURE_BYTES])
 {
 	TEE_OperationHandle operation = TEE_HANDLE_NULL;
-	size_t size = HASH_BYTES;
-	TEE_Result res = TEE_AllocateOperation(&operation, TEE_ALG_SHA256, TEE_MODE_DIGEST, 0);
+	uint8_t hash[HASH_BYTES] = { 0 };
+	size_t size = SIGNATURE_BYTES;
+	TEE_Result res = suite_digest(key->suite, key->prefix, key->prefix_length, message, length, hash);
 
 	if (res)
 		return res;
-	res = TEE_DigestDoFinal(operation, data, length, digest, &size);
-	TEE_FreeOperation(operation);
-	return res;
-}
-
-TEE_Result sign(const struct signing_key *key, const uint8_t digest[HASH_BYTES], uint8_t signature[SIGNATURE_BYTES])
-{
-	TEE_OperationHandle operation = TEE_HANDLE_NULL;
-	size_t size = SIGNATURE_BYTES;
-	TEE_Result res = TEE_AllocateOperation(&operation, TEE_ALG_ECDSA_P256, TEE_MODE_SIGN, 256);
-
+	res = TEE_AllocateOperation(&operation, key->suite->signature, TEE_MODE_SIGN, 256);
 	if (res)
 		return res;
 	res = TEE_SetOperationKey(operation, key->object);
 	if (!res)
-		res = TEE_AsymmetricSignDigest(operation, NULL, 0, digest, HASH_BYTES, signature, &size);
+		res = TEE_AsymmetricSignDigest(operation, NULL, 0, hash, HASH_BYTES, signature, &size);
 	TEE_FreeOperation(operation);
 	return !res && size != SIGNATURE_BYTES ? TEE_ERROR_GENERIC : res;
+}
+
+/* What SM2 hashes before each message (GB/T 32918.2, 5.5): identity with its length in bits, curve, generator, key. */
+static TEE_Result prepare(struct signing_key *key, const uint8_t x[COORDINATE_BYTES], const uint8_t y[COORDINATE_BYTES])
+{
+	const struct curve *curve = key->suite->curve;
+	const char *identity = key->suite->identity;
+	const uint8_t *parts[] = { curve ? curve->a : NULL, curve ? curve->b : NULL, curve ? curve->x : NULL,
+				   curve ? curve->y : NULL, x, y };
+	uint8_t all[2 + IDENTITY_MAX + sizeof(parts) / sizeof(parts[0]) * COORDINATE_BYTES] = { 0 };
+	size_t length = 0;
+	size_t i = 0;
+
+	if (!identity)
+		return TEE_SUCCESS;
+	if (!curve || strlen(identity) > IDENTITY_MAX)
+		return TEE_ERROR_GENERIC;
+	all[length++] = (uint8_t)(strlen(identity) * 8 >> 8);
+	all[length++] = (uint8_t)(strlen(identity) * 8);
+	memcpy(all + length, identity, strlen(identity));
+	length += strlen(identity);
+	for (i = 0; i < sizeof(parts) / sizeof(parts[0]); i++, length += COORDINATE_BYTES)
+		memcpy(all + length, parts[i], COORDINATE_BYTES);
+	key->prefix_length = HASH_BYTES;
+	return suite_digest(key->suite, NULL, 0, all, length, key->prefix);
 }
 
 /* Fill in what is public of ``key`` from its coordinates. */
 static TEE_Result publish(struct signing_key *key, const uint8_t x[COORDINATE_BYTES], const uint8_t y[COORDINATE_BYTES])
 {
 	struct cbor out;
+	TEE_Result res = prepare(key, x, y);
 
+	if (res)
+		return res;
 	cbor_init(&out, key->cose_key, sizeof(key->cose_key));
 	cbor_map(&out, 4);
 	cbor_int(&out, 1); /* kty: EC2 */
 	cbor_int(&out, 2);
-	cbor_int(&out, -1); /* crv: P-256 */
-	cbor_int(&out, 1);
+	cbor_int(&out, -1); /* crv */
+	cbor_int(&out, key->suite->cose_curve);
 	cbor_int(&out, -2);
 	cbor_bytes(&out, x, COORDINATE_BYTES);
 	cbor_int(&out, -3);
 	cbor_bytes(&out, y, COORDINATE_BYTES);
-	if (out.overflow || out.length != sizeof(key->cose_key))
+	if (out.overflow)
 		return TEE_ERROR_GENERIC;
-	return sha256(key->cose_key, sizeof(key->cose_key), key->fingerprint);
+	key->cose_key_length = out.length;
+	return suite_digest(key->suite, NULL, 0, key->cose_key, key->cose_key_length, key->fingerprint);
 }
 
 TEE_Result derive_unique_key(void *info, size_t length, uint8_t key[HASH_BYTES])
@@ -94,88 +106,43 @@ TEE_Result derive_unique_key(void *info, size_t length, uint8_t key[HASH_BYTES])
 }
 
 /* WIDE_BYTES of key material, in two halves. */
-static TEE_Result derive(uint8_t wide[WIDE_BYTES])
+static TEE_Result derive(const struct suite *suite, uint8_t wide[WIDE_BYTES])
 {
-	static const char label[] = "vambrace-platform-attestation-key-1";
-	uint8_t info[sizeof(label)] = { 0 };
+	const size_t length = strlen(suite->label);
+	uint8_t info[LABEL_MAX + 1] = { 0 };
 	size_t half = 0;
-	TEE_Result res = TEE_SUCCESS;
+	TEE_Result res = length > LABEL_MAX ? TEE_ERROR_GENERIC : TEE_SUCCESS;
 
-	memcpy(info, label, sizeof(label));
+	if (!res)
+		memcpy(info, suite->label, length);
 	for (half = 0; !res && half < 2; half++) {
-		info[sizeof(label) - 1] = (uint8_t)half;
-		res = derive_unique_key(info, sizeof(info), wide + half * HALF_BYTES);
+		info[length] = (uint8_t)half;
+		res = derive_unique_key(info, length + 1, wide + half * HALF_BYTES);
 	}
 	return res;
 }
 
-/* scalar = wide mod (n - 1) + 1, and its public point. */
-static int compute_pair(const uint8_t wide[WIDE_BYTES], uint8_t scalar[COORDINATE_BYTES], uint8_t x[COORDINATE_BYTES],
-			uint8_t y[COORDINATE_BYTES])
-{
-	uint8_t encoded[1 + 2 * COORDINATE_BYTES] = { 0 };
-	mbedtls_ecp_group group;
-	mbedtls_ecp_point point;
-	mbedtls_mpi number;
-	mbedtls_mpi bound;
-	size_t length = 0;
-	int bad = 0;
-
-	mbedtls_ecp_group_init(&group);
-	mbedtls_ecp_point_init(&point);
-	mbedtls_mpi_init(&number);
-	mbedtls_mpi_init(&bound);
-	bad = mbedtls_ecp_group_load(&group, MBEDTLS_ECP_DP_SECP256R1);
-	if (!bad)
-		bad = mbedtls_mpi_sub_int(&bound, &group.N, 1);
-	if (!bad)
-		bad = mbedtls_mpi_read_binary(&number, wide, WIDE_BYTES);
-	if (!bad)
-		bad = mbedtls_mpi_mod_mpi(&number, &number, &bound);
-	if (!bad)
-		bad = mbedtls_mpi_add_int(&number, &number, 1);
-	if (!bad)
-		bad = mbedtls_ecp_check_privkey(&group, &number);
-	if (!bad)
-		bad = mbedtls_ecp_mul(&group, &point, &number, &group.G, random_bytes, NULL);
-	if (!bad)
-		bad = mbedtls_mpi_write_binary(&number, scalar, COORDINATE_BYTES);
-	if (!bad)
-		bad = mbedtls_ecp_point_write_binary(&group, &point, MBEDTLS_ECP_PF_UNCOMPRESSED, &length, encoded,
-						     sizeof(encoded));
-	if (!bad && length != sizeof(encoded))
-		bad = MBEDTLS_ERR_ECP_BAD_INPUT_DATA;
-	if (!bad) {
-		memcpy(x, encoded + 1, COORDINATE_BYTES);
-		memcpy(y, encoded + 1 + COORDINATE_BYTES, COORDINATE_BYTES);
-	}
-	mbedtls_mpi_free(&bound);
-	mbedtls_mpi_free(&number);
-	mbedtls_ecp_point_free(&point);
-	mbedtls_ecp_group_free(&group);
-	return bad;
-}
-
 static TEE_Result make_platform_key(struct signing_key *key)
 {
+	const struct suite *suite = key->suite;
 	uint8_t wide[WIDE_BYTES] = { 0 };
 	uint8_t scalar[COORDINATE_BYTES] = { 0 };
 	uint8_t x[COORDINATE_BYTES] = { 0 };
 	uint8_t y[COORDINATE_BYTES] = { 0 };
 	TEE_ObjectHandle object = TEE_HANDLE_NULL;
 	TEE_Attribute attributes[4] = { 0 };
-	TEE_Result res = derive(wide);
+	TEE_Result res = derive(suite, wide);
 
-	if (!res && compute_pair(wide, scalar, x, y))
+	if (!res && compute_pair(suite, wide, scalar, x, y))
 		res = TEE_ERROR_GENERIC;
 	TEE_InitRefAttribute(&attributes[0], TEE_ATTR_ECC_PRIVATE_VALUE, scalar, sizeof(scalar));
 	TEE_InitRefAttribute(&attributes[1], TEE_ATTR_ECC_PUBLIC_VALUE_X, x, sizeof(x));
 	TEE_InitRefAttribute(&attributes[2], TEE_ATTR_ECC_PUBLIC_VALUE_Y, y, sizeof(y));
-	TEE_InitValueAttribute(&attributes[3], TEE_ATTR_ECC_CURVE, TEE_ECC_CURVE_NIST_P256, 0);
+	TEE_InitValueAttribute(&attributes[3], TEE_ATTR_ECC_CURVE, suite->key_curve, 0);
 	if (!res)
-		res = TEE_AllocateTransientObject(TEE_TYPE_ECDSA_KEYPAIR, 256, &object);
+		res = TEE_AllocateTransientObject(suite->key_type, 256, &object);
 	if (!res)
-		res = TEE_PopulateTransientObject(object, attributes, 4);
+		res = TEE_PopulateTransientObject(object, attributes, suite->key_curve ? 4 : 3);
 	TEE_MemFill(wide, 0, sizeof(wide));
 	TEE_MemFill(scalar, 0, sizeof(scalar));
 	if (!res)
@@ -206,16 +173,17 @@ static TEE_Result coordinate(TEE_ObjectHandle object, uint32_t attribute, uint8_
 
 static TEE_Result make_realm_key(struct signing_key *key)
 {
+	const struct suite *suite = key->suite;
 	uint8_t x[COORDINATE_BYTES] = { 0 };
 	uint8_t y[COORDINATE_BYTES] = { 0 };
 	TEE_ObjectHandle object = TEE_HANDLE_NULL;
 	TEE_Attribute curve = { 0 };
-	TEE_Result res = TEE_AllocateTransientObject(TEE_TYPE_ECDSA_KEYPAIR, 256, &object);
+	TEE_Result res = TEE_AllocateTransientObject(suite->key_type, 256, &object);
 
 	if (res)
 		return res;
-	TEE_InitValueAttribute(&curve, TEE_ATTR_ECC_CURVE, TEE_ECC_CURVE_NIST_P256, 0);
-	res = TEE_GenerateKey(object, 256, &curve, 1);
+	TEE_InitValueAttribute(&curve, TEE_ATTR_ECC_CURVE, suite->key_curve, 0);
+	res = TEE_GenerateKey(object, 256, &curve, suite->key_curve ? 1 : 0);
 	if (!res)
 		res = coordinate(object, TEE_ATTR_ECC_PUBLIC_VALUE_X, x);
 	if (!res)
@@ -230,20 +198,24 @@ static TEE_Result make_realm_key(struct signing_key *key)
 	return TEE_SUCCESS;
 }
 
-TEE_Result platform_attestation_key(const struct signing_key **key)
+/* ``key``, made at its first use. */
+static TEE_Result existing(struct signing_key *key, const struct suite *suite,
+			   TEE_Result (*make)(struct signing_key *key))
 {
-	TEE_Result res = platform.object == TEE_HANDLE_NULL ? make_platform_key(&platform) : TEE_SUCCESS;
-
-	*key = &platform;
-	return res;
+	key->suite = suite;
+	return key->object == TEE_HANDLE_NULL ? make(key) : TEE_SUCCESS;
 }
 
-TEE_Result realm_attestation_key(const struct signing_key **key)
+TEE_Result platform_attestation_key(const struct suite *suite, const struct signing_key **key)
 {
-	TEE_Result res = realm.object == TEE_HANDLE_NULL ? make_realm_key(&realm) : TEE_SUCCESS;
+	*key = &platform[suite->index];
+	return existing(&platform[suite->index], suite, make_platform_key);
+}
 
-	*key = &realm;
-	return res;
+TEE_Result realm_attestation_key(const struct suite *suite, const struct signing_key **key)
+{
+	*key = &realm[suite->index];
+	return existing(&realm[suite->index], suite, make_realm_key);
 }
 
 static void forget(struct signing_key *key)

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-/* [out] memref: COSE_Key of the platform attestation key */
+/* [in] value.a: REQUEST_SUITE_…; [out] memref: COSE_Key of that suite's platform attestation key */
 #define CMD_PLATFORM_KEY 0
 /* [out] value.a: life cycle state; value.b: 0 */
 #define CMD_LIFECYCLE 1
@@ -28,8 +28,9 @@
 
 #define REQUEST_VERSION 1
 #define REQUEST_DEBUG (1U << 0)
-#define REQUEST_HASH_SHA256 1
-#define REQUEST_HASH_SM3 2
+/* What the Realm was measured with, and what hashes and signs its evidence. */
+#define REQUEST_SUITE_NIST 1
+#define REQUEST_SUITE_SM 2
 #define REQUEST_KEY_IN_DRAM 1
 /* How the last-level cache is divided: what the monitor says, which is measured. */
 #define REQUEST_PARTITION_NONE 0
@@ -44,7 +45,7 @@
 struct realm_request {
 	uint32_t version;        /* 0: REQUEST_VERSION */
 	uint32_t flags;          /* 4: REQUEST_DEBUG or 0 */
-	uint8_t hash_algorithm;  /* 8 */
+	uint8_t suite;           /* 8 */
 	uint8_t key_storage;     /* 9 */
 	uint8_t cache_partition; /* 10 */
 	uint8_t domain_class;    /* 11 */
@@ -68,7 +69,7 @@ struct sealing_request {
 	uint32_t version;        /* 0: SEALING_VERSION */
 	uint32_t flags;          /* 4: REQUEST_DEBUG or 0 */
 	uint8_t policy;          /* 8 */
-	uint8_t hash_algorithm;  /* 9: of the measurement; to the owner: 0 */
+	uint8_t suite;           /* 9: of the measurement; to the owner: 0 */
 	uint8_t domain_class;    /* 10 */
 	uint8_t reserved[5];     /* 11 */
 	uint8_t personalization[64]; /* 16 */

@@ -32,12 +32,17 @@ const char *class_text(uint8_t domain_class)
 	}
 }
 
+static bool suite_known(uint8_t suite)
+{
+	return suite == REQUEST_SUITE_NIST || suite == REQUEST_SUITE_SM;
+}
+
 bool request_valid(const struct realm_request *request)
 {
 	static const uint8_t zeros[sizeof(request->reserved)];
 
 	return request->version == REQUEST_VERSION && !(request->flags & ~REQUEST_DEBUG) &&
-	       (request->hash_algorithm == REQUEST_HASH_SHA256 || request->hash_algorithm == REQUEST_HASH_SM3) &&
+	       suite_known(request->suite) &&
 	       request->key_storage == REQUEST_KEY_IN_DRAM && partition_text(request->cache_partition) &&
 	       class_text(request->domain_class) && !memcmp(request->reserved, zeros, sizeof(zeros));
 }
@@ -60,11 +65,11 @@ bool sealing_valid(const struct sealing_request *request)
 		return false;
 	switch (request->policy) {
 	case SEAL_TO_MEASUREMENT:
-		return (request->hash_algorithm == REQUEST_HASH_SHA256 || request->hash_algorithm == REQUEST_HASH_SM3) &&
+		return suite_known(request->suite) &&
 		       all_zero(request->name, sizeof(request->name)) && !request->image_version;
 	case SEAL_TO_OWNER:
 		/* Without the owner's verdict nobody keeps others from claiming to be theirs. */
-		return request->domain_class == REQUEST_CLASS_REALM && !request->hash_algorithm &&
+		return request->domain_class == REQUEST_CLASS_REALM && !request->suite &&
 		       all_zero(request->rim, sizeof(request->rim)) && request->name[0];
 	default:
 		return false;

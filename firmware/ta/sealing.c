@@ -36,7 +36,7 @@ static TEE_Result hash_platform(uint8_t digest[HASH_BYTES])
 	if (res)
 		return res;
 	state.lifecycle = found;
-	return sha256(&state, sizeof(state), digest);
+	return suite_digest(suite_numbered(REQUEST_SUITE_NIST), NULL, 0, &state, sizeof(state), digest);
 }
 
 TEE_Result sealing_key(const struct sealing_request *request, uint8_t key[SEALING_KEY_BYTES])

@@ -1,74 +1,113 @@
 /*
- * The trusted application's evidence with libcrypto's keys in place of OP-TEE's. The first line of standard output has
- * both public keys (COSE_Key, hexadecimal). Standard input: life cycle, room and request, 4 + 4 + 320 bytes each; a line
+ * The trusted application's evidence with libcrypto's keys in place of OP-TEE's. Standard output begins with a line
+ * for each suite: both public keys (COSE_Key, hexadecimal). Standard input: life cycle, room and request, 4 + 4 + 320 bytes each; a line
  * for each: result, length and, if there is one, the token.
  */
+#include "../ta/cbor.h"
 #include "../ta/eventlog.h"
 #include "../ta/evidence.h"
 #include "../ta/platform.h"
 
+#include <openssl/core_names.h>
 #include <openssl/ec.h>
-#include <openssl/ecdsa.h>
 #include <openssl/evp.h>
-#include <openssl/obj_mac.h>
-#include <openssl/sha.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define ROOM_MAX 16384
 
-static EC_KEY *secrets[2];
-static struct signing_key keys[2];
+/* As in ../ta/suite.c, as far as the composer looks at it. */
+static const struct suite suites[SUITES] = {
+	{ .index = 0, .hash = "sha-256", .cose_algorithm = -7, .cose_curve = 1 },
+	{ .index = 1, .hash = "sm3", .cose_algorithm = -70100, .cose_curve = -70101, .identity = "1234567812345678" },
+};
+static const char *const curves[SUITES] = { "P-256", "SM2" };
+static const char *const digests[SUITES] = { "SHA256", "SM3" };
+static struct signing_key keys[SUITES][2];
 static uint32_t state;
 
-static void make(size_t which)
+static void make(struct signing_key *key, const struct suite *suite)
 {
-	static const uint8_t start[] = { 0xa4, 0x01, 0x02, 0x20, 0x01, 0x21, 0x58, 0x20 };
-	static const uint8_t middle[] = { 0x22, 0x58, 0x20 };
-	struct signing_key *key = &keys[which];
+	EVP_PKEY *secret = suite->index ? EVP_PKEY_Q_keygen(NULL, NULL, "SM2") : EVP_EC_gen(curves[0]);
 	uint8_t point[65] = { 0 };
+	size_t length = 0;
+	struct cbor out;
 
-	secrets[which] = EC_KEY_new_by_curve_name(NID_X9_62_prime256v1);
-	if (!secrets[which] || !EC_KEY_generate_key(secrets[which]))
+	if (!secret || !EVP_PKEY_get_octet_string_param(secret, OSSL_PKEY_PARAM_ENCODED_PUBLIC_KEY, point, sizeof(point),
+						       &length) || length != sizeof(point))
 		abort();
-	EC_POINT_point2oct(EC_KEY_get0_group(secrets[which]), EC_KEY_get0_public_key(secrets[which]),
-			   POINT_CONVERSION_UNCOMPRESSED, point, sizeof(point), NULL);
-	memcpy(key->cose_key, start, sizeof(start));
-	memcpy(key->cose_key + sizeof(start), point + 1, 32);
-	memcpy(key->cose_key + sizeof(start) + 32, middle, sizeof(middle));
-	memcpy(key->cose_key + sizeof(start) + 32 + sizeof(middle), point + 33, 32);
-	sha256(key->cose_key, sizeof(key->cose_key), key->fingerprint);
-	key->object = (TEE_ObjectHandle)secrets[which];
+	cbor_init(&out, key->cose_key, sizeof(key->cose_key));
+	cbor_map(&out, 4);
+	cbor_int(&out, 1);
+	cbor_int(&out, 2);
+	cbor_int(&out, -1);
+	cbor_int(&out, suite->cose_curve);
+	cbor_int(&out, -2);
+	cbor_bytes(&out, point + 1, 32);
+	cbor_int(&out, -3);
+	cbor_bytes(&out, point + 33, 32);
+	key->cose_key_length = out.length;
+	key->suite = suite;
+	key->object = (TEE_ObjectHandle)secret;
+	suite_digest(suite, NULL, 0, key->cose_key, key->cose_key_length, key->fingerprint);
 }
 
-TEE_Result platform_attestation_key(const struct signing_key **key)
+const struct suite *suite_numbered(uint32_t number)
 {
-	*key = &keys[0];
+	return number == REQUEST_SUITE_NIST ? &suites[0] : number == REQUEST_SUITE_SM ? &suites[1] : NULL;
+}
+
+TEE_Result platform_attestation_key(const struct suite *suite, const struct signing_key **key)
+{
+	*key = &keys[suite->index][0];
 	return TEE_SUCCESS;
 }
 
-TEE_Result realm_attestation_key(const struct signing_key **key)
+TEE_Result realm_attestation_key(const struct suite *suite, const struct signing_key **key)
 {
-	*key = &keys[1];
+	*key = &keys[suite->index][1];
 	return TEE_SUCCESS;
 }
 
-TEE_Result sha256(const void *data, size_t length, uint8_t digest[HASH_BYTES])
+TEE_Result suite_digest(const struct suite *suite, const void *prefix, size_t prefix_length, const void *data, size_t length,
+			uint8_t hash[HASH_BYTES])
 {
-	SHA256(data, length, digest);
+	EVP_MD_CTX *context = EVP_MD_CTX_new();
+
+	if (!context || !EVP_DigestInit_ex(context, EVP_get_digestbyname(digests[suite->index]), NULL) ||
+	    !EVP_DigestUpdate(context, prefix, prefix_length) || !EVP_DigestUpdate(context, data, length) ||
+	    !EVP_DigestFinal_ex(context, hash, NULL))
+		abort();
+	EVP_MD_CTX_free(context);
 	return TEE_SUCCESS;
 }
 
-TEE_Result sign(const struct signing_key *key, const uint8_t digest[HASH_BYTES], uint8_t signature[SIGNATURE_BYTES])
+TEE_Result sign(const struct signing_key *key, const void *message, size_t length, uint8_t signature[SIGNATURE_BYTES])
 {
-	ECDSA_SIG *pair = ECDSA_do_sign(digest, HASH_BYTES, (EC_KEY *)key->object);
+	const char *identity = key->suite->identity;
+	EVP_PKEY *secret = (EVP_PKEY *)key->object;
+	EVP_MD_CTX *context = EVP_MD_CTX_new();
+	EVP_PKEY_CTX *with = EVP_PKEY_CTX_new(secret, NULL);
+	uint8_t der[80] = { 0 };
+	const uint8_t *at = der;
+	size_t size = sizeof(der);
+	ECDSA_SIG *pair = NULL;
 
+	if (!context || !with || (identity && EVP_PKEY_CTX_set1_id(with, identity, strlen(identity)) != 1))
+		abort();
+	EVP_MD_CTX_set_pkey_ctx(context, with);
+	if (!EVP_DigestSignInit(context, NULL, EVP_get_digestbyname(digests[key->suite->index]), NULL, secret) ||
+	    EVP_DigestSign(context, der, &size, message, length) != 1)
+		abort();
+	pair = d2i_ECDSA_SIG(NULL, &at, (long)size);
 	if (!pair)
 		abort();
 	BN_bn2binpad(ECDSA_SIG_get0_r(pair), signature, 32);
 	BN_bn2binpad(ECDSA_SIG_get0_s(pair), signature + 32, 32);
 	ECDSA_SIG_free(pair);
+	EVP_MD_CTX_free(context);
+	EVP_PKEY_CTX_free(with);
 	return TEE_SUCCESS;
 }
 
@@ -107,13 +146,16 @@ int main(void)
 {
 	struct realm_request request;
 	uint32_t words[2];
+	size_t i = 0;
+	size_t j = 0;
 
-	make(0);
-	make(1);
-	print(keys[0].cose_key, sizeof(keys[0].cose_key));
-	putchar(' ');
-	print(keys[1].cose_key, sizeof(keys[1].cose_key));
-	putchar('\n');
+	for (i = 0; i < SUITES; i++) {
+		for (j = 0; j < 2; j++) {
+			make(&keys[i][j], &suites[i]);
+			print(keys[i][j].cose_key, keys[i][j].cose_key_length);
+			putchar(j ? '\n' : ' ');
+		}
+	}
 	while (fread(words, sizeof(words), 1, stdin) == 1 && fread(&request, sizeof(request), 1, stdin) == 1) {
 		size_t size = words[1] < ROOM_MAX ? words[1] : ROOM_MAX;
 		uint8_t *out = malloc(size ? size : 1); /* exactly so long: the sanitizer watches its end */
@@ -127,7 +169,8 @@ int main(void)
 		putchar('\n');
 		free(out);
 	}
-	EC_KEY_free(secrets[0]);
-	EC_KEY_free(secrets[1]);
+	for (i = 0; i < SUITES; i++)
+		for (j = 0; j < 2; j++)
+			EVP_PKEY_free((EVP_PKEY *)keys[i][j].object);
 	return 0;
 }

@@ -22,15 +22,15 @@ from vambrace.emulator.server import Server
 from vambrace.image.base import RuntimeBase, runtime_base
 
 ORDER = (
-    *("test_verdicts", "test_freed", "test_auto", "test_exchange", "test_network", "test_census"),  # DOOR
-    *("test_secrets", "test_hostile", "test_domains", "test_devices"),
+    *("test_verdicts", "test_suites", "test_freed", "test_auto", "test_exchange", "test_network"),  # DOOR
+    *("test_census", "test_secrets", "test_hostile", "test_domains", "test_devices"),
     *("test_inside", "test_published", "test_owner", "test_relay"),  # pair
     *("test_operator", "test_partition", "test_jail", "test_death"),
     "test_colours",
     "test_secure_flash",  # OPEN, then PRODUCT
     *("test_resume", "test_main_job"),  # PRODUCT
     *("test_boot_chain", "test_life_cycle"),
-    "test_insecure",
+    *("test_insecure", "test_sm_demo"),
 )
 
 

@@ -15,19 +15,17 @@ from typing import Any
 
 import cbor2
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    SECP256R1,
-    EllipticCurvePrivateKey,
-    generate_private_key,
-)
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from vambrace.attest import cose, references
+from vambrace.attest import cose, references, suites
 from vambrace.attest.challenge import launch_challenge
 from vambrace.attest.claims import Component
 from vambrace.attest.endorsement import VendorAuthority
 from vambrace.attest.references import ReferenceValues
+from vambrace.attest.suites import PrivateKey
 from vambrace.attest.verify import VerifiedRealm, verify_evidence
+from vambrace.suite import NIST, Suite
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 NONCE = hashlib.sha256(b"the user's nonce").digest()
@@ -57,11 +55,17 @@ class Platform:
     """One machine; the defaults are those of a good one."""
 
     authority: VendorAuthority = field(default_factory=lambda: VendorAuthority.create(now=NOW))
-    pak: EllipticCurvePrivateKey = field(default_factory=new_key)
-    rak: EllipticCurvePrivateKey = field(default_factory=new_key)
+    pak: PrivateKey = field(default_factory=new_key)
+    rak: PrivateKey = field(default_factory=new_key)
     components: Sequence[Component] = COMPONENTS
     lifecycle: int = 0x3000
     chain: list[bytes] | None = None  # instead of the vendor's endorsement
+    suite: Suite = NIST
+
+    @classmethod
+    def of(cls, suite: Suite) -> Platform:
+        authority = VendorAuthority.create(suite=suite, now=NOW)
+        return cls(authority, suites.generate(suite), suites.generate(suite), suite=suite)
 
     @cached_property
     def pak_cose(self) -> bytes:
@@ -78,9 +82,9 @@ class Platform:
     def platform_claims(self) -> dict[int, Any]:
         return {
             265: "tag:vambrace.dev,2026:platform#1",
-            10: hashlib.sha256(self.rak_cose).digest(),
+            10: self.suite.digest(self.rak_cose),
             2396: IMPLEMENTATION,
-            256: b"\x01" + hashlib.sha256(self.pak_cose).digest(),
+            256: b"\x01" + self.suite.digest(self.pak_cose),
             2401: b"",
             2395: self.lifecycle,
             2402: "sha-256",
@@ -90,13 +94,13 @@ class Platform:
     def realm_claims(self, nonce: bytes = NONCE, instance: bytes = INSTANCE) -> dict[int, Any]:
         return {
             265: "tag:vambrace.dev,2026:realm#1",
-            10: launch_challenge(nonce, instance),
+            10: launch_challenge(nonce, instance, self.suite),
             44235: PERSONALIZATION,
             44238: MEASUREMENT,
             44239: [bytes(32)] * 4,
-            44236: "sha-256",
+            44236: self.suite.hash,
             44237: self.rak_cose,
-            44240: "sha-256",
+            44240: self.suite.hash,
             -70001: instance,
             -70002: "dram",
             -70003: False,

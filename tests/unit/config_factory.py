@@ -13,8 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from vambrace.application import Application
+from vambrace.attest import suites
+from vambrace.attest.endorsement import certificate_builder, certificate_name
 from vambrace.classes import NORMAL, SECURE
 from vambrace.config import Disk, DomainConfig, Endpoint, Zone
+from vambrace.suite import NIST, Suite
 
 MIB = 1 << 20
 
@@ -41,8 +44,14 @@ def make_certificate(curve: ec.EllipticCurve | None = None) -> tuple[str, str]:
 
 
 @functools.cache
-def owner() -> tuple[str, str]:
-    return make_certificate()
+def owner(suite: Suite = NIST) -> tuple[str, str]:
+    """Certificate and private key, both PEM."""
+    if suite == NIST:
+        return make_certificate()
+    key, name = suites.generate(suite), certificate_name("owner")
+    builder = certificate_builder(name, name, key.public_key(), datetime.datetime(2026, 1, 1), 3650)
+    certificate = suites.sign_certificate(builder, key.public_key(), key)
+    return certificate.public_bytes(serialization.Encoding.PEM).decode(), suites.private_pem(key).decode()
 
 
 def make_disk(name: str = "base", **changes: Any) -> Disk:

@@ -107,6 +107,7 @@ class Realm:
         self.folder = folder
         self.monitor = FakeMonitor()
         fields = {"name": "r", "owner": owner()[0], "hash": "sha-256", "lasting": False}
+        fields["digests"] = ["sha256", "sha512"]
         defaults = {"environment": {}, "directory": str(folder), "restarts": 0, "results": [], "memory": 1 << 24}
         described = [{**defaults, **application} for application in applications]
         wanted = settings.Settings({**fields, "collect_seconds": 0, "applications": described})

@@ -21,9 +21,9 @@ from config_factory import make_endpoint
 
 from vambrace import Realm
 from vambrace.attest import ear
-from vambrace.attest.endorsement import load_private_key
 from vambrace.attest.image import OWNERS_STATES
 from vambrace.attest.owner import Bounds
+from vambrace.attest.suites import load_p256
 from vambrace.cli import stats
 from vambrace.cli.main import main, make_parser
 from vambrace.cli.output import Output, printable
@@ -272,7 +272,7 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
 
 def ear_verdicts(result: str, key: str) -> set[str]:
     """What a signed result says of each attester."""
-    claims = ear.verify_jwt(Path(result).read_text().strip(), load_private_key(Path(key).read_bytes()).public_key())
+    claims = ear.verify_jwt(Path(result).read_text().strip(), load_p256(Path(key).read_bytes()).public_key())
     return {module["ear_verifier_claims"]["verdict"] for module in claims["submods"].values()}
 
 

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from vambrace.attest.cose import decode_key
 from vambrace.attest.signatures import check_signatures
+from vambrace.attest.suites import suite_of
 from vambrace.attest.token import decode_evidence
+from vambrace.suite import SUITES, Suite
 from vambrace.trustzone import RealmClaims
 
 ROOT = Path(__file__).parents[2]
@@ -347,19 +349,21 @@ def test_requests(tmp_path: Path) -> None:
 # --- evidence ----------------------------------------------------------------------------------------------
 
 
-def test_evidence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suite", SUITES.values(), ids=str)
+def test_evidence(tmp_path: Path, suite: Suite) -> None:
     """The real composer: its tokens verify, the platform half stays until what it says changes, no byte too many."""
     sources = [TA / f"{name}.c" for name in ("evidence", "cbor", "request")]
     options = ["-Wno-deprecated-declarations", "-lcrypto"]
     include = [FAKES, TA, ROOT / "firmware/common"]
     program = compiled(tmp_path, "evidence", *sources, include=include, options=options)
-    claims = RealmClaims(bytes(range(16)), bytes(32), (bytes(32),) * 4, bytes(64), bytes(range(64)))
+    claims = RealmClaims(bytes(range(16)), bytes(32), (bytes(32),) * 4, bytes(64), bytes(range(64)), suite=suite)
     other = replace(claims, instance=bytes(16), debug=True)
     room = 16384
 
     def asked(*cases: tuple[int, int, RealmClaims]) -> tuple[bytes, bytes, list[tuple[str, int, bytes]]]:
         data = b"".join(struct.pack("<II", state, room) + claims.encode() for state, room, claims in cases)
-        keys, *lines = output([program], data)
+        printed = output([program], data)
+        keys, lines = printed[suite.number - 1], printed[len(SUITES) :]
         pak, rak = (bytes.fromhex(key) for key in keys.split())
         answers = [(line + " ").split(" ")[:3] for line in lines]
         return pak, rak, [(code, int(size), bytes.fromhex(token)) for code, size, token in answers]
@@ -371,7 +375,7 @@ def test_evidence(tmp_path: Path) -> None:
     for (_, size, token), (_, stated) in zip(answers, cases, strict=True):
         evidence = decode_evidence(token)
         check_signatures(evidence, decode_key(pak))
-        assert size == len(token)
+        assert size == len(token) and evidence.suite == suite == suite_of(decode_key(pak))
         assert (evidence.realm.rak, evidence.realm.instance) == (rak, stated.instance)
         assert (evidence.realm.challenge, evidence.realm.debug) == (stated.challenge, stated.debug)
         halves.append(cbor2.loads(token).value[44234])

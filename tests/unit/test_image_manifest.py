@@ -155,7 +155,9 @@ def test_the_example_is_valid(folder: Path) -> None:
         ("system: {memory: 128M}", "system: 128M", 3, "mapping"),
         ("system: {memory: 128M}", "vcpus: 99", 3, "vcpus"),
         ("system: {memory: 128M}", "debug: 1", 3, "true or false"),
-        ("system: {memory: 128M}", "cipher: rot13", 3, "not known"),
+        ("system: {memory: 128M}", "suite: rot13", 3, "not known"),
+        ("system: {memory: 128M}", "suite: sm", 2, "not SM2"),
+        ("system: {memory: 128M}", "cipher: aes-256-gcm", 3, "unknown key"),
         ("    percent: 80", "    percent: 101", 10, "percent is 101"),
         ("    percent: 80", "    percent: -1", 10, "percent is -1"),
         ("    percent: 80", "    percent: 80.5", 10, "plain value"),
@@ -279,7 +281,7 @@ def test_a_secure_vm_has_no_percentages(folder: Path) -> None:
     assert isinstance(found, Manifest)
     assert found.kind is SECURE and [zone.percent for zone in (found.system, found.programs[0].zone)] == [0, 0]
     assert not found.system.follow
-    for line in ("verdict_seconds: 60", "cipher: sm4-gcm", "endpoints: []", "debian: {}"):
+    for line in ("verdict_seconds: 60", "cipher: sm4-gcm", "hash: sm3", "endpoints: []", "debian: {}"):
         with pytest.raises(ConfigError, match="unknown key"):
             read(folder, text + line + "\n")
     with pytest.raises(ConfigError, match="unknown key 'percent'"):
@@ -296,7 +298,7 @@ def test_a_normal_vm_is_a_system(folder: Path) -> None:
     assert (found.kernel, found.disks) == (folder / "vmlinuz", (folder / "root.ext4",))
     stock = read(folder, "name: debian\nclass: normal\ndebian: {}\n")
     assert isinstance(stock, NormalManifest) and stock.kernel is None and "root=/dev/vda" in stock.cmdline
-    for line in ("owner: owner.pem", "applications: []", "hash: sm3", "system: {memory: 1G}", "debug: true"):
+    for line in ("owner: owner.pem", "applications: []", "suite: sm", "system: {memory: 1G}", "debug: true"):
         with pytest.raises(ConfigError, match="unknown key"):
             read(folder, text + line + "\n")
     with pytest.raises(ConfigError, match="does not exist"):

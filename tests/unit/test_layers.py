@@ -21,27 +21,27 @@ PACKAGE = ROOT / "vambrace"
 LAYERS: dict[str, set[str]] = {
     "cli": {
         *("broker", "client", "verifier", "advice", "emulator", "image", "debian", "attest", "certificate", "classes"),
-        "errors",
+        *("suite", "errors"),
     },
-    "client": {"advice", "image", "attest", "checks", "config", "classes", "counts", "files", "errors"},
-    "broker": {"attest", "canonical", "problem", "files", "errors"},
+    "client": {"advice", "image", "attest", "checks", "config", "classes", "counts", "suite", "files", "errors"},
+    "broker": {"attest", "canonical", "problem", "suite", "files", "errors"},
     "host": {
         *("advice", "attest", "cache", "checks", "classes", "config", "counts", "image", "jail", "machine"),
-        *("measure", "partition", "problem", "release", "trustzone", "files", "errors"),
+        *("measure", "partition", "problem", "release", "trustzone", "suite", "files", "errors"),
     },
-    "emulator": {"debian", "attest", "files", "errors"},
+    "emulator": {"debian", "attest", "suite", "files", "errors"},
     "image": {
         *("application", "cache", "debian", "measure", "machine", "checks", "config", "canonical", "classes"),
-        *("certificate", "release", "errors"),
+        *("certificate", "release", "suite", "errors"),
     },
     "debian": {"errors"},
-    "trustzone": {"attest", "errors"},
+    "trustzone": {"attest", "suite", "errors"},
     "verifier": {"attest", "problem", "errors"},
-    "attest": {"certificate", "files", "measure", "errors"},
+    "attest": {"certificate", "suite", "files", "measure", "errors"},
     "jail": {"virtio", "vfio", "kvm", "errors"},
     "machine": {"jail", "measure", "virtio", "pager", "kvm", "pci", "vfio", "config", "classes", "record", "errors"},
     "partition": {"vfio", "pager", "errors"},
-    "measure": {"errors"},
+    "measure": {"suite", "errors"},
     "virtio": {"record", "errors"},
     "pager": {"record", "errors"},
     "kvm": {"errors"},
@@ -49,16 +49,20 @@ LAYERS: dict[str, set[str]] = {
     "pci": {"errors"},
     "cache": {"record", "errors"},
     "application": {"canonical", "checks", "record", "errors"},
-    "config": {"application", "cache", "canonical", "certificate", "checks", "classes", "record", "errors", "release"},
+    "config": {
+        *("application", "cache", "canonical", "certificate", "checks", "classes", "record", "release", "suite"),
+        "errors",
+    },
     "release": {"canonical", "certificate", "checks", "record", "errors"},
     "checks": {"canonical", "errors"},
     "canonical": {"errors"},
     "classes": {"record", "errors"},
-    "certificate": {"errors"},
+    "certificate": {"suite", "errors"},
     "advice": {"counts", "errors"},
     "files": set(),
     "counts": set(),
     "problem": set(),
+    "suite": {"record", "errors"},
     "record": set(),
     "errors": set(),
 }
@@ -77,7 +81,7 @@ ONLY = {
 #: All of vambrace that a VMM process holds, and what else it must not hold: each costs memory or time at its start.
 VMM = {
     *("application", "cache", "canonical", "certificate", "checks", "classes", "config", "errors", "jail", "kvm"),
-    *("machine", "measure", "pager", "pci", "record", "release", "vfio", "virtio"),
+    *("machine", "measure", "pager", "pci", "record", "release", "suite", "vfio", "virtio"),
 }
 HEAVY = {
     *("aiohttp", "asyncio", "cbor2", "cryptography", "ssl", "urllib3", "websockets", "yaml"),

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 from config_factory import make_kernel, make_realm
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA256, SM3
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from vambrace.machine.descriptors import MOST, Descriptors
 from vambrace.machine.keys import page_key
 from vambrace.machine.vmm import LoadRequest
+from vambrace.suite import SM
 
 
 class Daemon:
@@ -283,3 +284,5 @@ def test_the_page_key_is_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert page_key(share, instance) == expected
     assert page_key(b"t" * 32, instance) != expected
     assert page_key(share, b"j" * 16) != expected
+    of_sm = HKDF(SM3(), 32, salt=None, info=b"vambrace-page-key-1" + instance).derive(share + own)
+    assert page_key(share, instance, SM.digests[0]) == of_sm != expected

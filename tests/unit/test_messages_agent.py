@@ -105,6 +105,7 @@ def test_programs_are_told_where() -> None:
             "hash": "sha-256",
             "collect_seconds": 1,
             "lasting": False,
+            "digests": ["sha256", "sha512"],
             "applications": [fields, fields | {"environment": {"ENDPOINT_RAW_DATA": "mine"}}],
             "endpoints": [{"name": "raw-data", "role": "connect", "port": 9000}],
         }

@@ -15,6 +15,7 @@ from test_firmware import TA, compiled, output
 from vambrace.config import DomainConfig
 from vambrace.errors import ConfigError, TrustZoneError
 from vambrace.release import MAX_VERSION, Sealing
+from vambrace.suite import SM
 from vambrace.trustzone import SealingClaims
 from vambrace.trustzone.insecure import InsecurePlatform
 
@@ -35,7 +36,7 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_what_the_monitor_asks_is_what_the_trusted_application_takes(taken: Any) -> None:
-    sm3 = replace(MEASURED, hash_algorithm="sm3", debug=True)
+    sm3 = replace(MEASURED, suite=SM, debug=True)
     secure = replace(MEASURED, domain_class="secure")
     requests = [claims.encode() for claims in (MEASURED, OWNED, sm3, secure, replace(OWNED, name=32 * "a"))]
     assert {len(request) for request in requests} == {160}
@@ -67,7 +68,7 @@ def test_no_other_request_is_taken(taken: Any) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"personalization": b""}, {"rim": b""}, {"name": 33 * "a"}, {"name": "é"}, {"name": "a\0b"}, {"version": -1},
-     {"version": 1 << 32}, {"hash_algorithm": "md5"}, {"domain_class": "normal"}],
+     {"version": 1 << 32}, {"domain_class": "normal"}],
 )  # fmt: skip
 def test_claims_that_are_none(wrong: dict[str, Any]) -> None:
     with pytest.raises(TrustZoneError):
@@ -77,7 +78,7 @@ def test_claims_that_are_none(wrong: dict[str, Any]) -> None:
 def test_everything_gives_another_key() -> None:
     platform = InsecurePlatform()
     changes: list[dict[str, Any]] = [
-        {"personalization": bytes(64)}, {"rim": bytes(32)}, {"hash_algorithm": "sm3"}, {"debug": True},
+        {"personalization": bytes(64)}, {"rim": bytes(32)}, {"suite": SM}, {"debug": True},
         {"domain_class": "secure"}, {"name": "patients"}, {"name": "patients", "version": 1}, {"name": "patient"},
     ]  # fmt: skip
     keys = {platform.sealing_key(claims) for claims in (MEASURED, *(replace(MEASURED, **change) for change in changes))}

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from vambrace.attest.claims import CACHE_PARTITIONS, DOMAIN_CLASSES
 from vambrace.errors import TrustZoneError
+from vambrace.suite import SM, SUITES
 from vambrace.trustzone import RealmClaims, SealingClaims, TrustZone, session
 from vambrace.trustzone.insecure import InsecurePlatform
 
@@ -42,10 +43,10 @@ def field_offsets(header: str, struct: str) -> dict[str, int]:
 def test_a_sealing_request_has_the_layout_of_protocol_h() -> None:
     at = field_offsets((FIRMWARE / "ta/protocol.h").read_text(), "sealing_request")
     owner = SealingClaims(CLAIMS.personalization, name="patients", version=7, debug=True).encode()
-    measured = SealingClaims(CLAIMS.personalization, rim=CLAIMS.rim, hash_algorithm="sm3").encode()
+    measured = SealingClaims(CLAIMS.personalization, rim=CLAIMS.rim, suite=SM).encode()
     assert owner[: at["policy"]] == bytes.fromhex("0100000001000000")
     assert (owner[at["policy"]], measured[at["policy"]]) == (2, 1)
-    assert (owner[at["hash_algorithm"]], measured[at["hash_algorithm"]]) == (0, 2)
+    assert (owner[at["suite"]], measured[at["suite"]]) == (0, 2)
     assert owner[at["domain_class"]] == measured[at["domain_class"]] == 1
     for request in (owner, measured):
         assert request[at["personalization"] : at["rim"]] == CLAIMS.personalization
@@ -55,12 +56,12 @@ def test_a_sealing_request_has_the_layout_of_protocol_h() -> None:
 
 
 def test_the_request_has_the_layout_of_protocol_h() -> None:
-    wire = replace(CLAIMS, debug=True, hash_algorithm="sm3").encode()
+    wire = replace(CLAIMS, debug=True, suite=SM).encode()
     header = (FIRMWARE / "ta/protocol.h").read_text()
     offsets = field_offsets(header, "realm_request")
     assert len(wire) == 320
     assert wire[:8] == bytes.fromhex("0100000001000000")
-    assert wire[offsets["hash_algorithm"]] == 2
+    assert wire[offsets["suite"]] == 2
     assert wire[offsets["key_storage"]] == 1
     assert wire[offsets["cache_partition"]] == 0
     assert not any(wire[offsets["reserved"] : offsets["instance"]])
@@ -68,6 +69,9 @@ def test_the_request_has_the_layout_of_protocol_h() -> None:
         found = re.search(rf"^#define REQUEST_CLASS_{domain_class.upper()} (\d+)$", header, re.MULTILINE)
         stated = replace(CLAIMS, domain_class=domain_class).encode()[offsets["domain_class"]]
         assert found and stated == int(found[1])
+    for suite in SUITES.values():
+        found = re.search(rf"^#define REQUEST_SUITE_{suite.name.upper()} (\d+)$", header, re.MULTILINE)
+        assert found and replace(CLAIMS, suite=suite).encode()[offsets["suite"]] == int(found[1])
     for partition in CACHE_PARTITIONS:
         word = partition.upper().replace("-", "_")
         found = re.search(rf"^#define REQUEST_PARTITION_{word} (\d+)$", header, re.MULTILINE)
@@ -99,7 +103,6 @@ def test_commands_are_those_of_protocol_h() -> None:
         {"rems": (bytes(32),) * 3 + (bytes(31),)},
         {"personalization": bytes(63)},
         {"challenge": b""},
-        {"hash_algorithm": "md5"},
         {"key_storage": "trustzone"},
         {"cache_partition": "colours"},
         {"domain_class": "normal"},

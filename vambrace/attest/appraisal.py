@@ -21,6 +21,7 @@ from vambrace.attest.policy import Policy
 from vambrace.attest.profiles import Profile
 from vambrace.attest.revocation import Revocation
 from vambrace.attest.signatures import check_realm_signature
+from vambrace.attest.suites import suite_of
 from vambrace.attest.token import UnverifiedToken, decode_token
 from vambrace.attest.trustworthiness import (
     BAD,
@@ -42,6 +43,7 @@ from vambrace.errors import (
     UnknownRoot,
     VerificationError,
 )
+from vambrace.suite import NIST
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Appraisal:
     policy: Policy
     endorsement: str
     findings: tuple[Finding, ...]
+
+    @property
+    def digest(self) -> bytes:
+        """Of the token, by the hash of the suite that it is signed in."""
+        return (self.evidence.platform_message.algorithm.suite or NIST).digest(self.token)
 
     @property
     def authentic(self) -> bool:
@@ -154,7 +161,7 @@ def _vouched_by_vendor(case: Case) -> tuple[str, str]:
 
 def _check_platform_signature(evidence: UnverifiedToken, chain: VerifiedChain) -> None:
     evidence.platform_message.verify(chain.key, "platform token")
-    if evidence.platform.ueid != platform_instance_id(chain.path.cose_key):
+    if evidence.platform.ueid != platform_instance_id(chain.path.cose_key, suite_of(chain.key)):
         raise SignatureInvalid("the platform's instance identity is not that of its key")
 
 

@@ -14,15 +14,14 @@ from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, EllipticCurvePublicKey
-from cryptography.hazmat.primitives.hashes import SHA256, SHA384
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import BasicConstraints, ExtendedKeyUsage, KeyUsage, ObjectIdentifier
 from cryptography.x509.oid import ExtensionOID
 
 from vambrace.attest.keys import encode_key
 from vambrace.attest.revocation import Revocation
+from vambrace.attest.suites import PublicKey, certificate_key, issued, suite_of
 from vambrace.errors import CertificateExpired, ConfigError, MalformedEvidence, UnknownRoot
 
 MAX_CHAIN: Final = 4
@@ -59,7 +58,7 @@ class VerifiedPath:
     """What a chain proves whenever it is looked at. ``certificates`` lead from the leaf to a root."""
 
     certificates: tuple[x509.Certificate, ...]
-    key: EllipticCurvePublicKey  # the leaf's
+    key: PublicKey  # the leaf's
     cose_key: bytes  # the same, encoded
     subject: str  # the leaf's
     start: datetime  # from when and until when all of them are valid
@@ -74,7 +73,7 @@ class VerifiedChain:
     revocation: str
 
     @property
-    def key(self) -> EllipticCurvePublicKey:
+    def key(self) -> PublicKey:
         return self.path.key
 
 
@@ -86,7 +85,7 @@ def verify_chain(
     *,
     revocation: Revocation | None = None,
 ) -> VerifiedChain:
-    """``chain`` (DER, leaf first) verified: it leads to one of ``roots``, and its leaf, on P-256, is for ``purpose``.
+    """``chain`` (DER, leaf first) verified: it leads to one of ``roots``; its leaf, a suite's key, is for ``purpose``.
 
     Raises ``MalformedEvidence``, ``UnknownRoot``, ``CertificateExpired``, ``CertificateRevoked``,
     ``RevocationUnknown``. ``now`` has a time zone.
@@ -139,30 +138,17 @@ def _load(der: bytes) -> x509.Certificate:
 def _complete(path: list[x509.Certificate], roots: Sequence[x509.Certificate]) -> list[x509.Certificate]:
     """``path`` with each certificate issued by the next one, and a root at its end."""
     for certificate, issuer in zip(path, path[1:], strict=False):
-        if not _issued(certificate, issuer):
+        if not issued(certificate, issuer):
             raise UnknownRoot("the endorsement is not a chain: a certificate does not sign the one before it")
     if len(path) > 1 and path[-1] in roots:
         return path
     for root in roots:
-        if _issued(path[-1], root):
+        if issued(path[-1], root):
             return [*path, root]
     raise UnknownRoot(
         "the endorsement does not lead to the given root",
         hint="another vendor's platform, or another vendor-root.pem",
     )
-
-
-def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    key = issuer.public_key()
-    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1 | SECP384R1):
-        return False
-    if not isinstance(certificate.signature_hash_algorithm, SHA256 | SHA384):
-        return False
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError):
-        return False
-    return True
 
 
 def _check_authority(certificate: x509.Certificate, intermediates: int) -> None:
@@ -175,16 +161,18 @@ def _check_authority(certificate: x509.Certificate, intermediates: int) -> None:
         raise UnknownRoot("the endorsement is longer than one of its authorities allows")
 
 
-def _check_leaf(certificate: x509.Certificate, purpose: ObjectIdentifier) -> EllipticCurvePublicKey:
+def _check_leaf(certificate: x509.Certificate, purpose: ObjectIdentifier) -> PublicKey:
     _check_critical(certificate)
     constraints = certificate.extensions.get_extension_for_class(BasicConstraints).value
     usage = certificate.extensions.get_extension_for_class(KeyUsage).value
     purposes = certificate.extensions.get_extension_for_class(ExtendedKeyUsage).value
     if constraints.ca or not usage.digital_signature or list(purposes) != [purpose]:
         raise UnknownRoot("the vendor certified this key for another purpose")
-    key = certificate.public_key()
-    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
-        raise UnknownRoot("the vendor certified a key that is not on P-256")
+    key = certificate_key(certificate)
+    try:
+        suite_of(key)
+    except ValueError:
+        raise UnknownRoot("the vendor certified a key that is neither on P-256 nor SM2's") from None
     return key
 
 

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Final
 
 from vambrace.errors import UsageError
+from vambrace.suite import NIST, Suite
 
 NONCE_BYTES: Final = 32
 INSTANCE_BYTES: Final = 16
 THUMBPRINT_BYTES: Final = 32
 
 
-def launch_challenge(nonce: bytes, instance: bytes) -> bytes:
+def launch_challenge(nonce: bytes, instance: bytes, suite: Suite = NIST) -> bytes:
     """Binds the token before the first instruction to the user's nonce and the new instance."""
-    return hashlib.sha512(b"vambrace-launch-1" + _nonce(nonce) + _instance(instance)).digest()
+    return suite.wide_digest(b"vambrace-launch-1" + _nonce(nonce) + _instance(instance))
 
 
-def channel_challenge(nonce: bytes, spki: bytes, instance: bytes) -> bytes:
+def channel_challenge(nonce: bytes, spki: bytes, instance: bytes, suite: Suite = NIST) -> bytes:
     """Binds a token to a TLS session: ``spki`` is the DER SubjectPublicKeyInfo of the server's key."""
-    key = hashlib.sha256(spki).digest()
-    return hashlib.sha512(b"vambrace-channel-1" + _nonce(nonce) + key + _instance(instance)).digest()
+    key = suite.digest(spki)
+    return suite.wide_digest(b"vambrace-channel-1" + _nonce(nonce) + key + _instance(instance))
 
 
-def release_challenge(nonce: bytes, thumbprint: bytes, instance: bytes) -> bytes:
+def release_challenge(nonce: bytes, thumbprint: bytes, instance: bytes, suite: Suite = NIST) -> bytes:
     """Binds a token to a broker's ``nonce`` and the key that a secret is to be encrypted to.
 
     ``thumbprint`` is that of the key's JWK (RFC 7638, SHA-256).
     """
     if len(thumbprint) != THUMBPRINT_BYTES:
         raise UsageError(f"a thumbprint has {THUMBPRINT_BYTES} bytes, not {len(thumbprint)}")
-    return hashlib.sha512(b"vambrace-release-1" + _nonce(nonce) + thumbprint + _instance(instance)).digest()
+    return suite.wide_digest(b"vambrace-release-1" + _nonce(nonce) + thumbprint + _instance(instance))
 
 
 # Fixed lengths make the concatenations above unambiguous.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vambrace.attest.claimset import HASH_BYTES, MAX_TEXT, ClaimSet
+from vambrace.suite import BY_HASH
 
 __all__ = ["HASH_BYTES", "MAX_TEXT", "Component", "UnverifiedPlatform", "UnverifiedRealm", "UnverifiedVambraceRealm"]
 
@@ -263,7 +264,7 @@ def decode_realm(claims: Any) -> UnverifiedVambraceRealm:
         reader.refuse("the realm token states a partition of the cache that is not known", CACHE_PARTITION)
     if realm.domain_class not in DOMAIN_CLASSES:
         reader.refuse("the realm token states a class of domain that is not known", CLASS)
-    if realm.rak_hash_algorithm != "sha-256":
+    if realm.rak_hash_algorithm not in BY_HASH:
         reader.refuse("the realm token binds its key with a hash that is not known", RAK_HASH)
     return realm
 

@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256R1,
     SECP384R1,
     SECP521R1,
-    EllipticCurvePrivateKey,
     EllipticCurvePublicKey,
 )
 from cryptography.hazmat.primitives.serialization import (
@@ -42,6 +41,7 @@ from vambrace.attest.cose import (
     sign1,
 )
 from vambrace.attest.revocation import Revocation
+from vambrace.attest.suites import PrivateKey
 from vambrace.attest.token import read_x5chain
 from vambrace.errors import CertificateExpired, MalformedEvidence, SignatureInvalid, UnknownRoot
 
@@ -112,7 +112,7 @@ class Corim:
 # --- signed ---------------------------------------------------------------------------------------------
 
 
-def sign(corim: Corim, key: EllipticCurvePrivateKey, signer: str, chain: Sequence[x509.Certificate] = ()) -> bytes:
+def sign(corim: Corim, key: PrivateKey, signer: str, chain: Sequence[x509.Certificate] = ()) -> bytes:
     """A signed CoRIM; ``chain`` certifies ``key``, where it is not known otherwise to who verifies."""
     protected: dict[int | str, Any] = {_CONTENT_TYPE: CONTENT_TYPE, _META: encode({0: {0: signer}})}
     if chain:

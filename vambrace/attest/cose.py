@@ -1,4 +1,6 @@
-"""COSE_Sign1 and COSE_Key (RFC 9052, 9053): ECDSA on the NIST curves; what is ours is ES256 in deterministic CBOR."""
+"""COSE_Sign1 and COSE_Key (RFC 9052, 9053): ECDSA on the NIST curves, and SM2; what is ours is of a suite, in
+deterministic CBOR.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,20 @@ from typing import Any, Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import (
     ECDSA,
-    SECP256R1,
     SECP384R1,
     SECP521R1,
     EllipticCurve,
-    EllipticCurvePrivateKey,
     EllipticCurvePublicKey,
 )
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA384, SHA512
 
+from vambrace.attest import suites
 from vambrace.attest.cbor import Tag, decode_tolerant, encode, head
 from vambrace.attest.keys import decode_key, encode_key
+from vambrace.attest.suites import PrivateKey, PublicKey, suite_of
 from vambrace.errors import MalformedCbor, MalformedEnvelope, SignatureInvalid
+from vambrace.suite import BY_ALGORITHM, NIST, Suite
 
 __all__ = ["ALGORITHMS", "ES256", "ES384", "ES512", "Sign1", "decode_key", "decode_sign1", "encode_key", "sign1"]
 
@@ -39,25 +42,46 @@ _BYTES: Final = 2  # the major type
 _CONTEXT: Final = encode("Signature1")
 _PARTS: Final = (bytes, dict, bytes, bytes)  # protected and unprotected header, payload, signature
 _DETACHED: Final = (bytes, dict, type(None), bytes)
+#: What our own messages and tokens may be signed with.
+OF_SUITES: Final = frozenset(BY_ALGORITHM)
 _MAX_SIGN1: Final = 64 << 10
 _MAX_HEADER: Final = 16 << 10  # the header of a CoRIM has certificates
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A signature algorithm of COSE: ECDSA with its curve and hash, r and s of ``coordinate`` bytes each."""
+    """A signature algorithm of COSE, r and s of ``coordinate`` bytes each: a suite's, or ECDSA on another curve."""
 
     name: str
-    curve: type[EllipticCurve]
-    scheme: ECDSA
     coordinate: int
+    suite: Suite | None = None
+    curve: type[EllipticCurve] | None = None
+    scheme: ECDSA | None = None
+
+    def verify(self, key: PublicKey, signature: bytes, data: bytes) -> None:
+        """Raises ``InvalidSignature``, and ``ValueError`` for a key that is not for this algorithm."""
+        if self.suite is not None:
+            if suite_of(key) is not self.suite:
+                raise ValueError("a key of another suite")
+            suites.verify(key, signature, data)
+            return
+        assert self.curve is not None and self.scheme is not None
+        if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, self.curve):
+            raise ValueError("a key on another curve")
+        r, s = signature[: self.coordinate], signature[self.coordinate :]
+        key.verify(encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big")), data, self.scheme)
 
 
-_P256: Final = Algorithm("ES256", SECP256R1, ECDSA(SHA256()), 32)
-_P384: Final = Algorithm("ES384", SECP384R1, ECDSA(SHA384()), 48)
-_P521: Final = Algorithm("ES512", SECP521R1, ECDSA(SHA512()), 66)
+_P256: Final = Algorithm("ES256", 32, suite=NIST)
+_P384: Final = Algorithm("ES384", 48, curve=SECP384R1, scheme=ECDSA(SHA384()))
+_P521: Final = Algorithm("ES512", 66, curve=SECP521R1, scheme=ECDSA(SHA512()))
 #: By COSE identifier, those of RFC 9864 (ESP256, ESP384, ESP512) too.
-ALGORITHMS: Final = {ES256: _P256, ES384: _P384, ES512: _P521, -9: _P256, -51: _P384, -52: _P521}
+REGISTERED: Final = {ES256: _P256, ES384: _P384, ES512: _P521, -9: _P256, -51: _P384, -52: _P521}
+#: The same, and the suites' that no registry knows (``vambrace/suite.py``).
+ALGORITHMS: Final = {
+    **{number: Algorithm(suite.signature, 32, suite=suite) for number, suite in BY_ALGORITHM.items()},
+    **REGISTERED,
+}
 
 
 @dataclass(frozen=True)
@@ -74,13 +98,13 @@ class Sign1:
     signature: bytes
     header: bytes
     variation: str | None = None
-    _signers: list[EllipticCurvePublicKey] = field(default_factory=list, compare=False, repr=False)
+    _signers: list[PublicKey] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def algorithm(self) -> Algorithm:
         return ALGORITHMS[self.protected[ALGORITHM]]
 
-    def verify(self, key: EllipticCurvePublicKey, what: str) -> bytes:
+    def verify(self, key: PublicKey, what: str) -> bytes:
         """The payload, if ``key`` signed it. Raises ``SignatureInvalid``, which names ``what``.
 
         What was proven stays so: the same message is not checked with the same key again.
@@ -88,31 +112,27 @@ class Sign1:
         if key in self._signers:
             return self.payload
         algorithm = self.algorithm
-        if type(key.curve) is not algorithm.curve:
-            raise SignatureInvalid(f"the {what} is signed with {algorithm.name}, its key is on {key.curve.name}")
-        r, s = self.signature[: algorithm.coordinate], self.signature[algorithm.coordinate :]
-        der = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
         try:
-            key.verify(der, _to_be_signed(self.header, self.payload), algorithm.scheme)
+            algorithm.verify(key, self.signature, _to_be_signed(self.header, self.payload))
         except InvalidSignature:
             raise SignatureInvalid(f"the signature of the {what} does not verify") from None
+        except ValueError:
+            curve = suites.curve_name(key)
+            raise SignatureInvalid(f"the {what} is signed with {algorithm.name}, its key is on {curve}") from None
         self._signers[:] = [key]
         return self.payload
 
 
 def sign1(
-    key: EllipticCurvePrivateKey,
+    key: PrivateKey,
     payload: bytes,
     *,
     protected: Mapping[int | str, Any] | None = None,
     unprotected: Mapping[int | str, Any] | None = None,
 ) -> bytes:
-    """``payload`` as a tagged COSE_Sign1 of ``key`` (P-256). ``protected`` is beside the algorithm."""
-    if not isinstance(key.curve, SECP256R1):
-        raise ValueError("ES256 needs a key on P-256")
-    header = encode({**(protected or {}), ALGORITHM: ES256})
-    r, s = decode_dss_signature(key.sign(_to_be_signed(header, payload), ECDSA(SHA256())))
-    signature = b"".join(number.to_bytes(_P256.coordinate, "big") for number in (r, s))
+    """``payload`` as a tagged COSE_Sign1 of ``key``, which is of a suite. ``protected`` is beside the algorithm."""
+    header = encode({**(protected or {}), ALGORITHM: suite_of(key).algorithm})
+    signature = suites.sign(key, _to_be_signed(header, payload))
     return encode(Tag(SIGN1_TAG, [header, dict(unprotected or {}), payload, signature]))
 
 
@@ -123,7 +143,7 @@ def decode_sign1(
     protected: frozenset[int] = frozenset(),
     unprotected: frozenset[int] = frozenset(),
 ) -> Sign1:
-    """Read a tagged COSE_Sign1 with ES256 in deterministic CBOR, whoever wrote it.
+    """Read a tagged COSE_Sign1 of any suite in deterministic CBOR, whoever wrote it.
 
     ``protected`` (beside the algorithm) and ``unprotected`` are the header parameters that may be there.
     Raises ``MalformedCbor`` and ``MalformedEnvelope``, which names ``what``.
@@ -131,7 +151,7 @@ def decode_sign1(
     message = decode_sign1_tolerant(data, what)
     if message.variation is not None:
         raise MalformedCbor(message.variation)
-    check_headers(message, what, frozenset({ES256}), protected, unprotected)
+    check_headers(message, what, OF_SUITES, protected, unprotected)
     return message
 
 

@@ -4,7 +4,6 @@ reference values.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,27 +11,32 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    SECP256R1,
-    EllipticCurvePrivateKey,
-    EllipticCurvePublicKey,
-    generate_private_key,
-)
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from vambrace.attest.chain import PLATFORM_PURPOSE, REFERENCES_PURPOSE, verify_chain
 from vambrace.attest.claims import UEID_RANDOM
 from vambrace.attest.cose import decode_key, encode_key
 from vambrace.attest.revocation import RevocationList, load_list
+from vambrace.attest.suites import (
+    PrivateKey,
+    PublicKey,
+    certificate_key,
+    generate,
+    generate_p256,
+    load_p256,
+    load_private,
+    private_pem,
+    sign_certificate,
+    sign_revocations,
+    subject_key_identifier,
+    suite_of,
+    unfinished_certificate,
+)
 from vambrace.errors import ConfigError, UsageError
 from vambrace.files import write_whole
+from vambrace.suite import NIST, Suite
 
 ROOT_DAYS: Final = 3653
 LEAF_DAYS: Final = 1826
@@ -42,9 +46,9 @@ _BOTH: Final = "restore both from a backup; without them the vendor must begin a
 _CLOCK_SLACK: Final = timedelta(hours=1)
 
 
-def platform_instance_id(cose_key: bytes) -> bytes:
-    """The UEID of the platform whose attestation key is ``cose_key``: 0x01 and its SHA-256, 33 bytes."""
-    return bytes([UEID_RANDOM]) + hashlib.sha256(cose_key).digest()
+def platform_instance_id(cose_key: bytes, suite: Suite = NIST) -> bytes:
+    """The UEID of the platform whose attestation key is ``cose_key``: 0x01 and its suite's hash of it, 33 bytes."""
+    return bytes([UEID_RANDOM]) + suite.digest(cose_key)
 
 
 @dataclass(frozen=True)
@@ -52,31 +56,31 @@ class VendorAuthority:
     """A root key and its self-signed certificate."""
 
     certificate: x509.Certificate
-    key: EllipticCurvePrivateKey
+    key: PrivateKey
 
     @classmethod
     def create(
-        cls, name: str = "vambrace platform vendor", *, now: datetime | None = None
+        cls, name: str = "vambrace platform vendor", *, suite: Suite = NIST, now: datetime | None = None
     ) -> VendorAuthority:
-        key = generate_private_key(SECP256R1())
+        key = generate(suite)
         subject = certificate_name(name)
         start = (now or datetime.now(UTC)) - _CLOCK_SLACK
         builder = certificate_builder(subject, subject, key.public_key(), start, ROOT_DAYS)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
         builder = builder.add_extension(key_usage(sign_certificates=True), critical=True)
-        return cls(builder.sign(key, SHA256()), key)
+        return cls(sign_certificate(builder, key.public_key(), key), key)
 
     @classmethod
     def load(cls, key: Path, certificate: Path) -> VendorAuthority:
         """Read both PEM files. Raises ``ConfigError``."""
         try:
-            loaded = load_private_key(key.read_bytes())
+            loaded = load_private(key.read_bytes())
             authority = cls(x509.load_pem_x509_certificate(certificate.read_bytes()), loaded)
         except (OSError, ValueError):
             raise ConfigError(
                 f"the vendor's authority cannot be read from {key} and {certificate}", hint=_BOTH
             ) from None
-        if authority.certificate.public_key() != loaded.public_key():
+        if certificate_key(authority.certificate) != loaded.public_key():
             raise ConfigError(f"{key} is not the key of {certificate}", hint=_BOTH)
         return authority
 
@@ -96,10 +100,17 @@ class VendorAuthority:
         """Endorse a platform attestation key (COSE_Key encoding).
 
         The subject's common name is the platform's instance id without its type byte, in hex: with it
-        the name would pass the 64 characters that X.520 allows. Raises ``MalformedEvidence``.
+        the name would pass the 64 characters that X.520 allows. Raises ``MalformedEvidence``, ``ConfigError`` for
+        a key of another suite than the authority's.
         """
-        name = platform_instance_id(cose_key)[1:].hex()
-        return self._leaf(name, decode_key(cose_key), PLATFORM_PURPOSE, now, days)
+        key = decode_key(cose_key)
+        name = platform_instance_id(cose_key, suite_of(key))[1:].hex()
+        if suite_of(key) != suite_of(self.key):
+            raise ConfigError(
+                f"the platform's key is of the {suite_of(key)}, the vendor's of the {suite_of(self.key)}",
+                hint="certify it with the vendor's authority of its suite",
+            )
+        return self._leaf(name, key, PLATFORM_PURPOSE, now, days)
 
     def renew(
         self, certificate: x509.Certificate, *, now: datetime | None = None, days: int = LEAF_DAYS
@@ -136,10 +147,13 @@ class VendorAuthority:
         for serial, reason in (revoke or {}).items():
             if before is None or serial not in before.revoked:
                 builder = builder.add_revoked_certificate(_revoked(serial, reason, start))
-        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        builder = builder.add_extension(identifier, critical=False)
+        builder = builder.add_extension(self._identifier(), critical=False)
         builder = builder.add_extension(x509.CRLNumber(_next_number(before)), critical=False)
-        return builder.sign(self.key, SHA256()).public_bytes(Encoding.PEM)
+        return sign_revocations(builder, self.key).public_bytes(Encoding.PEM)
+
+    def _identifier(self) -> x509.AuthorityKeyIdentifier:
+        of_key = subject_key_identifier(self.key.public_key())
+        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(of_key)
 
     def _previous(self, data: bytes) -> RevocationList:
         before = load_list(data)
@@ -149,15 +163,15 @@ class VendorAuthority:
 
     def reference_signer(
         self, *, now: datetime | None = None, days: int = LEAF_DAYS
-    ) -> tuple[EllipticCurvePrivateKey, x509.Certificate]:
+    ) -> tuple[PrivateKey, x509.Certificate]:
         """A fresh key that may sign reference values; forget it after use."""
-        key = generate_private_key(SECP256R1())
+        key = generate(suite_of(self.key))
         return key, self._leaf("reference values", key.public_key(), REFERENCES_PURPOSE, now, days)
 
     def _leaf(
         self,
         name: str,
-        key: EllipticCurvePublicKey,
+        key: PublicKey,
         purpose: x509.ObjectIdentifier,
         now: datetime | None,
         days: int,
@@ -167,8 +181,7 @@ class VendorAuthority:
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(key_usage(sign_certificates=False), critical=True)
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=True)
-        identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
-        return builder.add_extension(identifier, critical=False).sign(self.key, SHA256())
+        return sign_certificate(builder.add_extension(self._identifier(), critical=False), key, self.key)
 
 
 def _next_number(before: RevocationList | None) -> int:
@@ -182,20 +195,9 @@ def _revoked(serial: int, reason: x509.ReasonFlags, start: datetime) -> x509.Rev
     return builder.add_extension(x509.CRLReason(reason), critical=False).build()
 
 
-def load_private_key(pem: bytes) -> EllipticCurvePrivateKey:
-    """An unencrypted P-256 key. Raises ``ValueError``."""
-    try:
-        key = load_pem_private_key(pem, None)
-    except TypeError:
-        raise ValueError("the key is encrypted") from None
-    if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP256R1):
-        raise ValueError("not a key on P-256")
-    return key
-
-
-def write_private_key(path: Path, key: EllipticCurvePrivateKey) -> None:
+def write_private_key(path: Path, key: PrivateKey) -> None:
     """Write ``key`` as PEM (PKCS #8), mode 0600 from its first moment. Raises ``ConfigError``."""
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pem = private_pem(key)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(path, pem, replace=False)
@@ -208,11 +210,14 @@ def write_private_key(path: Path, key: EllipticCurvePrivateKey) -> None:
 
 
 def load_or_make_key(path: Path) -> EllipticCurvePrivateKey:
-    """The P-256 key (PEM) in ``path``, or a fresh one that is written there. Raises ``ConfigError``."""
+    """The P-256 key (PEM) in ``path``, or a fresh one that is written there. Raises ``ConfigError``.
+
+    For what JOSE signs, which knows no other suite.
+    """
     try:
-        return load_private_key(path.read_bytes())
+        return load_p256(path.read_bytes())
     except FileNotFoundError:
-        key = generate_private_key(SECP256R1())
+        key = generate_p256()
         write_private_key(path, key)
         return key
     except OSError as error:
@@ -232,12 +237,10 @@ def certificate_name(common_name: str) -> x509.Name:
 
 
 def certificate_builder(
-    subject: x509.Name, issuer: x509.Name, key: EllipticCurvePublicKey, start: datetime, days: int
+    subject: x509.Name, issuer: x509.Name, key: PublicKey, start: datetime, days: int
 ) -> x509.CertificateBuilder:
-    builder = x509.CertificateBuilder(issuer_name=issuer, subject_name=subject, public_key=key)
-    builder = builder.serial_number(x509.random_serial_number())
-    builder = builder.not_valid_before(start).not_valid_after(start + timedelta(days=days))
-    return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    builder = unfinished_certificate(subject, issuer, key).serial_number(x509.random_serial_number())
+    return builder.not_valid_before(start).not_valid_after(start + timedelta(days=days))
 
 
 def key_usage(*, sign_certificates: bool) -> x509.KeyUsage:

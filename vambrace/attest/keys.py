@@ -14,8 +14,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
     EllipticCurvePublicNumbers,
 )
 
+from vambrace.attest import suites
 from vambrace.attest.cbor import decode, decode_tolerant, encode
+from vambrace.attest.suites import PublicKey, suite_of
 from vambrace.errors import MalformedEnvelope
+from vambrace.suite import BY_CURVE
 
 _KTY, _KID, _ALG, _KEY_OPS, _CRV, _X, _Y = 1, 2, 3, 4, -1, -2, -3
 _EC2: Final = 2
@@ -32,27 +35,29 @@ _MAX_CCA_KEY: Final = 256
 _POINT_BYTES: Final = 97  # SEC 1, 2.3.3: 0x04 and both coordinates on P-384
 
 
-def encode_key(key: EllipticCurvePublicKey) -> bytes:
-    """The COSE_Key encoding of a P-256 key: kty EC2, crv P-256, x, y and nothing else."""
-    if not isinstance(key.curve, SECP256R1):
-        raise ValueError("the key is not on P-256")
-    numbers = key.public_numbers()
-    x, y = (number.to_bytes(_COORDINATE, "big") for number in (numbers.x, numbers.y))
-    return encode({_KTY: _EC2, _CRV: 1, _X: x, _Y: y})
+def encode_key(key: PublicKey) -> bytes:
+    """The COSE_Key encoding of a suite's key: kty EC2, crv, x, y and nothing else. Raises ``ValueError``."""
+    point = suites.point(key)
+    return encode({_KTY: _EC2, _CRV: suite_of(key).curve, _X: point[:_COORDINATE], _Y: point[_COORDINATE:]})
 
 
 # A boot has one realm key, which comes with every token.
 @lru_cache(maxsize=1024)
-def decode_key(data: bytes) -> EllipticCurvePublicKey:
-    """The P-256 key that ``data`` encodes as ``encode_key`` does; raises ``MalformedEvidence`` for any other bytes."""
+def decode_key(data: bytes) -> PublicKey:
+    """The key that ``data`` encodes as ``encode_key`` does; raises ``MalformedEvidence`` for any other bytes."""
     match decode(data, limit=_MAX_KEY):
-        case {1: 2, -1: 1, -2: bytes(x), -3: bytes(y), **rest} if not rest and len(x) == len(y) == _COORDINATE:
+        case {1: 2, -1: int(curve), -2: bytes(x), -3: bytes(y), **rest} if (
+            not rest and curve in BY_CURVE and len(x) == len(y) == _COORDINATE
+        ):
             pass
         case _:
-            raise MalformedEnvelope("a key is not a COSE_Key on P-256")
-    key = _key(SECP256R1(), x, y)
+            raise MalformedEnvelope("a key is not a COSE_Key of a suite: on P-256, or of SM2")
+    try:
+        key = suites.load_public(BY_CURVE[curve].encode_spki(x + y))
+    except ValueError:
+        raise MalformedEnvelope("a key is not a point of its curve") from None
     if encode_key(key) != data:  # "true" compares equal to 1
-        raise MalformedEnvelope("a key is not a COSE_Key on P-256")
+        raise MalformedEnvelope("a key is not a COSE_Key of a suite: on P-256, or of SM2")
     return key
 
 

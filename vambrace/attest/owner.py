@@ -1,4 +1,7 @@
-"""The owner: an ECDSA P-256 key, its self-signed certificate, and what it signs (section 8).
+"""The owner: a key of a suite, its self-signed certificate, and what it signs (section 8).
+
+Where TLS cannot use the suite's keys the owner has one more, an ordinary one for TLS, whose certificate is in the
+measured configuration too: the owner's verdict on the measurement vouches for it.
 
 The certificate is in the measured configuration and its key is what counts: its dates are not looked at
 when a message is verified, because no clock of the owner's is there to compare with.
@@ -13,14 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    SECP256R1,
-    EllipticCurvePrivateKey,
-    EllipticCurvePublicKey,
-    generate_private_key,
-)
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest.cbor import decode, encode
 from vambrace.attest.chain import UNREADABLE
@@ -31,15 +27,28 @@ from vambrace.attest.endorsement import (
     certificate_builder,
     certificate_name,
     key_usage,
-    load_private_key,
     write_private_key,
+)
+from vambrace.attest.suites import (
+    PrivateKey,
+    PublicKey,
+    certificate_key,
+    generate,
+    load_private,
+    load_public,
+    sign_certificate,
+    spki,
+    suite_of,
 )
 from vambrace.certificate import owner_public_key, personalization
 from vambrace.errors import ConfigError, MalformedEvidence, MessageRefused, SignatureInvalid, UsageError
 from vambrace.files import write_whole
+from vambrace.suite import DIGEST_BYTES, NIST, Suite
 
 KEY_FILE: Final = "key.pem"
 CERTIFICATE_FILE: Final = "certificate.pem"
+CHANNEL_KEY_FILE: Final = "channel-key.pem"
+CHANNEL_CERTIFICATE_FILE: Final = "channel-certificate.pem"
 _RESTORE: Final = "take both files from a backup, or move them away and make a new identity: it owns no older image"
 MAX_MESSAGE: Final = 4096
 MAX_COUNTER: Final = (1 << 63) - 1
@@ -47,54 +56,55 @@ MAX_COUNTER: Final = (1 << 63) - 1
 
 @dataclass(frozen=True)
 class OwnerIdentity:
-    """Key and certificate, with the paths of both files, as TLS libraries want them."""
+    """Key and certificate, with the paths of both files; and those of the key for TLS, as TLS libraries want them."""
 
-    key: EllipticCurvePrivateKey
+    key: PrivateKey
     certificate: x509.Certificate
     key_path: Path
     certificate_path: Path
+    channel_certificate: x509.Certificate
+    channel_key_path: Path
+    channel_certificate_path: Path
 
     @classmethod
     def create(
-        cls, directory: Path, name: str = "vambrace owner", *, now: datetime | None = None
+        cls, directory: Path, name: str = "vambrace owner", *, suite: Suite = NIST, now: datetime | None = None
     ) -> OwnerIdentity:
         """Make a new identity in ``directory``. Raises ``ConfigError`` if one is there."""
-        key = generate_private_key(SECP256R1())
-        subject = certificate_name(name)
-        builder = certificate_builder(subject, subject, key.public_key(), now or datetime.now(UTC), ROOT_DAYS)
-        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        builder = builder.add_extension(key_usage(sign_certificates=False), critical=True)
-        certificate = builder.sign(key, SHA256())
-        identity = cls(key, certificate, directory / KEY_FILE, directory / CERTIFICATE_FILE)
-        write_private_key(identity.key_path, key)
+        pairs = [(KEY_FILE, CERTIFICATE_FILE, suite)]
+        if not suite.tls:
+            pairs.append((CHANNEL_KEY_FILE, CHANNEL_CERTIFICATE_FILE, NIST))
+        written: list[Path] = []
         try:
-            write_whole(identity.certificate_path, identity.certificate_pem.encode(), mode=0o644)
-        except OSError as error:
-            # A key without its certificate would be in the way of the next attempt.
-            identity.key_path.unlink()
-            raise ConfigError(
-                f"{identity.certificate_path} cannot be written: {error.strerror}",
-                hint="make room there, or choose another folder",
-            ) from error
-        return identity
+            for key_file, certificate_file, its_suite in pairs:
+                key = generate(its_suite)
+                pem = _self_signed(key, name, now or datetime.now(UTC)).public_bytes(Encoding.PEM)
+                write_private_key(directory / key_file, key)
+                written.append(directory / key_file)
+                _write_certificate(directory / certificate_file, pem)
+                written.append(directory / certificate_file)
+        except BaseException:
+            # A part of an identity would be in the way of the next attempt.
+            for path in written:
+                path.unlink()
+            raise
+        return cls.load(directory)
 
     @classmethod
     def load(cls, directory: Path) -> OwnerIdentity:
         """Raises ``ConfigError`` for files that are missing, damaged or of different keys."""
-        key_path, certificate_path = directory / KEY_FILE, directory / CERTIFICATE_FILE
-        try:
-            key = load_private_key(key_path.read_bytes())
-            certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
-        except OSError:
-            raise ConfigError(
-                f"there is no owner's identity in {directory}",
-                hint="'vambrace owner create' makes one; VAMBRACE_HOME says where",
-            ) from None
-        except UNREADABLE:
-            raise ConfigError(f"the owner's identity in {directory} is damaged", hint=_RESTORE) from None
-        if certificate.public_key() != key.public_key():
-            raise ConfigError(f"key and certificate in {directory} do not belong together", hint=_RESTORE)
-        return cls(key, certificate, key_path, certificate_path)
+        key, certificate = _load_pair(directory, KEY_FILE, CERTIFICATE_FILE)
+        names = (KEY_FILE, CERTIFICATE_FILE)
+        channel = certificate
+        if not suite_of(key).tls:
+            names = (CHANNEL_KEY_FILE, CHANNEL_CERTIFICATE_FILE)
+            _, channel = _load_pair(directory, *names)
+        paths = [directory / file for file in (KEY_FILE, CERTIFICATE_FILE, *names)]
+        return cls(key, certificate, paths[0], paths[1], channel, paths[2], paths[3])
+
+    @property
+    def suite(self) -> Suite:
+        return suite_of(self.key)
 
     @property
     def certificate_pem(self) -> str:
@@ -102,20 +112,35 @@ class OwnerIdentity:
         return self.certificate.public_bytes(Encoding.PEM).decode()
 
     @property
+    def channel_pem(self) -> str:
+        """For the ``channel`` entry of a configuration: empty where the owner's own key serves for TLS."""
+        return "" if self.suite.tls else self.channel_certificate.public_bytes(Encoding.PEM).decode()
+
+    @property
+    def channel_paths(self) -> tuple[Path, Path]:
+        """Certificate and key that TLS uses."""
+        return self.channel_certificate_path, self.channel_key_path
+
+    @property
+    def published(self) -> str:
+        """What a manifest's ``owner`` names: the certificate, and that of the key for TLS where there is one more."""
+        return self.certificate_pem + self.channel_pem
+
+    @property
     def spki(self) -> bytes:
         """SubjectPublicKeyInfo, DER."""
-        return self.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return spki(self.key.public_key())
 
     def personalization(self) -> bytes:
         """The personalization value of this owner's Realms, 64 bytes."""
         return personalization(self.spki)
 
-    def sign_verdict(self, instance: bytes, token_sha256: bytes, *, yes: bool) -> bytes:
+    def sign_verdict(self, instance: bytes, token_digest: bytes, *, yes: bool) -> bytes:
         """The answer to one token: ``yes`` lets this instance start, no destroys it."""
-        if len(token_sha256) != 32:
-            raise UsageError("a verdict names the SHA-256 of a token")
+        if len(token_digest) != DIGEST_BYTES:
+            raise UsageError("a verdict names the hash of a token, by the owner's suite")
         verdict = "yes" if yes else "no"
-        return self._sign("verdict", instance, {"token": token_sha256, "verdict": verdict})
+        return self._sign("verdict", instance, {"token": token_digest, "verdict": verdict})
 
     def sign_percent(self, instance: bytes, zone: int, percent: int, counter: int) -> bytes:
         """An order to encrypt ``percent`` of a zone. ``counter`` must rise from message to message."""
@@ -140,6 +165,40 @@ class OwnerIdentity:
         if len(instance) != INSTANCE_BYTES:
             raise UsageError(f"an instance has {INSTANCE_BYTES} bytes")
         return sign1(self.key, encode({"type": kind, "instance": instance, **rest}))
+
+
+def _self_signed(key: PrivateKey, name: str, now: datetime) -> x509.Certificate:
+    subject = certificate_name(name)
+    builder = certificate_builder(subject, subject, key.public_key(), now, ROOT_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(key_usage(sign_certificates=False), critical=True)
+    return sign_certificate(builder, key.public_key(), key)
+
+
+def _write_certificate(path: Path, pem: bytes) -> None:
+    try:
+        write_whole(path, pem, mode=0o644)
+    except OSError as error:
+        raise ConfigError(
+            f"{path} cannot be written: {error.strerror}", hint="make room there, or choose another folder"
+        ) from error
+
+
+def _load_pair(directory: Path, key_file: str, certificate_file: str) -> tuple[PrivateKey, x509.Certificate]:
+    try:
+        key = load_private((directory / key_file).read_bytes())
+        certificate = x509.load_pem_x509_certificate((directory / certificate_file).read_bytes())
+        same = certificate_key(certificate) == key.public_key()
+    except OSError:
+        raise ConfigError(
+            f"there is no owner's identity in {directory}",
+            hint="'vambrace owner create' makes one; VAMBRACE_HOME says where",
+        ) from None
+    except UNREADABLE:
+        raise ConfigError(f"the owner's identity in {directory} is damaged", hint=_RESTORE) from None
+    if not same:
+        raise ConfigError(f"key and certificate in {directory} do not belong together", hint=_RESTORE)
+    return key, certificate
 
 
 @dataclass(frozen=True)
@@ -266,11 +325,8 @@ def _verify(
     return body
 
 
-def _public_key(owner: str) -> EllipticCurvePublicKey:
+def _public_key(owner: str) -> PublicKey:
     try:
-        key = load_der_public_key(owner_public_key(owner))
+        return load_public(owner_public_key(owner))
     except (ConfigError, ValueError):
         raise MessageRefused("the Realm has no owner whose key can be read") from None
-    if not isinstance(key, EllipticCurvePublicKey):
-        raise MessageRefused("the Realm has no owner whose key can be read")
-    return key

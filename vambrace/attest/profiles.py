@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-
 from vambrace.attest import cca, claims, keys
 from vambrace.attest.claims import UnverifiedPlatform, UnverifiedRealm
-from vambrace.attest.cose import ALGORITHMS, ES256, X5CHAIN, X5T
+from vambrace.attest.cose import OF_SUITES, REGISTERED, X5CHAIN, X5T
+from vambrace.attest.suites import PublicKey
 from vambrace.errors import UnknownProfile
 
 _CONTENT_TYPE, _KID, _TYPE = 3, 4, 16
@@ -37,14 +36,16 @@ class Profile:
     realm: str | None
     decode_platform: Callable[[Any], UnverifiedPlatform]
     decode_realm: Callable[[Any], UnverifiedRealm]
-    decode_rak: Callable[[bytes], EllipticCurvePublicKey]
+    decode_rak: Callable[[bytes], PublicKey]
     collections: frozenset[Collection] = frozenset({Collection.RECORDS, Collection.LEGACY})
-    algorithms: frozenset[int] = frozenset(ALGORITHMS)
+    algorithms: frozenset[int] = frozenset(REGISTERED)
     #: Header parameters beside the algorithm: protected, and unprotected ones of the platform and the realm token.
     protected: frozenset[int] = frozenset({_CONTENT_TYPE, _KID, _TYPE, X5T})
     platform_loose: frozenset[int] = frozenset({_KID, X5CHAIN})
     realm_loose: frozenset[int] = frozenset({_KID})
     deterministic: bool = False
+    #: Whether all that is signed and hashed for a token is of one suite.
+    one_suite: bool = False
 
 
 VAMBRACE: Final = Profile(
@@ -54,11 +55,12 @@ VAMBRACE: Final = Profile(
     decode_platform=claims.decode_platform,
     decode_realm=claims.decode_realm,
     decode_rak=keys.decode_key,
-    algorithms=frozenset({ES256}),
+    algorithms=OF_SUITES,
     protected=frozenset(),
     platform_loose=frozenset({X5CHAIN}),
     realm_loose=frozenset(),
     deterministic=True,
+    one_suite=True,
 )
 
 _CCA_LEGACY_PLATFORM: Final = "http://arm.com/CCA-SSD/1.0.0"

@@ -15,11 +15,10 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import CRLEntryExtensionOID, ExtensionOID
 
+from vambrace.attest.suites import certificate_key, revokes
 from vambrace.errors import CertificateRevoked, ConfigError, RevocationUnknown
 
 MAX_LIST: Final = 16 << 20
@@ -132,14 +131,10 @@ def _reason(entry: x509.RevokedCertificate) -> str:
 
 @lru_cache(maxsize=256)
 def _signed(encoded: bytes, issuer: x509.Certificate) -> bool:
-    key = issuer.public_key()
-    if not isinstance(key, EllipticCurvePublicKey):
-        return False
     crl = x509.load_der_x509_crl(encoded)
     try:
-        if not isinstance(crl.signature_hash_algorithm, SHA256 | SHA384):
-            return False
-        return issuer.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign and crl.is_signature_valid(key)
+        may = issuer.extensions.get_extension_for_class(x509.KeyUsage).value.crl_sign
+        return may and revokes(crl, certificate_key(issuer))
     except _UNREADABLE:
         return False
 

@@ -14,6 +14,7 @@ from vambrace.attest.chain import MAX_CHAIN
 from vambrace.attest.cose import X5CHAIN, X5T, Sign1, check_headers, decode_sign1_tolerant
 from vambrace.attest.profiles import Collection, Profile
 from vambrace.errors import MalformedCbor, MalformedEnvelope
+from vambrace.suite import BY_HASH, NIST, Suite
 
 COLLECTION_TAG: Final = 907
 LEGACY_COLLECTION_TAG: Final = 399  # drafts of the CCA token before CMW
@@ -38,6 +39,11 @@ class UnverifiedToken:
     platform: claims.UnverifiedPlatform
     realm: claims.UnverifiedRealm
     x5chain: tuple[bytes, ...]
+
+    @property
+    def suite(self) -> Suite:
+        """In which the Realm was measured, and challenges are made."""
+        return BY_HASH.get(self.realm.hash_algorithm, NIST)
 
 
 @dataclass(frozen=True)

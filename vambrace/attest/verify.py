@@ -25,6 +25,7 @@ from vambrace.attest.revocation import RevocationList
 from vambrace.attest.show import describe_component
 from vambrace.attest.token import decode_evidence
 from vambrace.errors import UnknownProfile
+from vambrace.suite import BY_HASH, NIST, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,8 @@ class VerifiedToken:
     lifecycle: int
     components: tuple[Component, ...]
     endorsement: str  # who vouches for the platform's key: for ours, the subject of its certificate
-    token_sha256: bytes  # what the owner's verdict names
+    token_sha256: bytes
+    token_digest: bytes  # by the suite's hash: what the owner's verdict names
 
     def as_dict(self) -> dict[str, Any]:
         """A JSON-able rendering."""
@@ -110,7 +112,7 @@ def verify_launch(
     of tokens that the user had for other starts: one of these is a ``ReplayedToken``, and not only a wrong answer.
     """
     evidence = decode_evidence(token)
-    challenge = launch_challenge(nonce, evidence.realm.instance)
+    challenge = launch_challenge(nonce, evidence.realm.instance, _suite(policy))
     return verify_evidence(
         token,
         roots=roots,
@@ -148,7 +150,7 @@ def verify_channel(
         token,
         roots=roots,
         references=references,
-        challenge=channel_challenge(nonce, spki, instance),
+        challenge=channel_challenge(nonce, spki, instance, _suite(policy)),
         measurement=measurement,
         personalization=personalization,
         policy=policy,
@@ -229,6 +231,7 @@ def accepted_token(appraisal: Appraisal) -> VerifiedToken:
         "components": platform.components,
         "endorsement": appraisal.endorsement,
         "token_sha256": appraisal.sha256,
+        "token_digest": appraisal.digest,
     }
     if not isinstance(realm, UnverifiedVambraceRealm):
         return VerifiedToken(**common)
@@ -241,3 +244,8 @@ def accepted_token(appraisal: Appraisal) -> VerifiedToken:
         cache_partition=realm.cache_partition,
         domain_class=realm.domain_class,
     )
+
+
+def _suite(policy: Policy | None) -> Suite:
+    """In which suite a challenge was made: that of the measurement that is expected."""
+    return BY_HASH.get((policy or Policy()).hash_algorithm, NIST)

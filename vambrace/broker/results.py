@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vambrace.attest.appraisal import Appraisal
 from vambrace.attest.ear import claims_set, sign_jwt
-from vambrace.attest.endorsement import load_private_key
+from vambrace.attest.suites import load_p256
 from vambrace.broker.envelope import TeeKey
 from vambrace.errors import ConfigError
 
@@ -18,7 +18,7 @@ class ResultSigner:
     def __init__(self, key: Path, seconds: int) -> None:
         self._lifetime = timedelta(seconds=seconds)
         try:
-            self._key = load_private_key(key.read_bytes())
+            self._key = load_p256(key.read_bytes())
         except OSError as error:
             raise ConfigError(f"the broker's key {key}: {error.strerror}", hint="see key in broker.toml") from None
         except ValueError:

@@ -6,12 +6,14 @@ import argparse
 
 from vambrace.cli.output import Output
 from vambrace.cli.parser import Commands
+from vambrace.suite import NIST, SUITES
 
 
 def add(commands: Commands) -> None:
     group = commands.group("owner", "your identity as an owner of Realms")
     create = group.add("create", "make your key and certificate", _create, "vambrace owner create --name 'Ward 7'")
     create.add_argument("--name", default="vambrace owner", help="the certificate's subject")
+    create.add_argument("--suite", choices=list(SUITES), default=NIST.name, help="of which suite (default: nist)")
     group.add("show", "print your certificate", _show, "vambrace owner show > owner.pem")
 
 
@@ -20,10 +22,14 @@ def _create(options: argparse.Namespace, output: Output) -> int:
     from vambrace.client.context import Context
 
     directory = Context().owner
-    owner = OwnerIdentity.create(directory, options.name)
+    owner = OwnerIdentity.create(directory, options.name, suite=SUITES[options.suite])
     personalization = owner.personalization().hex()
     output.result(
-        {"certificate": str(owner.certificate_path), "personalization": personalization},
+        {
+            "certificate": str(owner.certificate_path),
+            "suite": owner.suite.name,
+            "personalization": personalization,
+        },
         [f"certificate: {owner.certificate_path}", f"keep the key beside it safe: {owner.key_path}"],
     )
     return 0
@@ -36,8 +42,10 @@ def _show(options: argparse.Namespace, output: Output) -> int:
     owner = OwnerIdentity.load(Context().owner)
     value = {
         "certificate": owner.certificate_pem,
+        "channel": owner.channel_pem,
+        "suite": owner.suite.name,
         "path": str(owner.certificate_path),
         "personalization": owner.personalization().hex(),
     }
-    output.result(value, owner.certificate_pem.splitlines())
+    output.result(value, owner.published.splitlines())
     return 0

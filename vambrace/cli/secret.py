@@ -74,7 +74,7 @@ def _client(options: argparse.Namespace) -> Iterator[BrokerClient]:
         except (OSError, ValueError, KeyError):
             raise UsageError("no broker is known", hint="give --broker URL and --certificate FILE") from None
     owner = OwnerIdentity.load(context.owner)
-    with BrokerClient(url, certificate, owner.certificate_path, owner.key_path) as client:
+    with BrokerClient(url, certificate, *owner.channel_paths) as client:
         yield client
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from vambrace.cli.output import Output
 from vambrace.cli.parser import Commands, port
-from vambrace.cli.session import EMULATED
+from vambrace.cli.session import emulated_host
+from vambrace.suite import NIST, SUITES
 
 if TYPE_CHECKING:
     from vambrace.emulator.server import Access, Server
@@ -20,17 +21,19 @@ def add(commands: Commands) -> None:
     up = group.add("up", "start it, and make it the current host", _up, "vambrace server up")
     factory = group.add("factory", "provision a new machine once, and lock it", _factory, "vambrace server factory")
     factory.add_argument("--unlocked", action="store_true", help="leave it not provisioned: its tokens are refused")
-    group.add("renew", "have the vendor certify the platform's key anew", _renew, "vambrace server renew")
-    group.add("revoke", "have the vendor revoke its certificates, for ever", _revoke, "vambrace server revoke")
+    renew = group.add("renew", "have the vendor certify the platform's key anew", _renew, "vambrace server renew")
+    revoke = group.add("revoke", "have the vendor revoke its certificates, for ever", _revoke, "vambrace server revoke")
     words = "open the machine for debugging, or destroy its keys: FOR EVER"
     retire = group.add("retire", words, _retire, "vambrace server retire decommissioned --for-ever")
     retire.add_argument("state", choices=("debug", "decommissioned"))
     retire.add_argument("--for-ever", action="store_true", help="nothing brings the machine back; say that you know")
-    group.add("down", "stop it", _down, "vambrace server down")
-    group.add("status", "whether it runs and answers", _status, "vambrace server status --json")
-    group.add("reset", "stop it and erase its state, its fuse included", _reset, "vambrace server reset")
+    down = group.add("down", "stop it", _down, "vambrace server down")
+    status = group.add("status", "whether it runs and answers", _status, "vambrace server status --json")
+    reset = group.add("reset", "stop it and erase its state, its fuse included", _reset, "vambrace server reset")
     dump = group.add("dump", "write its physical memory to a file", _dump, "vambrace server dump memory.bin")
     dump.add_argument("file", type=Path)
+    for parser in (build, up, factory, renew, revoke, retire, down, status, reset, dump):
+        parser.add_argument("--suite", choices=list(SUITES), default=NIST.name, help="the server of this suite")
     for parser in (build, up, factory):
         parser.add_argument("--newer", action="store_true", help="take newer packages where the recorded are gone")
         parser.add_argument(
@@ -52,7 +55,12 @@ def _server(options: argparse.Namespace) -> Server:
     devices = getattr(options, "devices", False)
     broker = getattr(options, "broker", 0) or BROKER[1]
     return Server(
-        port=getattr(options, "port", 0), insecure=insecure, newer=newer, devices=devices, broker=broker
+        port=getattr(options, "port", 0),
+        insecure=insecure,
+        suite=SUITES[options.suite],
+        newer=newer,
+        devices=devices,
+        broker=broker,
     )
 
 
@@ -74,17 +82,17 @@ def _build(options: argparse.Namespace, output: Output) -> int:
 def _up(options: argparse.Namespace, output: Output) -> int:
     _check_qemu()
     access = _server(options).up(output.progress, cold=options.cold)
-    _add_host(access)
-    output.result({"host": EMULATED, "url": access.url}, [f"up at {access.url}; it is the current host"])
+    name = _add_host(access, options)
+    output.result({"host": name, "url": access.url}, [f"up at {access.url}; it is the current host"])
     return 0
 
 
 def _factory(options: argparse.Namespace, output: Output) -> int:
     _check_qemu()
     access = _server(options).factory(output.progress, lock=not options.unlocked)
-    _add_host(access)
+    name = _add_host(access, options)
     state = "not locked: its tokens prove nothing" if options.unlocked else "locked"
-    output.result({"host": EMULATED, "url": access.url, "locked": not options.unlocked}, [f"provisioned, and {state}"])
+    output.result({"host": name, "url": access.url, "locked": not options.unlocked}, [f"provisioned, and {state}"])
     return 0
 
 
@@ -104,7 +112,8 @@ def _retire(options: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def _add_host(access: Access) -> None:
+def _add_host(access: Access, options: argparse.Namespace) -> str:
+    """Make the server the current host; its name."""
     from vambrace.client.context import Context, HostEntry
 
     entry = HostEntry(
@@ -116,7 +125,9 @@ def _add_host(access: Access) -> None:
         references=str(access.references),
         revocation_list=str(access.revocation_list),
     )
-    Context().add_host(EMULATED, entry)
+    name = emulated_host(options.suite)
+    Context().add_host(name, entry)
+    return name
 
 
 def _revoke(options: argparse.Namespace, output: Output) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from vambrace.errors import ConfigError, HostUnreachable, UsageError, VambraceError
+from vambrace.suite import NIST, SUITES
 
 if TYPE_CHECKING:
     from vambrace.attest.policy import Policy
@@ -19,8 +20,14 @@ if TYPE_CHECKING:
     from vambrace.client.realm import Realm
     from vambrace.client.trust import Trust
 
-# What 'vambrace server up' calls the host that it starts.
-EMULATED = "emulated"
+
+def emulated_host(suite: str) -> str:
+    """What 'vambrace server up' calls the host that it starts."""
+    return "emulated" if suite == NIST.name else f"emulated-{suite}"
+
+
+#: The option that means each of them.
+EMULATED = {emulated_host(suite): "" if suite == NIST.name else f" --suite {suite}" for suite in SUITES}
 
 
 def open_context() -> Context:
@@ -98,8 +105,8 @@ def _advice(options: argparse.Namespace, context: Context) -> Iterator[None]:
             error.hint = f"{error.hint}, or start the emulated server with 'vambrace server up'"
         raise
     except ConfigError as error:
-        if context.host_name(options.host) == EMULATED:
-            error.hint = "'vambrace server up' makes it"
+        if (name := context.host_name(options.host)) in EMULATED:
+            error.hint = f"'vambrace server up{EMULATED[name]}' makes it"
         raise
 
 
@@ -108,5 +115,9 @@ def advise(error: VambraceError, options: argparse.Namespace) -> None:
     if not isinstance(error, HostUnreachable) or not hasattr(options, "host"):
         return
     with contextlib.suppress(VambraceError):
-        if open_context().host_name(options.host) == EMULATED:
-            error.hint = "'vambrace server status' looks after it, 'vambrace server up' starts it and makes it known"
+        if (name := open_context().host_name(options.host)) in EMULATED:
+            suite = EMULATED[name]
+            error.hint = (
+                f"'vambrace server status{suite}' looks after it,"
+                f" 'vambrace server up{suite}' starts it and makes it known"
+            )

@@ -87,7 +87,10 @@ def _appraise(options: argparse.Namespace, output: Output) -> Appraisal:
     # What the policy demands of revocation is a matter of the appraisal, so that a refusal has its result.
     anchors = read_anchors(roots=options.root, corims=options.references, lists=options.crl, signers=options.signer)
     token = read_file(options.token)
-    challenge = options.challenge or launch_challenge(options.nonce, decode_evidence(token).realm.instance)
+    challenge = options.challenge
+    if not challenge:
+        evidence = decode_evidence(token)
+        challenge = launch_challenge(options.nonce, evidence.realm.instance, evidence.suite)
     return appraise(
         token,
         anchors=anchors,
@@ -106,7 +109,8 @@ class _Expected(NamedTuple):
 
 
 def _expected(options: argparse.Namespace, output: Output) -> _Expected:
-    from vambrace.certificate import owner_public_key, personalization
+    from vambrace.certificate import owner_public_key, owner_suite, personalization
+    from vambrace.image.certificates import read_owner
 
     measurement, owner, algorithm, cache = options.measurement, None, None, None
     if options.bundle:
@@ -118,8 +122,10 @@ def _expected(options: argparse.Namespace, output: Output) -> _Expected:
         measurement = measurement or bundle.measurement()
         owner, algorithm, cache = bundle.config.personalization(), bundle.config.hash, bundle.config.cache
     if options.owner:
-        spki = owner_public_key(read_file(options.owner).decode("ascii", errors="replace"))
-        owner = personalization(spki)
+        read_file(options.owner)  # which says it as other files' errors are said
+        certificate, _ = read_owner(options.owner)
+        owner = personalization(owner_public_key(certificate))
+        algorithm = algorithm or owner_suite(certificate).hash
     return _Expected(measurement, owner, algorithm, bool(cache and cache.required))
 
 

@@ -300,9 +300,7 @@ class Attested(Domain):
         with self._beginning:
             if self._tunnel is None:
                 verify, owner = self._judge(), self.owner
-                self._tunnel = Tunnel(
-                    lambda: Pipe.open(self.host, self.uuid, owner.certificate_path, owner.key_path, verify)
-                )
+                self._tunnel = Tunnel(lambda: Pipe.open(self.host, self.uuid, *owner.channel_paths, verify))
             return self._tunnel
 
     def _reach(self, work: Callable[[Tunnel], Coroutine[Any, Any, T]]) -> T:
@@ -323,7 +321,7 @@ class Attested(Domain):
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                self._channel = Channel(self.host, self.uuid, owner.certificate_path, owner.key_path, verify)
+                self._channel = Channel(self.host, self.uuid, *owner.channel_paths, verify)
                 return self._channel
             except Conflict as error:
                 info = self.info()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -94,14 +93,14 @@ class Realm(Attested):
         """Sign and send the yes. Only for a token that ``verify`` accepted."""
         if self.verified is None:
             raise UsageError("a Realm is approved only after its token was verified", hint="call verify first")
-        message = self.owner.sign_verdict(self.verified.instance, self.verified.token_sha256, yes=True)
+        message = self.owner.sign_verdict(self.verified.instance, self.verified.token_digest, yes=True)
         self.host.verdict(self.uuid, message)
 
     def refuse(self, token: bytes) -> DomainInfo:
         """Sign and send the no for ``token``, and wait until the Realm is destroyed; returns its end."""
         try:
             instance = decode_evidence(token).realm.instance
-            message = self.owner.sign_verdict(instance, hashlib.sha256(token).digest(), yes=False)
+            message = self.owner.sign_verdict(instance, self.config.suite.digest(token), yes=False)
             self.host.verdict(self.uuid, message)
         except VambraceError:
             # A token that cannot even be read: a no needs no proof, silence would do as well.

@@ -16,6 +16,7 @@ from vambrace.emulator import devicetree, firmware, hostroot, optee
 from vambrace.emulator import sources as laid_beside
 from vambrace.emulator.firmware import VERSIONS, HostFiles, Versions
 from vambrace.emulator.hostroot import PRODUCT, HostImage, Variant
+from vambrace.suite import NIST, Suite
 
 Progress = Callable[[str], None]
 LOCK_FILE = Path(__file__).parent.parent / "debian/packages.lock"
@@ -68,18 +69,20 @@ def build(
     rot_key: Path | None,
     vendor_root: bytes,
     insecure: bool = False,
+    suite: Suite = NIST,
     newer: bool = False,
     variant: Variant = PRODUCT,
     versions: Versions = VERSIONS,
 ) -> ServerBuild:
     """Build what is not in the cache. ``rot_key`` signs the firmware's certificates; ``vendor_root`` (PEM) is the
-    authority whose endorsement the host takes.
+    authority whose endorsement the host takes; ``suite`` is the host's.
 
     Raises BuildError, ToolMissing.
     """
     archive = Archive(cache.root / "archive", LOCK_FILE, newer=newer)
     progress("the host's root: Debian packages and vambrace")
     settings = HOST_SETTINGS + ('insecure = "no-trustzone"\n' if insecure else "")
+    settings += "" if suite == NIST else f'suite = "{suite.name}"\n'
     host = hostroot.build_host(archive, cache, settings, vendor_root, variant)
     if insecure or rot_key is None:
         return ServerBuild(host, None)

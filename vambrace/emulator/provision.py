@@ -18,6 +18,7 @@ from vambrace.attest.owner import KEY_FILE, OwnerIdentity
 from vambrace.debian import tools
 from vambrace.emulator.vendor import Vendor
 from vambrace.files import write_whole
+from vambrace.suite import NIST, Suite
 
 STATE_BYTES = 4 << 30
 _DAYS = 825
@@ -60,13 +61,18 @@ class Credentials:
         shutil.copyfile(self.ca, self.server / "clients.pem")
 
 
-def vendor(directory: Path) -> tuple[Vendor, Path]:
-    """The vendor's authority and the path of its firmware signing key, made at the first call."""
+def vendor(directory: Path, suite: Suite = NIST) -> tuple[Vendor, Path]:
+    """The vendor's authority of ``suite`` and the path of its firmware signing key, made at the first call.
+
+    Firmware is signed with one key, whatever the suite: trusted firmware takes RSA and ECDSA only.
+    """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key, certificate = directory / "vendor.key", directory / "vendor-root.pem"
+    own = directory if suite == NIST else directory / suite.name
+    own.mkdir(exist_ok=True, mode=0o700)
+    key, certificate = own / "vendor.key", own / "vendor-root.pem"
     if not key.exists():
         certificate.unlink(missing_ok=True)
-        VendorAuthority.create().save(key, certificate)
+        VendorAuthority.create(suite=suite).save(key, certificate)
     rot_key = directory / "firmware-rot.key"
     if not rot_key.exists():
         # TF-A's trusted boot takes RSA by default (TBBR).
@@ -74,15 +80,15 @@ def vendor(directory: Path) -> tuple[Vendor, Path]:
 
         write_whole(rot_key, _key_pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
     authority = VendorAuthority.load(key, certificate)
-    return Vendor(authority.certificate, authority.key, directory), rot_key
+    return Vendor(authority.certificate, authority.key, own), rot_key
 
 
-def platform_owner(home: Path) -> OwnerIdentity:
+def platform_owner(home: Path, suite: Suite = NIST) -> OwnerIdentity:
     """Key and certificate of the platform's owner, made at the first call."""
     directory = home / "platform-owner"
     if not (directory / KEY_FILE).exists():
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return OwnerIdentity.create(directory, "platform owner")
+        return OwnerIdentity.create(directory, "platform owner", suite=suite)
     return OwnerIdentity.load(directory)
 
 

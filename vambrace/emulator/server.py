@@ -31,18 +31,20 @@ from vambrace.emulator.saved import SavedState, fingerprint
 from vambrace.emulator.vendor import Vendor
 from vambrace.errors import NoSpace, ServerError, UsageError
 from vambrace.files import write_whole
+from vambrace.suite import NIST, Suite
 
 PORT = 8443
 READY_SECONDS = 240
 RESUMED_SECONDS = 60
 
 
-def default_home() -> Path:
-    """Where the emulated server lives: VAMBRACE_SERVER, else the user's data directory (XDG)."""
+def default_home(suite: Suite = NIST) -> Path:
+    """Where the emulated server of ``suite`` lives: VAMBRACE_SERVER, else the user's data directory (XDG); for another
+    suite than the default one a folder beside that."""
     configured = os.environ.get("VAMBRACE_SERVER")
-    if configured:
-        return Path(configured)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vambrace/server"
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
+    home = Path(configured) if configured else data / "vambrace/server"
+    return home if suite == NIST else home.with_name(f"{home.name}-{suite.name}")
 
 
 def _configured_port() -> int:
@@ -71,7 +73,7 @@ class Server:
 
     ``insecure`` chooses a machine without TrustZone; its tokens say so. ``variant`` is another host than the
     product's, for tests and benchmarks. With ``devices`` it has PCI devices for its domains. ``broker`` is the port of
-    this machine that its Realms reach as ``qemu.BROKER``.
+    this machine that its Realms reach as ``qemu.BROKER``. ``suite`` is the host's, its vendor's and its owner's.
     """
 
     def __init__(
@@ -82,17 +84,19 @@ class Server:
         cache: Cache | None = None,
         vendor: Path | None = None,
         insecure: bool = False,
+        suite: Suite = NIST,
         newer: bool = False,
         variant: Variant = PRODUCT,
         devices: bool = False,
         broker: int = qemu.BROKER[1],
     ) -> None:
-        self.home = (home or default_home()).resolve()
+        self.home = (home or default_home(suite)).resolve()
         self.port = port or _configured_port()
         self.cache = cache or Cache()
         # A vendor makes many servers; its keys are not one server's.
         self.vendor = vendor or self.home.parent / "vendor"
         self.insecure = insecure
+        self.suite = suite
         self.newer = newer
         self.variant = variant
         self.devices = devices
@@ -114,6 +118,7 @@ class Server:
             rot_key=rot_key,
             vendor_root=authority.certificate_pem,
             insecure=self.insecure,
+            suite=self.suite,
             newer=self.newer,
             variant=self.variant,
         )
@@ -138,7 +143,7 @@ class Server:
 
         The vendor certifies no software key: whoever has one could sign that it is in TrustZone.
         """
-        return provision.vendor(self.vendor / "insecure" if self.insecure else self.vendor)
+        return provision.vendor(self.vendor / "insecure" if self.insecure else self.vendor, self.suite)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -158,7 +163,7 @@ class Server:
             self.published / "vendor-root.pem",
             self.published / "reference-values.corim",
             self.published / "vendor.crl",
-            provision.platform_owner(self.home).key_path,
+            provision.platform_owner(self.home, self.suite).key_path,
         )
 
     def running_port(self) -> int:
@@ -169,7 +174,12 @@ class Server:
             return self.port
 
     def _kind(self) -> dict[str, Any]:
-        return {"insecure": self.insecure, "variant": self.variant.name, "devices": self.devices}
+        return {
+            "insecure": self.insecure,
+            "suite": self.suite.name,
+            "variant": self.variant.name,
+            "devices": self.devices,
+        }
 
     def _check_running(self) -> None:
         """Raises ServerError: another server than this one runs here."""
@@ -179,6 +189,7 @@ class Server:
             return
         if {key: running.get(key) for key in self._kind()} != self._kind():
             kind = "without TrustZone" if running.get("insecure") else f"with the host {running.get('variant')!r}"
+            kind += f", of the suite {running.get('suite')!r}"
             kind += " and PCI devices" if running.get("devices") else " and no PCI devices"
             raise ServerError(f"another server runs here, {kind}", hint="stop it first: 'vambrace server down'")
 
@@ -214,7 +225,7 @@ class Server:
         try:
             how = self._start(machine, progress, cold=cold)
             factory.begin(self.api, self._vendor()[0], progress, lock=lock and not self.insecure)
-            factory.own(self.api, provision.platform_owner(self.home), progress)
+            factory.own(self.api, provision.platform_owner(self.home, self.suite), progress)
         except BaseException:
             self._down()
             raise
@@ -244,7 +255,7 @@ class Server:
     def retire(self, state: str, progress: Progress) -> None:
         """Take the running platform to ``state``, "debug" or "decommissioned", for ever, by its owner's word."""
         with self._alone():
-            factory.retire(self.api, provision.platform_owner(self.home), state, progress)
+            factory.retire(self.api, provision.platform_owner(self.home, self.suite), state, progress)
 
     def revoke(self) -> int:
         """Have the vendor revoke all certificates of the running platform's key, and publish that; how many were not

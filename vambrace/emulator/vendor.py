@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ReasonFlags
 
 from vambrace.attest.endorsement import LEAF_DAYS, VendorAuthority, platform_instance_id
+from vambrace.attest.keys import decode_key
 from vambrace.attest.revocation import load_list
+from vambrace.attest.suites import suite_of
 from vambrace.errors import ConfigError
 from vambrace.files import write_whole
 
@@ -82,4 +84,4 @@ class Vendor(VendorAuthority):
 
 
 def _name(cose_key: bytes) -> str:
-    return platform_instance_id(cose_key)[1:].hex()
+    return platform_instance_id(cose_key, suite_of(decode_key(cose_key)))[1:].hex()

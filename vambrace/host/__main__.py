@@ -143,8 +143,8 @@ async def serve(
 def _session(settings: Settings) -> contextlib.AbstractContextManager[Session]:
     if settings.insecure:
         log.warning("no TrustZone: software keys, every token says that it is insecure")
-        return InsecurePlatform()
-    return TrustZone()
+        return InsecurePlatform(settings.suite)
+    return TrustZone(settings.suite)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Attested(Domain):
         if self._signed is not None and measurement != self._signed:
             raise DomainError("what was loaded is not what the platform's owner signed", hint="send the image again")
         self.record.measurement = measurement.hex()
-        challenge = launch_challenge(bytes.fromhex(self.record.nonce), self._instance)
+        challenge = launch_challenge(bytes.fromhex(self.record.nonce), self._instance, self.config.suite)
         self._token = await self._platform.token(self._claims(challenge))
 
     async def _serve(self) -> None:
@@ -130,7 +130,7 @@ class Attested(Domain):
             rems=self._registers.values,
             personalization=self.config.personalization(),
             challenge=challenge,
-            hash_algorithm=self.config.hash,
+            suite=self.config.suite,
             debug=self.config.debug,
             key_storage="dram",
             cache_partition=self._place.partition.value,

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest.cbor import Tag, decode, encode
 from vambrace.attest.chain import MAX_CHAIN, UNREADABLE
 from vambrace.attest.cose import SIGN1_TAG, X5CHAIN, encode_key
+from vambrace.attest.suites import certificate_key
 from vambrace.attest.token import COLLECTION_TAG, MAX_TOKEN, collect
 from vambrace.errors import ConfigError, MalformedEvidence, TrustZoneError
 
@@ -51,12 +51,9 @@ def parse_chain(pem: bytes) -> list[bytes]:
 def endorses(chain: Sequence[bytes], platform_key: bytes) -> bool:
     """Whether the leaf of ``chain`` certifies ``platform_key`` (a COSE_Key encoding)."""
     try:
-        key = x509.load_der_x509_certificate(chain[0]).public_key()
+        return encode_key(certificate_key(x509.load_der_x509_certificate(chain[0]))) == platform_key
     except UNREADABLE:
         return False
-    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
-        return False
-    return encode_key(key) == platform_key
 
 
 def _tagged(data: Any, tag: int) -> Any:

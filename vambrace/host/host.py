@@ -15,6 +15,7 @@ from typing import Any
 
 from vambrace import __version__
 from vambrace.classes import NORMAL, REALM, SECURE, DomainClass
+from vambrace.config import DomainConfig
 from vambrace.errors import CapacityError, ConfigError, Conflict, ImageError, NotFound
 from vambrace.host.domain import Admitted, Domain, Services
 from vambrace.host.launcher import Launcher
@@ -74,7 +75,8 @@ class Host:
         self.settings = settings
         self.store = store
         self.platform = platform
-        self.owner = PlatformOwner(settings.state / "platform-owner.json", lambda: platform.platform_key)
+        path = settings.state / "platform-owner.json"
+        self.owner = PlatformOwner(path, lambda: platform.platform_key, settings.suite)
         # Lazily faulted guests do not show in MemAvailable, so it is read once, before there are any.
         self.memory_limit = settings.guest_memory or max(0, memory_available() - HOST_RESERVE)
         self.shares = Shares(settings, self.memory_limit)
@@ -122,11 +124,19 @@ class Host:
 
     # Domains
 
+    def _check_suite(self, config: DomainConfig) -> None:
+        """What an image demands of all that vouches for it, this host must be able to say of its own evidence."""
+        if config.suite != self.settings.suite:
+            raise ConfigError(
+                f"the image is of the {config.suite}, this host of the {self.settings.suite}",
+                hint="build the image with the host's suite, or choose another host",
+            )
+
     async def create(self, uuid: str, request: DomainRequest) -> tuple[Domain | DomainRecord, bool]:
         """The domain ``uuid`` and whether it is new.
 
         Raises ``Conflict`` (other content, name in use), ``CapacityError``, ``NotFound`` (image),
-        ``ConfigError`` (debug), ``HostError`` (no endorsement), ``MessageRefused`` (the image's signature).
+        ``ConfigError`` (debug, suite), ``HostError`` (no endorsement), ``MessageRefused`` (the image's signature).
         """
         async with self._admission:
             existing = self._known(uuid)
@@ -144,6 +154,7 @@ class Host:
             image = self.store.image(request.image)
             config = await asyncio.to_thread(image.read_config)
             if config.kind.attested:
+                self._check_suite(config)
                 self.platform.require_endorsed()
             signature = await asyncio.to_thread(image.read_signature)
             signed = self.owner.check(config, signature, demanded=self.settings.signed_only)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import time
 from typing import Any
 
@@ -54,7 +53,7 @@ class Realm(Attested):
             raise Conflict("a verdict was already given, or the Realm is ending", status=409)
         if self._deadline is not None and time.time() > self._deadline:
             raise Conflict("the verdict comes after its deadline", status=409)
-        digest = hashlib.sha256(self._token).digest()
+        digest = self.config.suite.digest(self._token)
         yes = owner.verify_verdict(message, owner=self.config.owner, instance=self._instance, token_digest=digest)
         self._verdict.set_result(yes)
 
@@ -157,7 +156,7 @@ class Realm(Attested):
         claims = SealingClaims(
             personalization=self.config.personalization(),
             rim=bytes(32) if owner else bytes.fromhex(self.record.measurement),
-            hash_algorithm=self.config.hash,
+            suite=self.config.suite,
             name=self.config.name if owner else "",
             version=version,
             debug=self.config.debug,

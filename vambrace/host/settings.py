@@ -14,6 +14,7 @@ from vambrace.partition.cards import Network
 from vambrace.partition.cgroups import ROOT
 from vambrace.partition.devices import PATTERN
 from vambrace.partition.geometry import Cache, configured
+from vambrace.suite import NIST, Suite, suite_named
 
 NO_TRUSTZONE = "no-trustzone"
 OFF, WAYS, COLOURS, AUTO = PARTITIONS = ("off", "ways", "colours", "auto")
@@ -44,6 +45,8 @@ class Settings:
     ``signed_only``: Realms, too, need the platform owner's signature on their image.
     ``pci_devices`` are the devices that domains may have, by address or by vendor:device; those that cannot be reset
     between their owners are among them only with ``allow_unresettable_devices``.
+    ``suite`` is what this host hashes, signs and encrypts with (``vambrace/suite.py``): images of attested domains are
+    of it, too.
     ``insecure`` is empty or ``"no-trustzone"``; the latter uses software keys and every token says so.
     """
 
@@ -65,6 +68,7 @@ class Settings:
     guest_memory: int = 0
     allow_debug: bool = False
     signed_only: bool = False
+    suite: Suite = NIST
     insecure: str = ""
     image_limit: int = 4 << 30
     agent_seconds: int = 300
@@ -144,6 +148,9 @@ def _value(key: str, value: Any) -> Any:
     if key in NUMBERS:
         _check(type(value) is int, f"{key} must be an integer")
         return value
+    if key == "suite":
+        _check(isinstance(value, str), f"{key} must be a string")
+        return suite_named(value)
     if key in STRINGS:
         _check(isinstance(value, str), f"{key} must be a string")
         return value

@@ -18,10 +18,13 @@ from cryptography import x509
 
 from vambrace.attest.chain import UNREADABLE
 from vambrace.attest.image import ImageStatement, check_public_key, verify_image, verify_lifecycle, verify_successor
+from vambrace.attest.suites import certificate_key, suite_of
+from vambrace.attest.suites import spki as encode_spki
 from vambrace.classes import NEVER, REQUIRED
 from vambrace.config import DomainConfig
 from vambrace.errors import CapacityError, ConfigError, Conflict, HostError, MessageRefused, VambraceError
 from vambrace.files import write_whole
+from vambrace.suite import NIST, Suite
 
 MAX_BODY = 64 << 10
 PEM = b"-----BEGIN"
@@ -31,9 +34,11 @@ log = logging.getLogger(__name__)
 
 class PlatformOwner:
     """``path`` is where the key is kept. One that cannot be read any more counts as set to nobody's: fail closed.
-    ``platform`` gives the platform's own key, which says of which platform an owner speaks."""
+    ``platform`` gives the platform's own key, which says of which platform an owner speaks; the owner's is of its
+    ``suite``."""
 
-    def __init__(self, path: Path, platform: Callable[[], bytes]) -> None:
+    def __init__(self, path: Path, platform: Callable[[], bytes], suite: Suite = NIST) -> None:
+        self._suite = suite
         self._path = path
         self._platform = platform
         self._putting = asyncio.Lock()
@@ -44,7 +49,7 @@ class PlatformOwner:
             try:
                 kept = json.loads(path.read_bytes())
                 spki, changes = bytes.fromhex(kept["key"]), kept["changes"]
-                check_public_key(spki)
+                self._check_suite(spki)
                 if type(changes) is not int or changes < 0:
                     raise ValueError("not a count")
             except (OSError, ValueError, TypeError, KeyError, RecursionError, VambraceError) as error:
@@ -71,6 +76,7 @@ class PlatformOwner:
     async def _put(self, body: bytes) -> None:
         if body.startswith(PEM):
             spki = _certified(body)
+            self._check_suite(spki)
             if spki == self.spki:
                 return
             if self._locked:
@@ -84,6 +90,7 @@ class PlatformOwner:
             raise Conflict("this platform has no owner whose word could count", hint="send a certificate", status=409)
         else:
             spki = verify_successor(body, self.spki, self._platform(), self.changes + 1)
+            self._check_suite(spki)
             await self._keep(spki, self.changes + 1)
 
     def lifecycle(self, message: bytes) -> int:
@@ -91,6 +98,13 @@ class PlatformOwner:
         if self.spki is None:
             raise Conflict("this platform has no owner whose word could count", hint="send a certificate", status=409)
         return verify_lifecycle(message, self.spki, self._platform())
+
+    def _check_suite(self, spki: bytes) -> None:
+        if suite_of(check_public_key(spki)) != self._suite:
+            raise ConfigError(
+                f"the platform owner's key is not {self._suite.signature}, as the platform's {self._suite} has it",
+                hint=f"'vambrace owner create --suite {self._suite.name}' makes one",
+            )
 
     async def _keep(self, spki: bytes, changes: int) -> None:
         text = json.dumps({"key": spki.hex(), "changes": changes})
@@ -130,16 +144,10 @@ class PlatformOwner:
 
 def _certified(pem: bytes) -> bytes:
     """The key (DER) in a certificate. Raises ``ConfigError``."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    hint = "the owner's self-signed certificate in PEM form, with an ECDSA P-256 key"
+    hint = "the owner's self-signed certificate in PEM form, with a key of ECDSA P-256 or SM2"
     try:
-        key = x509.load_pem_x509_certificate(pem).public_key()
+        key = certificate_key(x509.load_pem_x509_certificate(pem))
+        suite_of(key)
     except UNREADABLE:
         raise ConfigError("the platform owner's certificate cannot be read", hint=hint) from None
-    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    try:
-        check_public_key(spki)
-    except MessageRefused as error:
-        raise ConfigError(error.message, hint=hint) from None
-    return spki
+    return encode_spki(key)

@@ -87,12 +87,13 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         name=manifest.name,
         cmdline=" ".join(words),
         owner=manifest.owner,
+        channel=manifest.channel,
         zones=(manifest.system, *(program.zone for program in manifest.programs)),
         applications=tuple(program.application for program in manifest.programs),
         disks=(_disk("base", base), _disk("apps", apps)),
         debug=manifest.debug,
-        hash=manifest.hash,
-        cipher=manifest.cipher,
+        hash=manifest.suite.hash,
+        cipher=manifest.suite.cipher if manifest.kind.encrypted else DomainConfig.cipher,
         vcpus=manifest.vcpus,
         verdict_seconds=manifest.verdict_seconds,
         collect_seconds=manifest.collect_seconds,
@@ -112,8 +113,10 @@ def agent_settings(manifest: Manifest) -> dict[str, Any]:
         applications.append(program.application.as_object() | {"memory": program.zone.memory})
     settings: dict[str, Any] = {
         "name": manifest.name,
-        "owner": manifest.owner,
-        "hash": manifest.hash,
+        # The only certificate that the channel takes, and what the hashes of its challenges are called in Python.
+        "owner": manifest.channel or manifest.owner,
+        "digests": list(manifest.suite.digests),
+        "hash": manifest.suite.hash,
         "collect_seconds": manifest.collect_seconds,
         "lasting": not manifest.kind.ends_itself,
         "applications": applications,

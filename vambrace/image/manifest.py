@@ -1,8 +1,9 @@
 """The owner's manifest: YAML whose every mistake is told with its line.
 
 name: patients
-class: realm                     # unless given; or secure: no percentages, cipher, verdict and endpoints
-owner: owner.pem                 # certificate of the owner's key
+class: realm                     # unless given; or secure: no percentages, verdict and endpoints
+owner: owner.pem                 # what 'vambrace owner show' prints
+suite: nist                      # unless given; or sm: SM2, SM3 and SM4
 system: {memory: 384M}           # percent: as the highest of the applications', unless given
 applications:
   - name: analysis
@@ -63,12 +64,10 @@ import yaml
 
 from vambrace.application import FIRST_PORT, LAST_PORT, SYSTEM, Application, Port, check_ports
 from vambrace.cache import DEMANDS, REQUIRED, CacheShare
-from vambrace.certificate import certificate_der, certificate_pem, owner_public_key, personalization
+from vambrace.certificate import check_owner, owner_public_key, personalization
 from vambrace.checks import check_choice, check_integer, check_name
 from vambrace.classes import REALM, DomainClass, domain_class
 from vambrace.config import (
-    CIPHERS,
-    HASHES,
     MAX_SECONDS,
     MAX_VCPUS,
     MIN_APPLICATION_MEMORY,
@@ -89,8 +88,10 @@ from vambrace.config import (
     window_bytes,
 )
 from vambrace.errors import ConfigError
+from vambrace.image.certificates import read_certificates, read_owner
 from vambrace.image.lines import Mapping
 from vambrace.release import MEASUREMENT, SEALS, Broker, Sealing, Secret
+from vambrace.suite import NIST, Suite, suite_named
 
 SYSTEM_MEMORY: Final = 384 << 20
 APPLICATION_MEMORY: Final = 128 << 20
@@ -134,15 +135,15 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checked manifest; ``owner`` is the certificate in PEM form."""
+    """A checked manifest; ``owner`` is the certificate in PEM form, and so is ``channel``, which may be empty."""
 
     path: Path
     kind: DomainClass
     name: str
     owner: str
+    channel: str
+    suite: Suite
     vcpus: int
-    cipher: str
-    hash: str
     debug: bool
     verdict_seconds: int
     collect_seconds: int
@@ -271,8 +272,11 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
     with top.at("name"):
         name = top.string("name")
         check_name(name, str(kind))
+    with top.at("suite"):
+        suite = suite_named(top.string("suite", NIST.name))
     with top.at("owner"):
-        owner = _certificate(folder / top.string("owner"))
+        owner, channel = read_owner(folder / top.string("owner"))
+        check_owner(owner, channel, suite)
     numbers: dict[str, int] = {}
     for key, least, most, default in (
         ("vcpus", 1, MAX_VCPUS, 1),
@@ -285,14 +289,6 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         with top.at(key):
             numbers[key] = top.integer(key, default)
             check_integer(numbers[key], least, most, key)
-    choices: dict[str, str] = {}
-    for key, known in (("cipher", CIPHERS), ("hash", HASHES)):
-        choices[key] = known[0]
-        if key == "cipher" and not kind.encrypted:
-            continue
-        with top.at(key):
-            choices[key] = top.string(key, known[0])
-            check_choice(choices[key], known, key)
     debug = top.boolean("debug", False)
     with top.at("applications"):
         items = top.maps("applications")
@@ -332,6 +328,8 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         kind=kind,
         name=name,
         owner=owner,
+        channel=channel,
+        suite=suite,
         debug=debug,
         system=system,
         programs=tuple(programs),
@@ -344,8 +342,6 @@ def _manifest(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         vcpus=numbers["vcpus"],
         verdict_seconds=numbers["verdict_seconds"],
         collect_seconds=numbers["collect_seconds"],
-        cipher=choices["cipher"],
-        hash=choices["hash"],
     )
 
 
@@ -361,7 +357,7 @@ def _broker(top: Mapping, folder: Path, applications: list[str]) -> Broker | Non
             check_choice(secrets[-1].application, applications, f"secret {secrets[-1].name}: application")
         each.done()
     with item.at("certificate"):
-        certificate = _pem(folder / item.string("certificate"), "broker")
+        [certificate] = read_certificates(folder / item.string("certificate"), "broker")
     with item.at("url"):
         broker = Broker(item.string("url"), certificate, tuple(secrets))
     item.done()
@@ -379,29 +375,6 @@ def _sealing(top: Mapping) -> Sealing | None:
     return sealing
 
 
-def _certificate(path: Path) -> str:
-    """The owner's certificate at ``path``, in the one spelling that a configuration has."""
-    pem = _pem(path, "owner")
-    owner_public_key(pem)
-    return pem
-
-
-def _pem(path: Path, whose: str) -> str:
-    hint = f"the path of the {whose}'s certificate in PEM form, relative to the manifest"
-    try:
-        text = path.read_text(encoding="ascii")
-    except OSError as error:
-        raise ConfigError(f"{whose}: {path}: {error.strerror}", hint=hint) from None
-    except ValueError:  # not ASCII, or no path at all
-        raise ConfigError(f"{whose}: {path} is not in PEM form", hint=hint) from None
-    if "PRIVATE KEY" in text:
-        raise ConfigError(f"{whose}: {path} holds a private key", hint="give the certificate; the key stays with you")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if lines[:1] != ["-----BEGIN CERTIFICATE-----"] or lines[-1] != "-----END CERTIFICATE-----":
-        raise ConfigError(f"{whose}: {path} is not one certificate in PEM form", hint=hint)
-    return certificate_pem(certificate_der("\n".join(lines) + "\n"))
-
-
 def _endpoint(item: Mapping, folder: Path, owner: str) -> Endpoint:
     """One endpoint of a Realm of ``owner``, who is the peer's as well unless another one is named."""
     roles = [role for role in ROLES if role in item]
@@ -412,7 +385,7 @@ def _endpoint(item: Mapping, folder: Path, owner: str) -> Endpoint:
         name = item.string(role)
         check_name(name, "endpoint")
     with item.at("owner"):
-        peer = _certificate(folder / item.string("owner")) if "owner" in item else owner
+        peer = read_owner(folder / item.string("owner"))[0] if "owner" in item else owner
     with item.at("port"):
         port = item.integer("port", 0)
         check_integer(port, FIRST_PORT, LAST_PORT, f"endpoint {name}: port")

@@ -15,7 +15,6 @@ from typing import Any
 
 from vambrace.errors import PartitionError, UsageError, VambraceError
 from vambrace.machine.descriptors import MOST, Descriptors
-from vambrace.machine.keys import page_key
 from vambrace.machine.vmm import LoadRequest, Machine, Reason
 from vambrace.pager import Place, lock_process
 
@@ -188,8 +187,7 @@ def _load_request(
     return LoadRequest(
         descriptors=descriptors,
         instance=instance,
-        # Where nothing is encrypted, the window has a key that nobody shares in, and never uses it.
-        key=page_key(_hex(message, "share", 32), instance) if "share" in message else os.urandom(32),
+        share=_hex(message, "share", 32) if "share" in message else None,
         cid=_integer(message, "cid"),
         cards=_cards(message),
         cpus=tuple(cpus),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 
 INFO = b"vambrace-page-key-1"
-BYTES = 32
+PAGE_KEY_BYTES = 32
 
 
-def page_key(share: bytes, instance: bytes) -> bytes:
+def page_key(share: bytes, instance: bytes, digest: str = "sha256") -> bytes:
     """A fresh key (32 bytes) from TrustZone's ``share`` and the kernel's generator: either alone suffices.
 
-    HKDF-SHA256 (RFC 5869) without a salt; one block of output is enough.
+    HKDF (RFC 5869) without a salt, over ``digest`` (hashlib's name, 32 bytes); one block of output is enough.
     """
-    secret = hmac.digest(bytes(BYTES), share + os.urandom(BYTES), hashlib.sha256)
-    return hmac.digest(secret, INFO + instance + b"\x01", hashlib.sha256)
+    secret = hmac.digest(bytes(PAGE_KEY_BYTES), share + os.urandom(PAGE_KEY_BYTES), digest)
+    return hmac.digest(secret, INFO + instance + b"\x01", digest)

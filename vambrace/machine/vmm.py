@@ -22,6 +22,7 @@ from vambrace.kvm import Crashed, Interrupted, MmioRead, MmioWrite, SystemEvent,
 from vambrace.machine import layout
 from vambrace.machine.change import Change, Progress
 from vambrace.machine.descriptors import CARD, Descriptors, expected
+from vambrace.machine.keys import PAGE_KEY_BYTES, page_key
 from vambrace.machine.pci import Pci, assigned
 from vambrace.machine.plan import BootPlan, plan_boot
 from vambrace.measure import LaunchMeasurement
@@ -67,21 +68,29 @@ class Reason(Enum):
 
 
 class LoadRequest(Record):
-    """Files and identity of one domain. ``key`` has 32 bytes, ``instance`` 16, both for this run only.
+    """Files and identity of one domain. ``instance`` has 16 bytes; TrustZone's ``share`` of the page key has 32, and is
+    there where something is encrypted. Both are for this run only.
 
     What ``load`` does not take of ``descriptors`` stays the caller's.
     """
 
     descriptors: Descriptors
     instance: bytes
-    key: bytes
+    share: bytes | None
     cid: int
     cards: tuple[tuple[bytes, int], ...] = ()  # of each network: the guest's address there, and its largest packet
     cpus: tuple[int, ...] = ()  # vCPU i runs on the i-th of them, in turn; none: anywhere
     place: Place | None = None  # chooses the page frames of guest memory
 
     def __repr__(self) -> str:
-        return "LoadRequest(…)"  # never the key
+        return "LoadRequest(…)"  # never the share
+
+
+def _page_key(request: LoadRequest, config: DomainConfig) -> bytes:
+    """Where nothing is encrypted, the window has a key that nobody shares in, and never uses it."""
+    if request.share is None:
+        return os.urandom(PAGE_KEY_BYTES)
+    return page_key(request.share, request.instance, config.suite.digests[0])
 
 
 def require(
@@ -157,7 +166,7 @@ class Machine:
                     (plan_zone.size // layout.PAGE, plan_zone.percent, zone.pins // layout.PAGE)
                     for plan_zone, zone in zip(plan.zones, config.zones, strict=True)
                 ],
-                request.key,
+                _page_key(request, config),
                 request.instance,
                 cipher=config.cipher,
                 handler_cpus=sorted(set(request.cpus)),

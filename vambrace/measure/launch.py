@@ -22,10 +22,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 from vambrace.errors import ConfigError
+from vambrace.suite import SUITES
 
 PAGE: Final = 4096
 # Name in the configuration → name in hashlib. SM3 is there where OpenSSL was built with it.
-ALGORITHMS: Final[Mapping[str, str]] = {"sha-256": "sha256", "sm3": "sm3"}
+ALGORITHMS: Final[Mapping[str, str]] = {suite.hash: suite.digests[0] for suite in SUITES.values()}
 
 _MEMORY, _VCPU, _PARAMETERS = 0, 1, 3
 _DESCRIPTOR: Final = struct.Struct("<QQ64sQQ64s96x")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from vambrace.errors import TrustZoneError
+from vambrace.suite import NIST, Suite
 
 _REQUEST: Final = struct.Struct("<II4B4x16s64s64s32s32s32s32s32s")
 _VERSION: Final = 1
 _DEBUG: Final = 1
-_HASHES: Final = {"sha-256": 1, "sm3": 2}
 _KEY_STORAGE: Final = {"dram": 1}
 _CLASSES: Final = {"realm": 1, "secure": 2}
 _SEALING: Final = struct.Struct("<II3B5x64s32s32sI12x")
@@ -24,8 +24,8 @@ class RealmClaims:
     """One Realm, to be attested.
 
     ``instance`` 16 bytes; ``rim`` and the four ``rems`` 32 each; ``personalization`` and ``challenge`` 64 each;
-    ``hash_algorithm`` "sha-256" or "sm3"; ``key_storage`` "dram"; ``cache_partition`` "none", "ways",
-    "colours-unconfirmed" or "colours-confirmed"; ``domain_class`` "realm" or "secure".
+    ``suite`` is what it was measured with and its evidence is signed with; ``key_storage`` "dram"; ``cache_partition``
+    "none", "ways", "colours-unconfirmed" or "colours-confirmed"; ``domain_class`` "realm" or "secure".
     Raises TrustZoneError if anything is of another size or value.
     """
 
@@ -34,7 +34,7 @@ class RealmClaims:
     rems: tuple[bytes, bytes, bytes, bytes]
     personalization: bytes
     challenge: bytes
-    hash_algorithm: str = "sha-256"
+    suite: Suite = NIST
     debug: bool = False
     key_storage: str = "dram"
     cache_partition: str = "none"
@@ -48,7 +48,6 @@ class RealmClaims:
         if len(self.rems) != 4 or any(len(rem) != 32 for rem in self.rems):
             raise TrustZoneError("a Realm has four extensible measurements of 32 bytes each")
         choices = {
-            "hash_algorithm": _HASHES,
             "key_storage": _KEY_STORAGE,
             "cache_partition": _CACHE_PARTITION,
             "domain_class": _CLASSES,
@@ -62,7 +61,7 @@ class RealmClaims:
         return _REQUEST.pack(
             _VERSION,
             _DEBUG if self.debug else 0,
-            _HASHES[self.hash_algorithm],
+            self.suite.number,
             _KEY_STORAGE[self.key_storage],
             _CACHE_PARTITION[self.cache_partition],
             _CLASSES[self.domain_class],
@@ -82,7 +81,7 @@ class SealingClaims:
 
     personalization: bytes
     rim: bytes = bytes(32)
-    hash_algorithm: str = "sha-256"
+    suite: Suite = NIST
     name: str = ""
     version: int = 0
     debug: bool = False
@@ -93,8 +92,8 @@ class SealingClaims:
             raise TrustZoneError("a Realm's personalization has 64 bytes, its rim 32")
         if not self.name.isascii() or len(self.name) > 32 or "\0" in self.name or not 0 <= self.version < 1 << 32:
             raise TrustZoneError("the trusted application does not know such names and versions of images")
-        if self.hash_algorithm not in _HASHES or self.domain_class not in _CLASSES:
-            raise TrustZoneError("the trusted application does not know this hash or class")
+        if self.domain_class not in _CLASSES:
+            raise TrustZoneError("the trusted application does not know this class")
 
     def encode(self) -> bytes:
         """``struct sealing_request``, 160 bytes. What its policy does not look at is zero."""
@@ -103,7 +102,7 @@ class SealingClaims:
             _VERSION,
             _DEBUG if self.debug else 0,
             _TO_OWNER if owner else _TO_MEASUREMENT,
-            0 if owner else _HASHES[self.hash_algorithm],
+            0 if owner else self.suite.number,
             _CLASSES[self.domain_class],
             self.personalization,
             bytes(32) if owner else self.rim,

@@ -10,25 +10,26 @@ import hmac
 import os
 from types import TracebackType
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from vambrace.attest import claims
 from vambrace.attest.cbor import encode
 from vambrace.attest.cose import encode_key, sign1
 from vambrace.attest.endorsement import platform_instance_id
 from vambrace.attest.policy import NOT_PROVISIONED
+from vambrace.attest.suites import generate
 from vambrace.attest.token import collect
 from vambrace.errors import TrustZoneError
+from vambrace.suite import NIST, Suite
 from vambrace.trustzone.claims import RealmClaims, SealingClaims
 
 
 class InsecurePlatform:
     """The interface of ``TrustZone``. Its keys live in this process's memory and end with it."""
 
-    def __init__(self) -> None:
-        self._platform = ec.generate_private_key(ec.SECP256R1())
+    def __init__(self, suite: Suite = NIST) -> None:
+        self._suite = suite
+        self._platform = generate(suite)
         self._sealing = os.urandom(32)
-        self._realm = ec.generate_private_key(ec.SECP256R1())
+        self._realm = generate(suite)
 
     def __enter__(self) -> InsecurePlatform:
         return self
@@ -69,9 +70,9 @@ class InsecurePlatform:
         component = claims.INSECURE_COMPONENT
         platform = {
             claims.PROFILE: claims.PLATFORM_PROFILE,
-            claims.CHALLENGE: hashlib.sha256(rak).digest(),
+            claims.CHALLENGE: self._suite.digest(rak),
             claims.IMPLEMENTATION_ID: hashlib.sha256(b"vambrace-platform-1/insecure").digest(),
-            claims.UEID: platform_instance_id(self.platform_key()),
+            claims.UEID: platform_instance_id(self.platform_key(), self._suite),
             claims.CONFIG: b"",
             claims.LIFECYCLE: NOT_PROVISIONED,
             claims.PLATFORM_HASH: "sha-256",
@@ -90,9 +91,9 @@ class InsecurePlatform:
             claims.PERSONALIZATION: request.personalization,
             claims.MEASUREMENT: request.rim,
             claims.REMS: list(request.rems),
-            claims.MEASUREMENT_HASH: request.hash_algorithm,
+            claims.MEASUREMENT_HASH: request.suite.hash,
             claims.RAK: rak,
-            claims.RAK_HASH: "sha-256",
+            claims.RAK_HASH: self._suite.hash,
             claims.INSTANCE: request.instance,
             claims.KEY_STORAGE: request.key_storage,
             claims.DEBUG: request.debug,

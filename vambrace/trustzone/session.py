@@ -9,13 +9,14 @@ from types import TracebackType
 from typing import Final
 
 from vambrace.errors import TrustZoneError
+from vambrace.suite import NIST, Suite
 from vambrace.trustzone.claims import RealmClaims, SealingClaims
 
 APPLICATION: Final = uuid.UUID("8b27ba22-915c-4834-b205-619451c0766a")
 RANDOM_MAX: Final = 4096
 
 _LIBRARY: Final = "libteec.so.2"
-_COSE_KEY_BYTES: Final = 75
+_COSE_KEY_BYTES: Final = 96
 _EVIDENCE_BYTES: Final = 8192
 _SEALING_KEY_BYTES: Final = 32
 
@@ -85,10 +86,13 @@ class _Opaque(ctypes.Structure):
 class TrustZone:
     """A context manager; safe to use from several threads, one call at a time. Every call raises TrustZoneError.
 
+    ``suite`` is this host's.
+
     Opening raises it, too: where there is no TrustZone, no driver, or another OP-TEE without our application.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, suite: Suite = NIST) -> None:
+        self._suite = suite
         self._lock = threading.Lock()
         self._open = False
         self._library = _load()
@@ -134,8 +138,8 @@ class TrustZone:
                 self._library.TEEC_FinalizeContext(ctypes.byref(self._context))
 
     def platform_key(self) -> bytes:
-        """COSE_Key of the platform attestation key (75 bytes)."""
-        return self._buffer(_PLATFORM_KEY, _COSE_KEY_BYTES)
+        """COSE_Key of the platform attestation key of this host's suite."""
+        return self._buffer(_PLATFORM_KEY, _COSE_KEY_BYTES, self._suite.number)
 
     def lifecycle(self) -> int:
         """0x1000 not provisioned, 0x3000 secured, 0x5000 debug, 0x6000 decommissioned."""
@@ -168,13 +172,17 @@ class TrustZone:
         """32 bytes, the same again for the same ``request`` on this machine with the same firmware and host."""
         return self._buffer(_SEALING_KEY, _SEALING_KEY_BYTES, request.encode(), exact=True)
 
-    def _buffer(self, command: int, size: int, request: bytes | None = None, *, exact: bool = False) -> bytes:
+    def _buffer(self, command: int, size: int, request: bytes | int | None = None, *, exact: bool = False) -> bytes:
         """Invoke ``command`` with an output of at most ``size`` bytes (of just that many if ``exact``)."""
         answer = ctypes.create_string_buffer(size)
         at = 0 if request is None else 1
-        operation = _Operation(types=_TEMP_OUTPUT << 4 * at | (_TEMP_INPUT if at else 0))
-        if request is not None:
+        operation = _Operation(types=_TEMP_OUTPUT << 4 * at)
+        if isinstance(request, int):
+            operation.types |= _VALUE_INPUT
+            operation.parameters[0].value = _Value(request, 0)
+        elif request is not None:
             given = ctypes.create_string_buffer(request, len(request))
+            operation.types |= _TEMP_INPUT
             operation.parameters[0].buffer = _Buffer(ctypes.addressof(given), len(request))
         operation.parameters[at].buffer = _Buffer(ctypes.addressof(answer), size)
         self._invoke(command, operation)

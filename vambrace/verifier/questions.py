@@ -66,11 +66,13 @@ def _binding(evidence: bytes, binding: _Object) -> tuple[bytes, bytes | None]:
     instance: bytes | None = None
     if kind == "launch":
         nonce = _given(binding.hexadecimal("nonce", NONCE_BYTES))
-        challenge = launch_challenge(nonce, decode_evidence(evidence).realm.instance)
+        decoded = decode_evidence(evidence)
+        challenge = launch_challenge(nonce, decoded.realm.instance, decoded.suite)
     elif kind == "channel":
         nonce = _given(binding.hexadecimal("nonce", NONCE_BYTES))
         instance = _given(binding.hexadecimal("instance", INSTANCE_BYTES))
-        challenge = channel_challenge(nonce, binding.encoded("key", 1, _MAX_KEY), instance)
+        key = binding.encoded("key", 1, _MAX_KEY)
+        challenge = channel_challenge(nonce, key, instance, decode_evidence(evidence).suite)
     elif kind == "challenge":
         challenge = _given(binding.hexadecimal("challenge", _CHALLENGE_BYTES))
     else:

@@ -166,7 +166,8 @@ def _life(port: Monitor) -> tuple[str, str]:
         return confine.launch(application, output)
 
     supervisor = Supervisor(processes, launch, confine.stop, loop.poll)
-    service = Service(supervisor, port, events, channel.public_key(certificate), instance, loop.wake)
+    key_info, digests = channel.public_key(certificate), wanted.digests
+    service = Service(supervisor, port, events, key_info, instance, loop.wake, digests=digests)
     ports = Ports(wanted.applications)
     doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
     sealing = Sealing(wanted.sealing, port.sealing_key)

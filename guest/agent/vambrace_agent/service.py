@@ -15,6 +15,7 @@ from vambrace_agent.supervisor import Process, Supervisor
 
 CHUNK = 256 << 10
 MAX_MESSAGE = 8 << 10
+CHALLENGE_BYTES = 64
 
 Reply = dict[str, object]
 Handler = Callable[["Service", Reply], tuple[Reply, bytes]]
@@ -23,7 +24,8 @@ Handler = Callable[["Service", Reply], tuple[Reply, bytes]]
 class Service:
     """Answers requests from any thread. ``wake`` is called when the main loop has something to do.
 
-    ``key`` is the SubjectPublicKeyInfo (DER) of the channel's TLS key, ``root`` what guest paths are below.
+    ``key`` is the SubjectPublicKeyInfo (DER) of the channel's TLS key, ``root`` what guest paths are below, ``digests``
+    the hashes that a challenge is made with.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Service:
         instance: bytes,
         wake: Callable[[], None],
         root: str = "",
+        digests: tuple[str, str] = ("sha256", "sha512"),
     ) -> None:
         self._supervisor = supervisor
         self._monitor = monitor
@@ -43,6 +46,7 @@ class Service:
         self._instance = instance
         self._wake = wake
         self._root = root
+        self._digests = digests
         self.start_wanted = threading.Event()
         self.collected = threading.Event()
         self.state = "ready"
@@ -68,8 +72,10 @@ class Service:
         import base64
 
         nonce = _hex(request, "nonce", 32)
-        key = hashlib.sha256(self._key).digest()
-        challenge = hashlib.sha512(b"vambrace-channel-1" + nonce + key + self._instance).digest()
+        for_key, for_challenge = self._digests
+        key = hashlib.new(for_key, self._key).digest()
+        challenge = hashlib.new(for_challenge, b"vambrace-channel-1" + nonce + key + self._instance).digest()
+        challenge = challenge.ljust(CHALLENGE_BYTES, b"\0")
         return {"token": base64.b64encode(self._monitor.attest(challenge)).decode()}, b""
 
     def events(self, request: Reply) -> tuple[Reply, bytes]:

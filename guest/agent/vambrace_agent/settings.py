@@ -92,13 +92,15 @@ class BrokerPlace:
 
 
 class Settings:
-    """``owner`` is the DER form of the certificate of the only user that the agent serves."""
+    """``owner`` is the DER form of the certificate of the only user that the agent serves; ``digests`` are names of
+    hashes in ``hashlib``: for a key, and for a challenge."""
 
     def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
         self.name: str = fields["name"]
         self.owner_pem: str = fields["owner"]
         self.owner = base64.b64decode("".join(self.owner_pem.splitlines()[1:-1]))
         self.hash: str = fields["hash"]
+        self.digests: tuple[str, str] = tuple(fields["digests"])
         self.collect_seconds: int = fields["collect_seconds"]
         self.lasting: bool = fields["lasting"]  # a Secure VM: what the applications come to does not end it
         self.endpoints = [Endpoint(item) for item in fields.get("endpoints", ())]
