@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from vambrace.attest.policy import DEBUG, DECOMMISSIONED, NOT_PROVISIONED, SECURED
+from vambrace.attest.suites import generate
 from vambrace.errors import TrustZoneError
+from vambrace.suite import NIST, Suite
 from vambrace.trustzone.insecure import InsecurePlatform
 
 
 class FakeTrustZone(InsecurePlatform):
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, suite: Suite = NIST) -> None:
+        super().__init__(suite)
         self.state = NOT_PROVISIONED
 
     def lifecycle(self) -> int:
@@ -28,5 +28,5 @@ class FakeTrustZone(InsecurePlatform):
         if lifecycle not in (self.state, DECOMMISSIONED) and self.state not in ways.get(lifecycle, []):
             raise TrustZoneError("TrustZone refuses: no way leads to that state")
         if lifecycle == DEBUG != self.state:
-            self._platform = ec.generate_private_key(ec.SECP256R1())
+            self._platform = generate(self._suite)
         self.state = lifecycle
