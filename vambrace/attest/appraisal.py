@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Container
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from vambrace.attest import ccachecks, checks, profiles
 from vambrace.attest.anchors import Anchors
@@ -46,8 +46,7 @@ from vambrace.errors import (
 from vambrace.suite import NIST
 
 
-@dataclass(frozen=True)
-class Appraisal:
+class Appraisal(NamedTuple):
     """What the verifier found. Nothing of ``evidence`` may be used before ``verify.accepted`` has returned.
 
     ``endorsement`` says who vouches for the platform's key; it is empty if nobody who is trusted does, or if a

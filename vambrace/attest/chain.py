@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -65,8 +65,7 @@ class VerifiedPath:
     end: datetime
 
 
-@dataclass(frozen=True)
-class VerifiedChain:
+class VerifiedChain(NamedTuple):
     """``path`` leads from the leaf to a root; ``revocation`` says what is known of that."""
 
     path: VerifiedPath

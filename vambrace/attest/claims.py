@@ -130,10 +130,11 @@ class Component:
     def meets(self, reference: Component) -> bool:
         """Whether this measured component is what ``reference`` describes."""
         return (
-            (self.name, self.hash_algorithm, self.digest)
-            == (reference.name, reference.hash_algorithm, reference.digest)
-            and reference.signer in (None, self.signer)
-            and reference.version in (None, self.version)
+            self.digest == reference.digest
+            and self.name == reference.name
+            and self.hash_algorithm == reference.hash_algorithm
+            and (reference.signer is None or reference.signer == self.signer)
+            and (reference.version is None or reference.version == self.version)
         )
 
 

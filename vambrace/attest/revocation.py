@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -28,6 +28,7 @@ _UNDERSTOOD: Final = {ExtensionOID.AUTHORITY_KEY_IDENTIFIER, ExtensionOID.CRL_NU
 _UNDERSTOOD_OF_ENTRY: Final = {CRLEntryExtensionOID.CRL_REASON, CRLEntryExtensionOID.INVALIDITY_DATE}
 # A list that was made a moment ago, by a clock that is a little ahead, is a good one.
 _CLOCK_SLACK: Final = timedelta(minutes=5)
+_NO_LIST: Final = "there is no revocation list of the certificate's issuer"
 _FRESH: Final = "get the vendor's present revocation list"
 
 
@@ -74,8 +75,7 @@ def load_list(data: bytes) -> RevocationList:
         raise ConfigError("the revocation list cannot be read", hint="a CRL of the vendor, PEM or DER") from None
 
 
-@dataclass(frozen=True)
-class Revocation:
+class Revocation(NamedTuple):
     """The lists at hand, and what is demanded of them (``policy.Policy``)."""
 
     lists: tuple[RevocationList, ...] = ()
@@ -87,6 +87,8 @@ class Revocation:
 
         Raises ``CertificateRevoked``; where lists are required, ``RevocationUnknown``.
         """
+        if not self.lists and not self.required:
+            return f"revocation is not certain: {_NO_LIST}"
         doubts = [
             self._check_one(certificate, issuer, now)
             for certificate, issuer in zip(path, path[1:], strict=False)
@@ -107,7 +109,7 @@ class Revocation:
                     hint="its vendor does not vouch for it any more",
                 )
         if not theirs:
-            return "there is no revocation list of the certificate's issuer"
+            return _NO_LIST
         newest = max(theirs, key=lambda candidate: candidate.this_update)
         return newest.staleness(now, self.age)
 
