@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -166,8 +167,10 @@ def stays_sealed(user: User, sealed: str) -> None:
         realm.verify()
         realm.approve()
         realm.start()
-        said = await_log(realm, "asker", b"sealed: AQAAAAI").decode()
+        said = await_log(realm, "asker", b"\nsealed: ").decode()
         assert "unsealed: kept from version to version\n" in said
+        own = re.search(r"^sealed: (\S+)$", said, re.MULTILINE)[1]
+        assert base64.b64decode(own[:8])[:5] == b"\x01" + (2).to_bytes(4, "big")
         assert b"unsealed: this was sealed by somebody else" in await_log(realm, "stranger", b"\nsealed")
     finally:
         realm.abandon()
