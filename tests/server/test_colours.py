@@ -88,7 +88,7 @@ def frames(host: Door, realm: Realm) -> tuple[list[int], int, str]:
 
 def image(user: User, percent: int) -> Path:
     return user.bundle(
-        {"name": "holder"},
+        {"name": "holder", "registers": [1]},
         system={"memory": "128M"},
         verdict_seconds=600,
         cache={"demand": "required", "percent": percent},
