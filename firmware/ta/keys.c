@@ -227,6 +227,10 @@ static void forget(struct signing_key *key)
 
 void forget_keys(void)
 {
-	forget(&platform);
-	forget(&realm);
+	size_t i = 0;
+
+	for (i = 0; i < SUITES; i++) {
+		forget(&platform[i]);
+		forget(&realm[i]);
+	}
 }

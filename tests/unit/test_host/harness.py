@@ -228,6 +228,9 @@ class Daemon:
             "name": "patients",
             "cmdline": "quiet",
             "owner": self.certificates.owner.certificate_pem,
+            "channel": self.certificates.owner.channel_pem,
+            "hash": self.settings.suite.hash,
+            "cipher": self.settings.suite.cipher,
             "zones": zones,
             "applications": applications,
             "disks": (disk,),
@@ -318,7 +321,7 @@ class Daemon:
         token = changes.get("token") or (await self.get(f"/v1/domains/{handle}/token")).body
         message = changes.get("signer", self.certificates.owner).sign_verdict(
             changes.get("instance", bytes.fromhex(view["instance"])),
-            hashlib.sha256(token).digest(),
+            self.settings.suite.digest(token),
             yes=word == "yes",
         )
         return await self.verdict_bytes(handle, message)

@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from vambrace.attest.endorsement import VendorAuthority
 from vambrace.attest.owner import OwnerIdentity
+from vambrace.suite import NIST, Suite
 
 Key = ec.EllipticCurvePrivateKey
 
@@ -26,13 +27,16 @@ OTHER_KEY = bytes.fromhex(
 
 
 class Certificates:
-    """One CA for servers and clients, a rogue CA, an owner, a stranger and a vendor, under ``directory``."""
+    """One CA for servers and clients, a rogue CA, an owner, a stranger and a vendor, under ``directory``.
 
-    def __init__(self, directory: Path) -> None:
+    The last three are of ``suite``.
+    """
+
+    def __init__(self, directory: Path, suite: Suite = NIST) -> None:
         self.directory = directory
         self.ca_key, self.ca = authority("ca")
         self.write("ca", self.ca, self.ca_key)
-        self.vendor = VendorAuthority.create()
+        self.vendor = VendorAuthority.create(suite=suite)
         self.vendor_root = directory / "vendor-root.pem"
         self.vendor_root.write_bytes(self.vendor.certificate_pem)
         rogue_key, rogue = authority("rogue")
@@ -43,8 +47,8 @@ class Certificates:
         ):
             own = ec.generate_private_key(ec.SECP256R1())
             self.write(name, certificate(name, own.public_key(), issuer, key), own)
-        self.owner = OwnerIdentity.create(self._directory("owner"))
-        self.stranger = OwnerIdentity.create(self._directory("stranger"))
+        self.owner = OwnerIdentity.create(self._directory("owner"), suite=suite)
+        self.stranger = OwnerIdentity.create(self._directory("stranger"), suite=suite)
 
     def _directory(self, name: str) -> Path:
         path = self.directory / name
