@@ -21,7 +21,7 @@ from array import array
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.parts.core import come_first, compile_with_core, need_window
+from bench.parts.core import before_others, compile_with_core, need_window
 from bench.parts.swap import Limit, Swap, zram
 from bench.policy.policies import ONLINE, RIVALS, misses
 from bench.policy.traces import popular
@@ -47,14 +47,14 @@ Seconds = dict[str, float]
 def run(report: Report) -> None:
     """Raises Unavailable: the kernel cannot move pages (before Linux 6.8), or there is no compiler."""
     need_window()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, before_others():
         bench = Native(Path(folder))
         ciphers = [cipher for cipher in CIPHERS if bench.has(cipher)]
         faults(report, bench, ciphers)
         threads(report, bench)
         popular_pages(report, bench)
         swapped(report, bench)
-    bulk(report)
+        bulk(report)
 
 
 class Native:
@@ -96,7 +96,7 @@ class Native:
         """Faults per second of two ``workers``, or of ``one``, that need nothing but this work (moves.c); None: not on
         this kernel."""
         command = [str(self._moves), work, workers, str(ACCESSES)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300, preexec_fn=come_first)  # noqa: PLW1509
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if result.returncode:
             print(f"native/two-threads-bound: {result.stderr.strip()}", file=sys.stderr)
             return None
@@ -114,13 +114,13 @@ class Native:
     ) -> subprocess.CompletedProcess[str]:
         paths = [str(self._folder / name) for name in traces]
         command = [str(self._program), mode, cipher, str(pages), str(percent), *paths]
-
-        def begin() -> None:
-            come_first()
-            if limit:
-                limit.enter()
-
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, preexec_fn=begin)  # noqa: PLW1509
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            preexec_fn=limit.enter if limit else None,  # noqa: PLW1509
+        )
 
 
 def per_miss(measured: Seconds) -> float:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.parts.core import compile_with_core, need_window
+from bench.parts.core import before_others, compile_with_core, need_window
 from bench.policy import workloads
 from bench.report import Report, rounds
 
@@ -33,7 +33,7 @@ _RENAMED = ("-Dmmap=heap_mmap", "-Dmunmap=heap_munmap", "-Dcalloc=heap_calloc")
 def run(report: Report) -> None:
     """Raises Unavailable: the kernel cannot move pages (before Linux 6.8), or there is no compiler."""
     need_window()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, before_others():
         heap = Heap(Path(folder))
         for name in workloads.NAMES:
             program(report, heap, name)

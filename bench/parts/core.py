@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bench.report import Unavailable
@@ -34,11 +35,23 @@ def compile_with_core(source: str, output: Path, *options: str) -> None:
     subprocess.run([*command, "-lcrypto"], check=True)
 
 
-def come_first() -> None:
-    """In a new process: it goes before everything else on this machine, where it may (root). Beside other work two
-    threads would seldom run at once, and caches would be others'."""
-    os.setsid()
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, -20)
-        # Where sessions share the processors, a priority counts within its session only (sched(7), autogroup).
-        Path("/proc/self/autogroup").write_text("-20")
+@contextmanager
+def before_others() -> Iterator[None]:
+    """This process and those that it starts go before everything else on this machine, where they may (root). Beside
+    other work two threads would seldom run at once, and caches would be others'."""
+    # Where sessions share the processors, a priority counts within its session only (sched(7), autogroup).
+    session = Path("/proc/self/autogroup")
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    of_session = session.read_text().split()[-1] if session.exists() else None
+
+    def go(priority: int, with_session: str | None) -> None:
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, priority)
+            if with_session is not None:
+                session.write_text(with_session)
+
+    go(-20, of_session and "-20")
+    try:
+        yield
+    finally:
+        go(before, of_session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as xml
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import native, programs  # noqa: E402
 from bench.parts import pictures  # noqa: E402
+from bench.parts.core import before_others  # noqa: E402
 from bench.report import Report  # noqa: E402
 
 FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-fsyntax-only")
@@ -25,6 +27,35 @@ FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-fsynt
 )
 def test_the_c_parts_compile_without_a_warning(source: str) -> None:
     subprocess.run(["cc", *FLAGS, str(ROOT / source)], check=True)
+
+
+def test_what_goes_before_others_does_so_for_a_while() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with before_others():
+        assert os.getpriority(os.PRIO_PROCESS, 0) == (-20 if os.geteuid() == 0 else before)
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def test_two_threads_are_compared_with_one_of_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two:
+        def __call__(self, mode: str, *traces: str) -> dict[str, float]:
+            return {"misses": 1000 * len(traces), "seconds": 0.01 * len(traces) ** 2}  # two: half as fast as one
+
+        def least(self, work: str, workers: str) -> float | None:
+            rates = {"threads": 80_000, "one": 200_000, "processes": 380_000}
+            return rates[workers] if work == "move" else None  # a kernel that cannot copy so
+
+    monkeypatch.setattr(native, "ROUNDS", 3)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    report = Report()
+    native.threads(report, Two())  # type: ignore[arg-type]
+    found = {(row.name, row.subject): (row.value, row.ratio, row.low) for row in report.rows}
+    bound = "native/two-threads-bound"
+    assert found == {
+        ("native/two-threads", "window"): (50_000, 0.5, 0.5),
+        (bound, native.LEAST["move"]): (80_000, 0.8, 0.8),
+        (bound, native.PROCESSES): (380_000, 1.9, 1.9),
+    }
 
 
 class Timed:
