@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest import claims as c
@@ -18,7 +17,9 @@ from vambrace.attest.cose import X5CHAIN, encode_key, sign1
 from vambrace.attest.endorsement import VendorAuthority, platform_instance_id
 from vambrace.attest.policy import SECURED, Policy
 from vambrace.attest.references import ReferenceValues
+from vambrace.attest.suites import PrivateKey, generate, suite_of
 from vambrace.attest.token import collect
+from vambrace.suite import Suite
 
 NAMES = ("BL31", "OPTEE_HEADER", "OPTEE_PAGER", "BL33")
 COMPONENTS = tuple(Component(name, hashlib.sha256(name.encode()).digest(), bytes(32)) for name in NAMES)
@@ -27,17 +28,20 @@ OWNER = hashlib.sha512(b"an owner").digest()
 POLICY = Policy(measurements=frozenset({MEASUREMENT}), owners=frozenset({OWNER}))
 
 
-def new_key() -> EllipticCurvePrivateKey:
-    return generate_private_key(SECP256R1())
-
-
 @dataclass
 class Platform:
-    """One boot of one machine of ``vendor``: its platform half is signed once."""
+    """One boot of one machine of ``vendor``, in the vendor's suite: its platform half is signed once."""
 
     vendor: VendorAuthority
-    key: EllipticCurvePrivateKey = field(default_factory=new_key)
-    realm_key: EllipticCurvePrivateKey = field(default_factory=new_key)
+    key: PrivateKey = field(init=False)
+    realm_key: PrivateKey = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key, self.realm_key = generate(self.suite), generate(self.suite)
+
+    @property
+    def suite(self) -> Suite:
+        return suite_of(self.vendor.key)
 
     @cached_property
     def rak(self) -> bytes:
@@ -57,9 +61,9 @@ class Platform:
         ]
         stated = {
             c.PROFILE: c.PLATFORM_PROFILE,
-            c.CHALLENGE: hashlib.sha256(self.rak).digest(),
+            c.CHALLENGE: self.suite.digest(self.rak),
             c.IMPLEMENTATION_ID: bytes(32),
-            c.UEID: platform_instance_id(pak),
+            c.UEID: platform_instance_id(pak, self.suite),
             c.CONFIG: b"",
             c.LIFECYCLE: SECURED,
             c.PLATFORM_HASH: "sha-256",
@@ -76,9 +80,9 @@ class Platform:
             c.PERSONALIZATION: OWNER,
             c.MEASUREMENT: MEASUREMENT,
             c.REMS: [bytes(32)] * c.REM_COUNT,
-            c.MEASUREMENT_HASH: "sha-256",
+            c.MEASUREMENT_HASH: self.suite.hash,
             c.RAK: self.rak,
-            c.RAK_HASH: "sha-256",
+            c.RAK_HASH: self.suite.hash,
             c.INSTANCE: instance or os.urandom(16),
             c.KEY_STORAGE: "dram",
             c.DEBUG: False,
