@@ -95,7 +95,8 @@ def test_a_machine_s_life(new: Server, machine: Machine, tmp_path: Path) -> None
     with pytest.raises(InsecurePlatform, match="not provisioned"):
         token(new)
     with Door(new) as host:
-        assert host.python(FORBIDDEN).output == "the trusted application does not open: access denied, says OP-TEE\n"
+        denied = "the trusted application does not open: access denied, says the trusted application\n"
+        assert host.python(FORBIDDEN).output == denied
         # Root loads nothing into this kernel that it was not built with, and reads no physical memory.
         host.put("/run/probe.ko", build_probe(new.build(print).host.kernel, tmp_path, fuse.OFFSET))
         assert "Operation not permitted" in host.run("busybox", "insmod", "/run/probe.ko").output
