@@ -22,6 +22,7 @@ from vambrace.host.messages import ENDPOINT_MEMORY, Party, header
 from vambrace.host.messages import STREAMS as OF_ENDPOINT
 from vambrace.host.relay import pump
 from vambrace.host.vsock import MESSAGE_PORT, Connector
+from vambrace.host.websocket import until_one_ends
 
 STREAMS: Final = 4  # of each Realm at a time
 #: Host memory for the broker of a Realm, as for an endpoint's streams.
@@ -94,15 +95,8 @@ class Outlets:
                     broker = stack.enter_context(await _connect_tcp(place))
             except (OSError, TimeoutError):
                 return
-            ways = (pump(agent, broker, bucket, _uncounted), pump(broker, agent, bucket, _uncounted))
-            both = [asyncio.create_task(way) for way in ways]
-            try:
-                # TLS has no half of a connection: who has gone waits for nothing, and keeps no place.
-                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for way in both:
-                    way.cancel()
-                await asyncio.gather(*both, return_exceptions=True)
+            # TLS has no half of a connection: who has gone waits for nothing, and keeps no place.
+            await until_one_ends(pump(agent, broker, bucket, _uncounted), pump(broker, agent, bucket, _uncounted))
 
 
 async def _connect_tcp(place: tuple[str, int]) -> socket.socket:
