@@ -21,8 +21,9 @@ MEASUREMENT, OWNER = SEALS = ("measurement", "owner")
 MAX_VERSION: Final = (1 << 31) - 1
 
 _URL = re.compile(r"https://(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:]{2,39}\]):([0-9]{1,5})")
-_PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?"
-_RESOURCE = re.compile(f"{_PART}/{_PART}/{_PART}")
+#: One of the three parts of a resource's name.
+PART: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?"
+_RESOURCE = re.compile(f"{PART}/{PART}/{PART}")
 
 
 class Secret(Record):

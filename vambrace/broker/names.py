@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from vambrace.errors import UsageError
+from vambrace.release import PART
 
 #: The type of resources that are keys of persistent volumes: they have a generation that their Realm commits.
 VOLUME: Final = "volume"
 
-_PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
+_PART = re.compile(PART)
 
 
 @dataclass(frozen=True)
