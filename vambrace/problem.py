@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import json
+from collections.abc import Iterable
 from typing import Final
 
 from aiohttp import web
@@ -22,3 +23,16 @@ def problem(status: int, kind: str, detail: str, hint: str) -> web.Response:
         "hint": hint,
     }
     return web.Response(status=status, text=json.dumps(body), content_type=CONTENT_TYPE)
+
+
+def status_of(error: Exception, rows: Iterable[tuple[type[Exception], int, str]]) -> tuple[int, str]:
+    """Status and kind of the first row whose class ``error`` is an instance of; (500, "internal") for none."""
+    return next(((status, kind) for cls, status, kind in rows if isinstance(error, cls)), (500, "internal"))
+
+
+def from_http(error: web.HTTPException, hint: str) -> web.Response:
+    """The response for what aiohttp itself refuses (no such route, wrong method, body too large)."""
+    response = problem(error.status, "request", error.reason, hint)
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response

@@ -20,11 +20,12 @@ from openapi_spec_validator import validate
 
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.broker import server, setup
-from vambrace.broker.limits import ADDRESSES, Rates
+from vambrace.broker.limits import ADDRESSES, BURST_SECONDS
 from vambrace.broker.policy import ReleasePolicy
 from vambrace.broker.sessions import MAX_SESSIONS, Sessions
 from vambrace.broker.settings import parse_settings
 from vambrace.errors import BrokerError, ConfigError, NotFound, NotReleased
+from vambrace.rates import Rates
 
 SPECIFICATION = json.loads(server.specification())
 
@@ -190,11 +191,11 @@ def test_who_asks_too_often(tmp_path: Path) -> None:
 
 def test_rates_are_of_one_address_and_bounded() -> None:
     now = [0.0]
-    rates = Rates(1, lambda: now[0])
-    assert [rates.take("a") for _ in range(3)] == [True, True, False]
-    assert rates.take("b")
+    rates = Rates(1, BURST_SECONDS, ADDRESSES, lambda: now[0])
+    assert [not rates.take("a") for _ in range(3)] == [True, True, False]
+    assert not rates.take("b")
     now[0] = 1.0
-    assert rates.take("a") and not rates.take("a")
+    assert not rates.take("a") and rates.take("a")
     for number in range(2 * ADDRESSES):
         rates.take(str(number))
     assert len(rates._buckets) == ADDRESSES

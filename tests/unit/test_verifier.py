@@ -29,8 +29,9 @@ from vambrace.attest.challenge import channel_challenge, launch_challenge
 from vambrace.attest.endorsement import VendorAuthority
 from vambrace.emulator.provision import Credentials
 from vambrace.errors import CertificateRevoked, ConfigError
+from vambrace.rates import Rates
 from vambrace.verifier import api
-from vambrace.verifier.limits import CLIENTS, Rates, client_of
+from vambrace.verifier.limits import CLIENTS, client_of
 from vambrace.verifier.questions import MAX_REQUEST
 from vambrace.verifier.service import Service
 from vambrace.verifier.settings import Settings, load_settings
@@ -478,7 +479,7 @@ def test_whose_rate_it_is() -> None:
 
 def test_buckets() -> None:
     time = [0.0]
-    rates = Rates(2, 2, lambda: time[0])
+    rates = Rates(2, 2, CLIENTS, lambda: time[0])
     assert [rates.take("a") for _ in range(3)] == [0, 0, 0.5]
     assert rates.take("b") == 0
     time[0] = 0.25

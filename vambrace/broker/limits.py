@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -13,8 +12,10 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from vambrace.problem import problem
+from vambrace.rates import Rates
 
 BURST_SECONDS: Final = 2
+#: Addresses whose rate is remembered.
 ADDRESSES: Final = 4096
 CONNECTIONS: Final = 1024
 IDLE_SECONDS: Final = 75.0
@@ -23,38 +24,18 @@ LOOK_SECONDS: Final = 5.0
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Rates:
-    """A token bucket for each of the last few thousand addresses that asked."""
-
-    def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = rate
-        self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, address: str) -> bool:
-        """Whether ``address`` may ask once more now."""
-        now, burst = self._clock(), float(self._rate * BURST_SECONDS)
-        tokens, last = self._buckets.pop(address, (burst, now))
-        tokens = min(burst, tokens + (now - last) * self._rate)
-        allowed = tokens >= 1
-        self._buckets[address] = (tokens - allowed, now)
-        if len(self._buckets) > ADDRESSES:
-            self._buckets.popitem(last=False)
-        return allowed
-
-
 class Limits:
     """As middleware it counts requests; ``watch`` closes connections that ask nothing, or never end to ask."""
 
     def __init__(self, rate: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rates = Rates(rate, clock)
+        self._rates = Rates(rate, rate * BURST_SECONDS, ADDRESSES, clock)
         self._clock = clock
         self._last: weakref.WeakKeyDictionary[asyncio.BaseTransport, float] = weakref.WeakKeyDictionary()
 
     def middleware(self) -> Middleware:
         @web.middleware
         async def bounded(request: web.Request, handler: Handler) -> web.StreamResponse:
-            if not self._rates.take(request.remote or ""):
+            if self._rates.take(request.remote or ""):
                 response = problem(429, "rate", "too many requests from this address", "try again in a moment")
                 response.headers["Retry-After"] = "1"
                 return response

@@ -24,7 +24,7 @@ from vambrace.errors import (
     VambraceError,
     VerificationError,
 )
-from vambrace.problem import problem
+from vambrace.problem import problem, status_of
 
 BROKER: Final = web.AppKey("broker", Broker)
 SETTINGS: Final = web.AppKey("settings", Settings)
@@ -88,7 +88,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except VambraceError as error:
-        status, kind = next((row[1:] for row in _STATUS if isinstance(error, row[0])), (500, "internal"))
+        status, kind = status_of(error, _STATUS)
         status = (error.status if isinstance(error, BrokerError) else 0) or status
         return problem(status, kind, error.message, error.hint or _HINT)
     except web.HTTPException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from vambrace import problem
 from vambrace.errors import (
     CapacityError,
     ConfigError,
@@ -18,7 +19,6 @@ from vambrace.errors import (
     VambraceError,
     VerificationError,
 )
-from vambrace.problem import problem
 
 # The first class that an error is an instance of decides.
 STATUS: tuple[tuple[type[VambraceError], int, str], ...] = (
@@ -38,22 +38,15 @@ STATUS: tuple[tuple[type[VambraceError], int, str], ...] = (
 
 def from_error(error: VambraceError) -> web.Response:
     """The response for an error of our tree; ``HostError.status`` overrides the class's own."""
-    status, kind = 500, "internal"
-    for cls, candidate, name in STATUS:
-        if isinstance(error, cls):
-            status, kind = candidate, name
-            break
+    status, kind = problem.status_of(error, STATUS)
     if isinstance(error, HostError) and error.status:
         status = error.status
-    return problem(status, kind, error.message, error.hint or HINTS.get(status, "see the host's log"))
+    return problem.problem(status, kind, error.message, error.hint or HINTS.get(status, "see the host's log"))
 
 
 def from_http(error: web.HTTPException) -> web.Response:
-    """The response for what aiohttp itself refuses (no such route, wrong method, body too large)."""
-    response = problem(error.status, "request", error.reason, HINTS.get(error.status, "see /v1/openapi.json"))
-    if "Allow" in error.headers:
-        response.headers["Allow"] = error.headers["Allow"]
-    return response
+    """The response for what aiohttp itself refuses."""
+    return problem.from_http(error, HINTS.get(error.status, "see /v1/openapi.json"))
 
 
 HINTS = {

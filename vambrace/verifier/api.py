@@ -16,8 +16,9 @@ from aiohttp import web
 
 from vambrace.attest import ear
 from vambrace.errors import ConfigError, HostError, UsageError, VambraceError, VerificationError
-from vambrace.problem import problem
-from vambrace.verifier.limits import Gatekeeper, Rates, client_of
+from vambrace.problem import from_http, problem, status_of
+from vambrace.rates import Rates
+from vambrace.verifier.limits import CLIENTS, Gatekeeper, client_of
 from vambrace.verifier.questions import MAX_REQUEST, parse_question
 from vambrace.verifier.service import NotReady, Service, UnknownPolicy
 from vambrace.verifier.settings import Settings
@@ -71,10 +72,7 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        response = problem(error.status, "request", error.reason, "see /v1/openapi.json")
-        if "Allow" in error.headers:
-            response.headers["Allow"] = error.headers["Allow"]
-        return response
+        return from_http(error, "see /v1/openapi.json")
     except TimeoutError:
         return problem(408, "request", "the request came too slowly", "send it again")
     except (asyncio.CancelledError, ConnectionError):
@@ -112,11 +110,7 @@ async def post_appraisal(request: web.Request) -> web.Response:
 
 
 def _from_error(error: VambraceError) -> web.Response:
-    status, kind = 500, "internal"
-    for cls, candidate, name in _STATUS:
-        if isinstance(error, cls):
-            status, kind = candidate, name
-            break
+    status, kind = status_of(error, _STATUS)
     return problem(status, kind, error.message, error.hint or "see /v1/openapi.json")
 
 
@@ -142,7 +136,7 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda port: 
 
 @contextlib.asynccontextmanager
 async def _listening(settings: Settings, service: Service) -> AsyncIterator[int]:
-    runner = web.AppRunner(application(service, Rates(settings.rate, settings.burst)), access_log=None)
+    runner = web.AppRunner(application(service, Rates(settings.rate, settings.burst, CLIENTS)), access_log=None)
     await runner.setup()
     assert runner.server is not None
     keeper = Gatekeeper(runner.server, settings.connections, settings.connections_each)

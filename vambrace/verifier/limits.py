@@ -1,15 +1,14 @@
-"""What one client may take: appraisals per second, connections, and time on a connection."""
+"""Who a client is, how many connections it may have, and for how long."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-#: Clients that are remembered; who is forgotten for others has been quiet for the longest.
+#: Clients whose rate is remembered.
 CLIENTS: Final = 8192
 #: A connection is closed after this long, whatever it does: who sends slowly keeps nobody else out.
 CONNECTION_SECONDS: Final = 60.0
@@ -25,27 +24,6 @@ def client_of(address: str) -> str:
         mapped = parsed.ipv4_mapped
         return str(mapped) if mapped else str(ipaddress.ip_network((parsed, 64), strict=False))
     return str(parsed)
-
-
-class Rates:
-    """A token bucket for each client: ``rate`` per second, at most ``burst`` saved."""
-
-    def __init__(self, rate: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, client: str) -> float:
-        """0 if the client may go on; else the seconds after which it may."""
-        now = self._clock()
-        tokens, then = self._buckets.pop(client, (float(self._burst), now))
-        tokens = min(self._burst, tokens + (now - then) * self._rate)
-        wait = 0.0 if tokens >= 1 else (1 - tokens) / self._rate
-        self._buckets[client] = (tokens - 1 if not wait else tokens, now)
-        while len(self._buckets) > CLIENTS:
-            self._buckets.popitem(last=False)
-        return wait
 
 
 class Gatekeeper:

@@ -1,0 +1,32 @@
+"""How often a client of a service may ask. Of the services, whichever they are."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+
+class Rates:
+    """A token bucket for each client: ``rate`` per second, at most ``burst`` saved.
+
+    ``clients`` of them are remembered; who is forgotten for others has been quiet for the longest.
+    """
+
+    def __init__(self, rate: float, burst: int, clients: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clients = clients
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, client: str) -> float:
+        """0 if the client may go on; else the seconds after which it may."""
+        now = self._clock()
+        tokens, then = self._buckets.pop(client, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - then) * self._rate)
+        wait = 0.0 if tokens >= 1 else (1 - tokens) / self._rate
+        self._buckets[client] = (tokens - 1 if not wait else tokens, now)
+        if len(self._buckets) > self._clients:
+            self._buckets.popitem(last=False)
+        return wait
