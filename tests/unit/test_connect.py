@@ -385,8 +385,10 @@ def test_an_agent_that_breaks_the_protocol_is_left(
     with serving(published.port, echo), published.connect() as connected:
         tunnel = published.realm.tunnel
 
+        # Before the lie is asked for: after it they may be those of a new connection.
+        streams = tunnel.do(tunnel.streams())
+
         async def running() -> VambraceError | None:
-            streams = await tunnel.streams()
             async with asyncio.timeout(PATIENCE):
                 await streams.ended.wait()
             return streams.problem
