@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from vambrace.checks import check_integer, check_name
 from vambrace.errors import ConfigError
+
+Made = TypeVar("Made")
 
 
 class Mapping:
@@ -75,6 +78,20 @@ class Mapping:
     def integer(self, key: str, default: int) -> int:
         return int(self._typed(key, int, default, "a whole number"))
 
+    def number(self, key: str, least: int, most: int, default: int) -> int:
+        """A whole number from ``least`` to ``most``."""
+        with self.at(key):
+            value = self.integer(key, default)
+            check_integer(value, least, most, key)
+            return value
+
+    def name(self, what: str, key: str = "name") -> str:
+        """The name of ``what`` this mapping is."""
+        with self.at(key):
+            value = self.string(key)
+            check_name(value, what)
+            return value
+
     def boolean(self, key: str, default: bool) -> bool:
         return bool(self._typed(key, bool, default, "true or false"))
 
@@ -101,6 +118,24 @@ class Mapping:
     def map(self, key: str) -> Mapping | None:
         node = self._get(key)
         return None if node is None else Mapping(node, key)
+
+    def choice_and_number(
+        self, key: str, make: Callable[[str, int], Made], choice: tuple[str, Sequence[str]], number: str
+    ) -> Made | None:
+        """``make`` of the two that the mapping at ``key`` has: a choice, the first one unless given, and a number, 0
+        unless given.
+
+        What ``make`` finds wrong stands at the number, unless the choice is none; None where there is no mapping.
+        """
+        item = self.map(key)
+        if item is None:
+            return None
+        name, choices = choice
+        chosen, value = item.string(name, choices[0]), item.integer(number, 0)
+        with item.at(number if chosen in choices else name):
+            made = make(chosen, value)
+        item.done()
+        return made
 
     def maps(self, key: str, *, required: bool = True) -> list[Mapping]:
         return [Mapping(item, f"{key}[{number}]") for number, item in enumerate(self._list(key, required=required))]

@@ -1,0 +1,94 @@
+"""The application form: folders and files with a command line, which run on the runtime base."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from vambrace.application import Application, Port
+from vambrace.classes import DomainClass
+from vambrace.config import Zone, check_application_count
+from vambrace.errors import ConfigError
+from vambrace.image.manifest.lines import Mapping
+from vambrace.image.manifest.zones import read_zone
+
+
+@dataclass(frozen=True)
+class Program:
+    """One application, its zone, and where its files are on this machine."""
+
+    application: Application
+    zone: Zone
+    files: tuple[Path, ...]
+    merge: bool  # ``files`` is one folder whose contents are the application's
+
+
+def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Program, ...]:
+    """All applications, each with a name of its own. Raises ``ConfigError``."""
+    with top.at("applications"):
+        items = top.maps("applications")
+        check_application_count(len(items))
+    programs: list[Program] = []
+    for item in items:
+        program = _program(item, folder, kind, pinning="devices" in top)
+        with item.at("name"):
+            if any(program.zone.name == other.zone.name for other in programs):
+                raise ConfigError(f"application {program.zone.name}: appears twice", hint="choose another name")
+        programs.append(program)
+    return tuple(programs)
+
+
+def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -> Program:
+    name = item.name("application")
+    files, merge = _files(item, folder, f"application {name}")
+    results = []
+    with item.at("results"):
+        for path in item.strings("results"):
+            results.append(path if path.startswith("/") else f"/results/{name}/{path}")
+    with item.at("publish"):
+        ports = tuple(map(Port, item.integers("publish")))
+    with item.at("registers"):
+        registers = item.integers("registers")
+    with item.at("command"):
+        application = Application(
+            name=name,
+            command=_command(item),
+            environment=item.mapping("environment"),
+            directory=f"/app/{name}",
+            restarts=item.integer("restarts", 0),
+            results=tuple(results),
+            ports=ports,
+            registers=registers,
+        )
+    zone = read_zone(item, name, kind, pinning=pinning)
+    item.done()
+    return Program(application, zone, files, merge)
+
+
+def _command(item: Mapping) -> tuple[str, ...]:
+    if item.is_text("command"):
+        try:
+            return tuple(shlex.split(item.string("command")))
+        except ValueError as error:
+            raise ConfigError(f"command: {error}") from None
+    return item.strings("command", required=True)
+
+
+def _files(item: Mapping, folder: Path, where: str) -> tuple[tuple[Path, ...], bool]:
+    with item.at("files"):
+        merge = item.is_text("files")
+        names = (item.string("files"),) if merge else item.strings("files")
+        paths = tuple(folder / name for name in names)
+        for path in paths:
+            try:
+                there = path.exists()
+            except OSError as error:  # for example a name that no file system takes
+                raise ConfigError(f"{where}: {str(path)[:200]}: {error.strerror}", hint="correct the path") from None
+            if not there:
+                raise ConfigError(f"{where}: {path} does not exist", hint="paths are relative to the manifest's folder")
+        if merge and not paths[0].is_dir():
+            merge = False
+        if len({path.name for path in paths}) != len(paths) or any(not path.name for path in paths):
+            raise ConfigError(f"{where}: two files have the same name", hint="put them in folders")
+        return paths, merge
