@@ -35,6 +35,9 @@ class Block(Device):
 
     ``writable``: the guest may write, have what it wrote on the disk (flush), and give space back (discard); the file
     is open for that. Else every write is an error. Raises ``ConfigError``: an odd size.
+
+    What a flush confirms is on the file's disk. A driver that does not know of flushes gets that with each write
+    (5.2.6.2). After a failed one nothing is confirmed any more: the kernel forgets which pages it could not write.
     """
 
     kind = 2
@@ -48,6 +51,8 @@ class Block(Device):
             raise ConfigError(f"disk {name}: {self.size} bytes are not a whole number of sectors")
         self._name = name.encode()[:20]
         self._writable = writable
+        self._through = False  # to the disk with each write
+        self._lost = False
         self.features = VERSION_1 | _SEG_MAX | (_FLUSH | _DISCARD if writable else _READ_ONLY)
         # capacity, size_max (not offered), seg_max: a header, the segments, the status
         self.config = struct.pack("<QII", self.size // SECTOR, 0, MAX_SIZE - 2)
@@ -55,6 +60,9 @@ class Block(Device):
             # Geometry, block size and topology are not offered; the limits of a discard, and its alignment.
             limits = struct.pack("<III", MAX_DISCARD, MAX_DISCARD_PIECES, 4096 // SECTOR)
             self.config = self.config.ljust(36, b"\0") + limits
+
+    def activate(self, queues: Sequence[Queue | None], features: int) -> None:
+        self._through = self._writable and not features & _FLUSH
 
     def close(self) -> None:
         os.close(self._fd)
@@ -90,10 +98,14 @@ class Block(Device):
             status = _IO_ERROR if kind == _OUT else _UNSUPPORTED
         elif kind == _OUT:
             status, _ = self._transfer(os.pwritev, sector, _behind_header(chain))
+            if self._through and status == _OK:
+                status = self._flush()
         elif kind == _FLUSH_OUT:
             status = self._flush()
         elif kind == _DROP:
             status = self._discard(chain)
+            if self._through and status == _OK:
+                status = self._flush()
         else:
             status = _UNSUPPORTED
         chain.writable[-1][0] = status
@@ -126,8 +138,8 @@ class Block(Device):
         try:
             os.fdatasync(self._fd)
         except OSError:
-            return _IO_ERROR
-        return _OK
+            self._lost = True
+        return _IO_ERROR if self._lost else _OK
 
     def _discard(self, chain: Chain) -> int:
         """Give the space of whole pieces back; what is read there afterwards are zeros."""
