@@ -23,7 +23,7 @@ from sqlalchemy.exc import DatabaseError
 from vambrace_agent import AgentError
 
 from vambrace.attest.policy import Policy
-from vambrace.broker.audit import DONE, Event, Head, follow, next_entry
+from vambrace.broker.audit import DONE, Event, Head, Known, next_entry
 from vambrace.broker.names import ResourceName
 from vambrace.broker.policy import ReleasePolicy
 from vambrace.broker.store import Secret, Store
@@ -168,6 +168,58 @@ def test_an_old_row_does_not_come_back(tmp_path: Path, vault: Vault) -> None:
         Store(url, vault)
 
 
+HIDDEN = {
+    "as no change": "UPDATE audit SET change = 0 WHERE sequence = 2",
+    "as another's": "UPDATE audit SET resource = 'r/secret/other' WHERE sequence = 2",
+    "as it is, with another text": "UPDATE audit SET entry = (SELECT entry FROM audit WHERE sequence = 1) "
+    "WHERE sequence = 2",
+}
+
+
+@pytest.mark.parametrize("checked", [False, True], ids=["before it was checked", "after it was checked"])
+@pytest.mark.parametrize("what", HIDDEN)
+def test_nor_with_its_entry_hidden(tmp_path: Path, vault: Vault, what: str, checked: bool) -> None:
+    """One secret alone is put back, as it was when others might have it, and the log's entry of the change with it."""
+    url = f"sqlite:///{tmp_path}/broker.db"
+    with Store(url, vault) as store:
+        put(store, NAME, b"old")
+    with sqlite3.connect(tmp_path / "broker.db") as database:
+        old = database.execute("SELECT generation, sealed FROM secrets").fetchone()
+    with Store(url, vault) as store:
+        put(store, NAME, b"new", 2)
+    if checked:
+        Store(url, vault).close()
+    with sqlite3.connect(tmp_path / "broker.db") as database:
+        database.execute("DROP TRIGGER audit_no_update")
+        database.execute("UPDATE secrets SET generation = ?, sealed = ?", old)
+        database.execute(HIDDEN[what])
+    with pytest.raises(BrokerError) as error:
+        Store(url, vault)
+    assert error.value.hint
+
+
+def test_nor_while_the_broker_runs(url: str, vault: Vault) -> None:
+    """Whoever writes the database of a running broker: no row counts but the one that was stored last."""
+    engine = create_engine(url)
+    with Store(url, vault) as store:
+        put(store, NAME, b"old")
+        with engine.begin() as connection:
+            old = connection.execute(text("SELECT generation, sealed FROM secrets")).one()
+        put(store, NAME, b"new", 2)
+        back = text("UPDATE secrets SET generation = :generation, sealed = :sealed")
+        with engine.begin() as connection:
+            connection.execute(back, {"generation": old[0], "sealed": old[1]})
+        with pytest.raises(BrokerError, match="not what was stored last"):
+            get(store, NAME)
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM secrets"))
+        with pytest.raises(BrokerError, match="was taken away"):
+            get(store, NAME)
+        with pytest.raises(BrokerError, match="was taken away"):
+            store.submit(lambda transaction: transaction.all(NAME.repository)).result(20)
+    engine.dispose()
+
+
 def test_another_key_opens_nothing(url: str, vault: Vault) -> None:
     with Store(url, vault) as store:
         put(store, NAME, b"x")
@@ -211,10 +263,12 @@ def test_the_chain() -> None:
     for number in range(4):
         entries.append(next_entry(head, Event("put", DONE, f"r/s/{number}"), datetime.now(UTC)))
         head = Head(entries[-1].sequence, entries[-1].hash)
-    assert follow(Head(), entries) == head
+    known = Known()
+    known.follow(entries, head)
+    assert known.head == head
     for wrong in (entries[1:], entries[:1] + entries[2:], [entries[1], entries[0]]):
         with pytest.raises(BrokerError, match="is missing"):
-            follow(Head(), wrong)
+            Known().follow(wrong)
 
 
 @pytest.mark.parametrize("url", ["", "mysql://x/y", "nonsense", "sqlite:////nowhere/broker.db"])

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest.token import MAX_TOKEN
 from vambrace.broker import admin
+from vambrace.broker.anchor import Anchor
 from vambrace.broker.limits import Limits
 from vambrace.broker.names import VOLUME, ResourceName
 from vambrace.broker.platforms import Platforms
@@ -142,8 +143,10 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[int]:
     """A broker that serves; gives its port. Raises ``ConfigError``, ``BrokerError``."""
-    context = tls_context(settings)
-    with Store(settings.database, Vault.load(settings.master_key)) as store:
+    context, vault = tls_context(settings), Vault.load(settings.master_key)
+    with contextlib.ExitStack() as stack:
+        anchor = stack.enter_context(Anchor(settings.anchor, vault)) if settings.anchor else None
+        store = stack.enter_context(Store(settings.database, vault, anchor))
         platforms = Platforms(settings.platforms)
         list(platforms)  # what is wrong with them is told now
         sessions = Sessions(settings.challenge_seconds, settings.session_seconds)

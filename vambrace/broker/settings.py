@@ -8,6 +8,7 @@
     key = "server.key"
     master_key = "master.key"           decrypts what the database holds; back both up, apart from each other
     database = "sqlite:///broker.db"    or postgresql+psycopg://USER@HOST/NAME
+    anchor = "log.anchor"               where the log's end is kept: best on another disk than the database's
     challenge_seconds = 60              how long a Realm has to answer
     session_seconds = 300               how long its answer counts
     rate = 100                          requests per second of one address
@@ -53,6 +54,7 @@ class Settings:
     database: str
     platforms: Mapping[str, PlatformFiles]
     repositories: Mapping[str, frozenset[bytes]]
+    anchor: Path | None = None
     listen: str = "127.0.0.1"
     port: int = PORT
     challenge_seconds: int = 60
@@ -85,17 +87,17 @@ def load_settings(path: Path) -> Settings:
 def parse_settings(table: dict[str, Any], folder: Path) -> Settings:
     """Check one table of settings. Raises ``ConfigError``, which names the key."""
     paths, numbers = ("certificate", "key", "master_key"), ("port", "challenge_seconds", "session_seconds", "rate")
-    known = {*paths, *numbers, "listen", "database", "platforms", "repositories"}
+    known = {*paths, *numbers, "anchor", "listen", "database", "platforms", "repositories"}
     for key in table:
         _check(key in known, f"{key[:40]} is not known")
     for key in (*paths, "database", "platforms", "repositories"):
         _check(key in table, f"{key} is missing")
-    for key in (*paths, "listen", "database"):
+    for key in (*paths, "anchor", "listen", "database"):
         _check(isinstance(table.get(key, ""), str), f"{key} is a text")
     for key in numbers:
         _check(type(table.get(key, 0)) is int, f"{key} is a whole number")
     values: dict[str, Any] = {key: table[key] for key in (*numbers, "listen") if key in table}
-    values |= {key: folder / table[key] for key in paths}
+    values |= {key: folder / table[key] for key in (*paths, "anchor") if key in table}
     platforms, repositories = (_tables(table[key], key) for key in ("platforms", "repositories"))
     return Settings(
         **values,

@@ -31,6 +31,7 @@ from vambrace.files import write_whole
 CERTIFICATE: Final = "certificate.pem"
 KEY: Final = "key.pem"
 MASTER_KEY: Final = "master.key"
+ANCHOR: Final = "log.anchor"
 DATABASE: Final = "sqlite:///broker.db"
 
 
@@ -67,6 +68,7 @@ def create(
             f"key = {json.dumps(KEY)}",
             f"master_key = {json.dumps(MASTER_KEY)}",
             f"database = {json.dumps(database)}",
+            f"anchor = {json.dumps(ANCHOR)}",
         ]
         for name, files in platforms.items():
             lines += ["", f"[platforms.{json.dumps(name)}]", f"root = {json.dumps(str(files.root.absolute()))}"]

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import queue
 import threading
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -22,7 +23,20 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import Connection, Engine, delete, insert, inspect, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from vambrace.broker.audit import Entry, Event, Head, follow, next_entry
+from vambrace.broker.anchor import Anchor
+from vambrace.broker.audit import (
+    NOTHING,
+    OLD,
+    TAMPERED,
+    Entry,
+    Event,
+    Head,
+    Known,
+    Row,
+    check_all,
+    check_row,
+    next_entry,
+)
 from vambrace.broker.names import ResourceName
 from vambrace.broker.policy import ReleasePolicy
 from vambrace.broker.tables import AUDIT, HEAD, METADATA, SCHEMA, SECRETS, connect
@@ -36,6 +50,8 @@ _READ: Final = 1000
 _HEAD_ROW: Final = 1
 
 Result = TypeVar("Result")
+#: Who waits for it, and what it returned or raised.
+_Done = tuple[Future[Any], Any, Exception | None]
 
 log = logging.getLogger(__name__)
 
@@ -64,22 +80,29 @@ class Secret:
 
 class Transaction:
     """What a piece of work may do; valid during its call only. Raises ``BrokerError`` for rows that were tampered
-    with."""
+    with: none counts but the one that the log, as it is ``known``, says was stored last."""
 
-    def __init__(self, connection: Connection, vault: Vault, head: Head) -> None:
-        self.head = head
+    def __init__(self, connection: Connection, vault: Vault, known: Known) -> None:
+        self.head = known.head
+        #: What every row holds: what was written in this transaction, before what was there.
+        self.rows = ChainMap[str, Row]({}, known.rows)
         self._connection = connection
         self._vault = vault
 
     def get(self, name: ResourceName) -> Secret | None:
         row = self._connection.execute(select(SECRETS).where(SECRETS.c.resource == str(name))).mappings().first()
-        return None if row is None else self._secret(row)
+        if row is None:
+            check_row(self.rows, str(name), None)
+            return None
+        return self._secret(row)
 
     def all(self, repository: str) -> list[Secret]:
         """Those of one repository, by name."""
         pattern = SECRETS.c.resource.startswith(f"{repository}/", autoescape=True)
         rows = self._connection.execute(select(SECRETS).where(pattern).order_by(SECRETS.c.resource)).mappings()
-        return [self._secret(row) for row in rows]
+        secrets = [self._secret(row) for row in rows]
+        check_all(self.rows, {str(secret.name) for secret in secrets}, f"{repository}/")
+        return secrets
 
     def put(self, secret: Secret) -> str:
         """Write the secret in place of what was there; what ``Event.row`` is to say."""
@@ -97,40 +120,37 @@ class Transaction:
 
     def delete(self, name: ResourceName) -> str:
         self._connection.execute(delete(SECRETS).where(SECRETS.c.resource == str(name)))
-        return hashlib.sha256(b"").hexdigest()
+        return NOTHING
 
     def last_generation(self, name: ResourceName) -> int:
         """The highest that this name ever had, also before it was deleted: numbers do not come back."""
-        entries = self._connection.execute(
-            select(AUDIT.c.entry)
-            .where(AUDIT.c.resource == str(name), AUDIT.c.change)
-            .order_by(AUDIT.c.sequence.desc())
-            .limit(1)
-        )
-        entry = entries.scalar()
-        return 0 if entry is None else int(decode_json(_blob(entry))["generation"])
+        row = self.rows.get(str(name))
+        return row.generation if row else 0
 
     def append(self, event: Event) -> None:
         entry = next_entry(self.head, event, datetime.now(UTC))
         self._connection.execute(
             insert(AUDIT).values(
                 sequence=entry.sequence,
-                resource=event.resource,
-                change=bool(event.row),
+                resource=entry.resource,
+                change=entry.change,
                 entry=entry.text,
                 hash=entry.hash,
             )
         )
         self.head = Head(entry.sequence, entry.hash)
+        if entry.change:
+            self.rows[event.resource] = Row(event.row, event.generation)
 
     def entries(self, repository: str, after: int, limit: int) -> list[Entry]:
         """Of the log, those about a repository that follow entry ``after``."""
         return list(_entries(self._connection, after, limit, f"{repository}/"))
 
     def _secret(self, row: Any) -> Secret:
-        name = ResourceName.parse(row["resource"])
+        name, sealed = ResourceName.parse(row["resource"]), _blob(row["sealed"])
+        check_row(self.rows, str(name), sealed)
         secret = Secret(name, row["generation"], _policy(_blob(row["policy"])), b"", _blob(row["state"]))
-        value = self._vault.open(_blob(row["sealed"]), secret.context())
+        value = self._vault.open(sealed, secret.context())
         return replace(secret, value=value)
 
 
@@ -138,14 +158,16 @@ Work = Callable[[Transaction], Result]
 
 
 class Store:
-    """A context manager. Raises ``BrokerError`` where the database cannot be used or was tampered with."""
+    """A context manager. Raises ``BrokerError`` where the database cannot be used, was tampered with, or is older than
+    what ``anchor`` has; that is kept up to date then."""
 
-    def __init__(self, url: str, vault: Vault) -> None:
+    def __init__(self, url: str, vault: Vault, anchor: Anchor | None = None) -> None:
         self._vault = vault
+        self._anchor = anchor
         self._engine: Engine = connect(url)
         self._queue: queue.Queue[tuple[Work[Any], Future[Any]] | None] = queue.Queue()
         try:
-            self._prepare()
+            self._known = self._prepare()
         except SQLAlchemyError as error:
             self._engine.dispose()
             raise _unusable(error) from None
@@ -180,62 +202,78 @@ class Store:
         self._queue.put((work, future))
         return future
 
-    def verify(self, *, whole: bool = False) -> Head:
+    def verify(self, *, whole: bool = False, through: Head | None = None) -> Head:
         """Follow the log, from where it was verified last or as a whole, and compare the secrets with it.
 
-        The end of the log. Raises ``BrokerError``, which names what was tampered with.
+        The end of the log, which has been ``through`` that place. Raises ``BrokerError``, which names what was tampered
+        with.
         """
+        return self._verified(whole, through).head
+
+    def _verified(self, whole: bool, through: Head | None) -> Known:
         with self._engine.begin() as connection:
-            row = _head(connection)
-            checked = Head(row["checked_sequence"], _blob(row["checked_hash"]))
-            checked.check(_blob(row["checked_tag"]), self._vault)
-            written = Head(row["sequence"], _blob(row["hash"]))
-            written.check(_blob(row["tag"]), self._vault)
-            start = Head() if whole else checked
-            head = follow(start, _entries(connection, start.sequence))
-            if head != written:
+            row = _head(connection, lock=True)
+            written = self._written(row)
+            known = Known() if whole else self._checked(connection, row)
+            if through and through.sequence < known.head.sequence:
+                known = Known()
+            known.follow(_entries(connection, known.head.sequence), through)
+            if known.head != written:
                 raise BrokerError("the audit log ends before its end", hint="entries were taken away: restore a backup")
-            self._compare(connection)
-            checked_values = {
-                "checked_sequence": head.sequence,
-                "checked_hash": head.hash,
-                "checked_tag": self._vault.tag(head.authenticated()),
-            }
-            connection.execute(update(HEAD).where(HEAD.c.id == _HEAD_ROW).values(checked_values))
-        return head
+            self._compare(connection, known)
+            connection.execute(update(HEAD).where(HEAD.c.id == _HEAD_ROW).values(self._as_checked(known)))
+        return known
 
     def log(self) -> list[Entry]:
         """All of it."""
         with self._engine.begin() as connection:
             return list(_entries(connection, 0))
 
-    def _compare(self, connection: Connection) -> None:
-        """Each secret is what the last entry about it says."""
-        last: dict[str, str] = {}
-        changes = select(AUDIT.c.resource, AUDIT.c.entry).where(AUDIT.c.change).order_by(AUDIT.c.sequence)
-        for resource, text in connection.execute(changes.execution_options(yield_per=_READ)):
-            last[resource] = str(decode_json(_blob(text))["row"])
-        nothing = hashlib.sha256(b"").hexdigest()
-        found = {name: digest for name, digest in last.items() if digest != nothing}
-        for resource, sealed in connection.execute(select(SECRETS.c.resource, SECRETS.c.sealed)):
-            if found.pop(resource, None) != hashlib.sha256(_blob(sealed)).hexdigest():
-                raise BrokerError(f"{resource} is not what was stored last", hint="an old state was put back: restore")
-        if found:
-            raise BrokerError(f"{min(found)} was taken away", hint="restore the database from a backup")
+    def _written(self, row: Any) -> Head:
+        """Where the log ends, as it was left."""
+        head = Head(row["sequence"], _blob(row["hash"]))
+        head.check(_blob(row["tag"]), self._vault)
+        return head
 
-    def _prepare(self) -> None:
-        """Tables where there are none, and the log's end as it was left."""
+    def _checked(self, connection: Connection, row: Any) -> Known:
+        """What was verified last, from what the log says of changes up to there."""
+        end = Head(row["checked_sequence"], _blob(row["checked_hash"]))
+        changes = _entries(connection, 0, changes_until=end.sequence)
+        known = Known(end, {entry.resource: entry.row() for entry in changes})
+        if not self._vault.tags(_checked(known), _blob(row["checked_tag"])):
+            raise BrokerError("the audit log is not what it was when it was verified last", hint=TAMPERED)
+        return known
+
+    def _as_checked(self, known: Known) -> dict[str, Any]:
+        tag = self._vault.tag(_checked(known))
+        return {"checked_sequence": known.head.sequence, "checked_hash": known.head.hash, "checked_tag": tag}
+
+    def _compare(self, connection: Connection, known: Known) -> None:
+        """Each secret is what the last entry about it says."""
+        found = set()
+        for resource, sealed in connection.execute(select(SECRETS.c.resource, SECRETS.c.sealed)):
+            check_row(known.rows, resource, _blob(sealed))
+            found.add(resource)
+        check_all(known.rows, found)
+
+    def _prepare(self) -> Known:
+        """Tables where there are none, and all that the log proves."""
         with self._engine.begin() as connection:
             fresh = not inspect(connection).has_table(HEAD.name)
             if fresh:
                 METADATA.create_all(connection)
-                tag = self._vault.tag(Head().authenticated())
-                start = {"sequence": 0, "hash": Head().hash, "tag": tag}
-                checked = {f"checked_{name}": value for name, value in start.items()}
-                connection.execute(insert(HEAD).values(id=_HEAD_ROW, schema=SCHEMA, **start, **checked))
+                start, end = Known(), Head()
+                ends = {"sequence": end.sequence, "hash": end.hash, "tag": self._vault.tag(end.authenticated())}
+                connection.execute(insert(HEAD).values(id=_HEAD_ROW, schema=SCHEMA, **ends, **self._as_checked(start)))
             elif _head(connection)["schema"] != SCHEMA:
                 raise BrokerError("the database is of another version of vambrace", hint="use that version")
-        self.verify()
+        kept = self._anchor.read() if self._anchor else None
+        known = self._verified(False, kept)
+        if self._anchor:
+            if kept is None and known.head != Head():
+                raise BrokerError("nothing was kept of the database's log in its anchor", hint=OLD)
+            self._anchor.keep(known.head)
+        return known
 
     def _write(self) -> None:
         while (job := self._queue.get()) is not None:
@@ -253,33 +291,13 @@ class Store:
 
     def _commit(self, jobs: list[tuple[Work[Any], Future[Any]]]) -> None:
         """Do all of ``jobs``, then tell: nobody is told of anything that a power cut would undo."""
-        done: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
-            with self._engine.begin() as connection:
-                row = _head(connection, lock=True)
-                head = Head(row["sequence"], _blob(row["hash"]))
-                head.check(_blob(row["tag"]), self._vault)
-                transaction = Transaction(connection, self._vault, head)
-                for work, future in jobs:
-                    before = transaction.head
-                    try:
-                        with connection.begin_nested():
-                            done.append((future, work(transaction), None))
-                    except VambraceError as error:
-                        transaction.head = before
-                        done.append((future, None, error))
-                end = transaction.head
-                if end != head:
-                    values = {
-                        "sequence": end.sequence,
-                        "hash": end.hash,
-                        "tag": self._vault.tag(end.authenticated()),
-                    }
-                    connection.execute(update(HEAD).where(HEAD.c.id == _HEAD_ROW).values(values))
+            done = self._do(jobs)
         except SQLAlchemyError as error:
             log.error("the database failed: %s", type(error).__name__)
             done = [(future, None, _unusable(error)) for _, future in jobs]
         except VambraceError as error:
+            log.error("%s", error.message)
             done = [(future, None, error) for _, future in jobs]
         except Exception as error:
             log.exception("internal error")
@@ -289,6 +307,51 @@ class Store:
                 future.set_result(result)
             else:
                 future.set_exception(failure)
+
+    def _do(self, jobs: list[tuple[Work[Any], Future[Any]]]) -> list[_Done]:
+        """What became of each, once that is on the disk."""
+        with self._engine.begin() as connection:
+            head = self._written(_head(connection, lock=True))
+            self._catch_up(connection, head)
+            transaction = Transaction(connection, self._vault, self._known)
+            done = [_done(transaction, connection, work, future) for work, future in jobs]
+            end, changes = transaction.head, dict(transaction.rows.maps[0])
+            if end != head:
+                tag = self._vault.tag(end.authenticated())
+                values = {"sequence": end.sequence, "hash": end.hash, "tag": tag}
+                connection.execute(update(HEAD).where(HEAD.c.id == _HEAD_ROW).values(values))
+        self._known.add(end, changes)
+        if self._anchor and end != head:
+            self._anchor.keep(end)
+        return done
+
+    def _catch_up(self, connection: Connection, head: Head) -> None:
+        """What other brokers have written since. Raises ``BrokerError``, for an older database, too."""
+        if head == self._known.head:
+            return
+        if head.sequence < self._known.head.sequence:
+            raise BrokerError("the database is older than what this broker has read last", hint=OLD)
+        self._known.follow(_entries(connection, self._known.head.sequence), head)
+
+
+def _done(transaction: Transaction, connection: Connection, work: Work[Any], future: Future[Any]) -> _Done:
+    """Do one piece of work; what it raises is its own matter. Raises ``SQLAlchemyError``."""
+    head, changes = transaction.head, dict(transaction.rows.maps[0])
+    try:
+        with connection.begin_nested():
+            return future, work(transaction), None
+    except SQLAlchemyError:
+        raise
+    except Exception as error:
+        if not isinstance(error, VambraceError):
+            log.exception("internal error")
+        transaction.head, transaction.rows.maps[0] = head, changes
+        return future, None, error
+
+
+def _checked(known: Known) -> bytes:
+    """What is authenticated when a log was verified."""
+    return b"checked" + known.head.authenticated() + known.digest()
 
 
 def _head(connection: Connection, *, lock: bool = False) -> Any:
@@ -300,13 +363,18 @@ def _head(connection: Connection, *, lock: bool = False) -> Any:
     return row
 
 
-def _entries(connection: Connection, after: int, limit: int | None = None, prefix: str = "") -> Iterator[Entry]:
-    statement = select(AUDIT.c.sequence, AUDIT.c.entry, AUDIT.c.hash).where(AUDIT.c.sequence > after)
+def _entries(
+    connection: Connection, after: int, limit: int | None = None, prefix: str = "", changes_until: int | None = None
+) -> Iterator[Entry]:
+    columns = (AUDIT.c.sequence, AUDIT.c.entry, AUDIT.c.hash, AUDIT.c.resource, AUDIT.c.change)
+    statement = select(*columns).where(AUDIT.c.sequence > after)
     if prefix:
         statement = statement.where(AUDIT.c.resource.startswith(prefix, autoescape=True))
+    if changes_until is not None:
+        statement = statement.where(AUDIT.c.change, AUDIT.c.sequence <= changes_until)
     statement = statement.order_by(AUDIT.c.sequence).limit(limit).execution_options(yield_per=_READ)
-    for sequence, text, digest in connection.execute(statement):
-        yield Entry(sequence, _blob(text), _blob(digest))
+    for sequence, text, digest, resource, change in connection.execute(statement):
+        yield Entry(sequence, _blob(text), _blob(digest), resource, change)
 
 
 @lru_cache(256)

@@ -22,7 +22,7 @@ from sqlalchemy.exc import ArgumentError
 
 from vambrace.errors import ConfigError
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 _RESOURCE: Final = 3 * 64 + 2
 
 METADATA: Final = MetaData()
@@ -45,7 +45,7 @@ AUDIT: Final = Table(
     Column("entry", LargeBinary, nullable=False),
     Column("hash", LargeBinary, nullable=False),
 )
-#: One row: where the log ends, up to where it was verified at the last start, and the schema.
+#: One row: where the log ends, up to where it was verified last with what it says of all rows, and the schema.
 HEAD: Final = Table(
     "head",
     METADATA,

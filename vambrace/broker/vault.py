@@ -82,8 +82,12 @@ class Vault:
         )
 
     def tag(self, data: bytes) -> bytes:
-        """The authenticator (32 bytes) of the audit log's head."""
+        """An authenticator (32 bytes) for the audit log."""
         return hmac.digest(self._audit, data, "sha256")
+
+    def tags(self, data: bytes, tag: bytes) -> bool:
+        """Whether ``tag`` is that of ``data``."""
+        return hmac.compare_digest(self.tag(data), tag)
 
     def _derive(self, label: bytes, salt: bytes) -> bytes:
         return HKDF(SHA256(), KEY_BYTES, salt=salt, info=label).derive(self._master)

@@ -31,6 +31,7 @@ def add(commands: Commands) -> None:
     serve = group.add("serve", "run it until it is interrupted", _serve, "vambrace broker serve ~/broker")
     audit = group.add("audit", "print its log, having checked that it is whole", _audit,
                       "vambrace broker audit ~/broker --json")  # fmt: skip
+    audit.add_argument("--accept", action="store_true", help="a backup was restored: go on from where its log ends")
     for parser in (serve, audit):
         parser.add_argument("folder", type=Path, help="the folder, or its broker.toml")
 
@@ -101,13 +102,19 @@ def _serve(options: argparse.Namespace, output: Output) -> int:
 def _audit(options: argparse.Namespace, output: Output) -> int:
     settings = _settings(options.folder)
     try:
+        from vambrace.broker.anchor import Anchor, read_anchor
         from vambrace.broker.store import Store
         from vambrace.broker.vault import Vault
     except ImportError as error:
         raise _missing(error) from error
-    with Store(settings.database, Vault.load(settings.master_key)) as store:
+    vault, anchor = Vault.load(settings.master_key), settings.anchor
+    with Store(settings.database, vault) as store:
         output.progress("checking the log")
-        head = store.verify(whole=True)
+        kept = read_anchor(anchor, vault) if anchor and not options.accept else None
+        head = store.verify(whole=True, through=kept)
+        if anchor and options.accept:
+            with Anchor(anchor, vault) as accepted:
+                accepted.restart(head)
         entries = [json.loads(entry.text) for entry in store.log()]
     value = {"head": {"sequence": head.sequence, "hash": head.hash.hex()}, "entries": entries}
     output.result(value, [*entry_lines(entries), f"whole: {head.sequence} entries, {head.hash.hex()}"])
