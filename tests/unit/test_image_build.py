@@ -48,7 +48,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> RuntimeBase:
     for name, data in (("kernel", make_kernel()), ("initrd", b"i" * 5000), ("disk", disk)):
         (folder / name).write_bytes(data)
     info = VerityDisk(hashlib.sha256(disk).hexdigest(), len(disk), 4096, "ab" * 32, "cd" * 32)
-    return RuntimeBase(folder / "kernel", folder / "initrd", folder / "disk", info)
+    (folder / "tree").mkdir()
+    return RuntimeBase(folder / "kernel", folder / "initrd", folder / "disk", info, folder / "tree")
 
 
 def measure(folder: Path, base: RuntimeBase, name: str = "out") -> bytes:

@@ -56,9 +56,9 @@ def build_image(manifest: Path, bundle: Path, progress: Progress, *, newer: bool
     import vambrace.debian
     from vambrace.debian.archive import Archive
     from vambrace.debian.cache import Cache
-    from vambrace.image.base import runtime_base
     from vambrace.image.build import build_bundle
     from vambrace.image.manifest import NormalManifest, read_manifest
+    from vambrace.image.prepare import manifest_base
 
     wanted = read_manifest(manifest)  # what is wrong with it is said before anything long
     cache = Cache()
@@ -73,7 +73,7 @@ def build_image(manifest: Path, bundle: Path, progress: Progress, *, newer: bool
         progress("building the image")
         return build_normal(wanted, bundle, system)
     progress("preparing the runtime base")
-    base = runtime_base(archive, cache)
+    base = manifest_base(wanted, archive, cache)
     progress("building the image")
     return build_bundle(manifest, bundle, base)
 

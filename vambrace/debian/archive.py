@@ -80,13 +80,26 @@ class Archive:
         self._lock: dict[str, list[Package]] = {}
         self._updated = False
         if lock_file.exists():
-            for group, entries in json.loads(lock_file.read_text()).items():
-                self._lock[group] = [Package(**entry) for entry in entries]
+            try:
+                for group, entries in json.loads(lock_file.read_text()).items():
+                    self._lock[group] = [Package(**entry) for entry in entries]
+            except (ValueError, TypeError, AttributeError):
+                raise BuildError(f"{lock_file} is no lock of packages", hint="restore it, or delete it") from None
         self._resolved_now: set[str] = set()
 
     def binaries(self, group: str, names: Sequence[str]) -> list[Package]:
         """``names`` (arm64) and all that they depend on, as locked under ``group``, resolved if not locked yet."""
         return self._locked(group, names, lambda: self._resolve_binaries(names))
+
+    def only_binaries(self, group: str, names: Sequence[str]) -> list[Package]:
+        """As ``binaries``, in a lock that has this group and no other."""
+        if group not in self._lock:
+            self._lock.clear()
+        found = self.binaries(group, names)
+        missing = sorted(set(names) - {package.name for package in found})
+        if missing:
+            raise BuildError(f"{missing[0]} is a virtual package", hint="name one that provides it")
+        return found
 
     def source(self, group: str, name: str, suite: str = STABLE) -> list[Package]:
         """The files of source package ``name``."""
@@ -213,7 +226,7 @@ class Archive:
         except BuildError as error:
             raise BuildError(
                 f"the archive does not give {package.name} {package.version}: {error.message.splitlines()[-1]}",
-                hint="it may have a newer one by now: 'vambrace server build --newer' takes it and records it",
+                hint="it may have a newer one by now: the same command with --newer takes it and records it",
             ) from error
         if hashlib.sha256(partial.read_bytes()).hexdigest() != package.sha256:
             partial.unlink()

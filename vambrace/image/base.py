@@ -1,16 +1,23 @@
-"""The runtime base of application images: Debian's arm64 Python with its standard library, and the agent."""
+"""The runtime base of application images: Debian's arm64 Python with its standard library, and the agent.
+
+A manifest may name further packages of Debian (``packages``): its base is another one, which has them all.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import vambrace
+from vambrace.config import MAX_APPLICATIONS
 from vambrace.debian import root
-from vambrace.debian.archive import Archive
+from vambrace.debian.archive import Archive, Package
 from vambrace.debian.cache import Cache, hash_tree
+from vambrace.debian.configure import configure
 from vambrace.debian.erofs import VerityDisk, make_erofs
 from vambrace.debian.initrd import DISK_MODULES, make_initrd
 from vambrace.debian.kernel import kernel
@@ -28,38 +35,46 @@ PACKAGES = (
 MODULES = (*DISK_MODULES, "virtio_console", "virtio-rng", "virtio_balloon", "vsock", "vmw_vsock_virtio_transport")
 APPLETS = ("sh", "awk", "cmp", "find", "grep", "gzip", "sed", "tar", "vi", "xargs")
 INIT = "/usr/lib/vambrace/init"
-# What no program in a Realm uses: package tools, odd character sets, parts of the standard library.
+# What no program in a Realm uses: package tools, parts of the standard library.
 _UNUSED = (
-    "usr/lib/*/gconv",
-    "usr/lib/*/perl-base",
     "usr/lib/apt",
     "usr/lib/dpkg",
     "usr/include",
     "usr/src",
-    "usr/share/perl5",
     "usr/share/dpkg",
     "var/lib/dpkg",
     *(f"usr/lib/python3.*/{part}" for part in ("ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "turtledemo")),
+)
+# What only a further package may use: Perl, odd character sets.
+_UNUSED_ALONE = ("usr/lib/*/gconv", "usr/lib/*/perl-base", "usr/share/perl5")
+# Many programs want a name for whoever runs them. The agent gives numbers from 1000 on (vambrace_agent.settings).
+_ACCOUNTS = tuple(
+    f"application-{number}:*:{999 + number}:{999 + number}::/results:/bin/sh"
+    for number in range(1, MAX_APPLICATIONS + 1)
 )
 
 
 @dataclass(frozen=True)
 class RuntimeBase:
-    """Files of the cache that every application image shares, and the base disk's verity parameters."""
+    """Files of the cache that application images share, and the base disk's verity parameters; ``tree`` is the system
+    that the disk was made of, for those who look for a program or a library in it."""
 
     kernel: Path
     initrd: Path
     disk: Path
     disk_info: VerityDisk
+    tree: Path
 
 
-def runtime_base(archive: Archive, cache: Cache) -> RuntimeBase:
-    """The base, built if the cache does not have it. Raises ``BuildError``, ``ToolMissing``."""
+def runtime_base(archive: Archive, cache: Cache, packages: Sequence[Package] = ()) -> RuntimeBase:
+    """The base, built if the cache does not have it; of ``packages`` in the place of the usual ones, if there are any.
+
+    Raises ``BuildError``, ``ToolMissing``.
+    """
     guest = Path(vambrace.__file__).parent.parent / "guest"
     if not (guest / "init").is_file():
         raise BuildError("the agent's source is not here", hint="run from a source checkout of vambrace")
-    packages = archive.binaries("realm", PACKAGES)
-    debian = _debian(archive, cache)
+    debian = _debian(archive, cache, packages)
 
     def build(work: Path) -> None:
         tree = work / "tree"
@@ -77,36 +92,44 @@ def runtime_base(archive: Archive, cache: Cache) -> RuntimeBase:
         shutil.rmtree(tree)
 
     inputs = {
-        "packages": archive.key(packages),
-        "applets": " ".join(APPLETS),
+        **_inputs(archive, packages),
         "guest": hash_tree(guest),
-        "recipe": "2",
     }
     product = cache.build("realm-base", inputs, build)
     verity = VerityDisk(**json.loads((product / "verity.json").read_text()))
     image = kernel(archive, cache)
-    return RuntimeBase(image.image, make_initrd(archive, cache, image, MODULES), product / "base.erofs", verity)
+    initrd = make_initrd(archive, cache, image, MODULES)
+    return RuntimeBase(image.image, initrd, product / "base.erofs", verity, debian)
 
 
-def _debian(archive: Archive, cache: Cache) -> Path:
+def _inputs(archive: Archive, packages: Sequence[Package]) -> dict[str, str]:
+    """What decides how Debian's part of the base comes out."""
+    found = archive.key(packages or archive.binaries("realm", PACKAGES))
+    inputs = {"packages": found, "applets": " ".join(APPLETS), "recipe": "2"}
+    return inputs | {"accounts": " ".join(_ACCOUNTS), "configured": "1"} if packages else inputs
+
+
+def _debian(archive: Archive, cache: Cache, further: Sequence[Package]) -> Path:
     """Debian's part of the base, byte-compiled: it changes seldom and takes longest."""
-    packages = archive.binaries("realm", PACKAGES)
+    packages = further or archive.binaries("realm", PACKAGES)
 
     def build(work: Path) -> None:
         tree = work / "tree"
-        root.build_root(archive.fetch(packages), tree)
-        for pattern in _UNUSED:
+        files = archive.fetch(packages)
+        root.build_root(files, tree)
+        if further:
+            configure(files, tree, _ACCOUNTS)
+        for pattern in _UNUSED if further else (*_UNUSED, *_UNUSED_ALONE):
             for folder in tree.glob(pattern):
                 shutil.rmtree(folder)
         for applet in APPLETS:
             link = tree / "usr/bin" / applet
-            if not link.exists():
+            if not os.path.lexists(link):
                 link.symlink_to("busybox")
         root.compile_python(tree, *(f"usr/lib/{p.name}" for p in sorted((tree / "usr/lib").glob("python3*"))))
         _strip_privileges(tree)
 
-    inputs = {"packages": archive.key(packages), "applets": " ".join(APPLETS), "recipe": "2"}
-    return cache.build("realm-debian", inputs, build) / "tree"
+    return cache.build("realm-debian", _inputs(archive, packages if further else ()), build) / "tree"
 
 
 def _strip_privileges(tree: Path) -> None:

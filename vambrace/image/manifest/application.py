@@ -12,16 +12,18 @@ from vambrace.config import Zone, check_application_count
 from vambrace.errors import ConfigError
 from vambrace.image.manifest.lines import Mapping
 from vambrace.image.manifest.zones import read_zone
+from vambrace.image.packages import check_packages
 
 
 @dataclass(frozen=True)
 class Program:
-    """One application, its zone, and where its files are on this machine."""
+    """One application, its zone, where its files are on this machine, and Debian's ``packages`` that it needs."""
 
     application: Application
     zone: Zone
     files: tuple[Path, ...]
     merge: bool  # ``files`` is one folder whose contents are the application's
+    packages: tuple[str, ...] = ()
 
 
 def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Program, ...]:
@@ -61,9 +63,12 @@ def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -
             ports=ports,
             registers=registers,
         )
+    with item.at("packages"):
+        packages = item.strings("packages")
+        check_packages(packages)
     zone = read_zone(item, name, kind, pinning=pinning)
     item.done()
-    return Program(application, zone, files, merge)
+    return Program(application, zone, files, merge, packages)
 
 
 def _command(item: Mapping) -> tuple[str, ...]:

@@ -1,0 +1,21 @@
+"""What a manifest's applications need beside their own files, made ready before the image is built."""
+
+from __future__ import annotations
+
+from vambrace.debian.archive import Archive
+from vambrace.debian.cache import Cache
+from vambrace.image.base import RuntimeBase, runtime_base
+from vambrace.image.manifest import Manifest
+from vambrace.image.packages import locked_packages
+
+
+def manifest_base(manifest: Manifest, archive: Archive, cache: Cache) -> RuntimeBase:
+    """The base for ``manifest``: the usual one, or one with the packages that its applications name.
+
+    Raises ``ConfigError``, ``BuildError`` (``ToolMissing``, ``NoSpace``).
+    """
+    names = {name for program in manifest.programs for name in program.packages}
+    if not names:
+        return runtime_base(archive, cache)
+    packages = locked_packages(names, manifest.path, archive.directory, newer=archive.newer)
+    return runtime_base(archive, cache, packages)
