@@ -22,6 +22,7 @@ from vambrace.checks import (
 from vambrace.errors import ConfigError
 from vambrace.record import Record
 
+MAX_APPLICATIONS: Final = 15  # Debian's arm64 kernel has 16 NUMA nodes, one is the system's
 MAX_RESTARTS: Final = 1000
 MAX_PORTS: Final = 64
 FIRST_PORT, LAST_PORT = 1024, 65535  # an application has no capability for smaller ones
@@ -80,27 +81,9 @@ class Application(Record):
             check_integer(register, REGISTERS[0], REGISTERS[-1], f"{where}: register")
         check_unique([str(register) for register in self.registers], f"{where}: register")
 
-    def as_object(self) -> dict[str, Any]:
-        """The JSON object, the same in the configuration and for the agent; what few have is there only if it is."""
-        found: dict[str, Any] = {
-            "name": self.name,
-            "command": list(self.command),
-            "environment": dict(self.environment),
-            "directory": self.directory,
-            "restarts": self.restarts,
-            "results": list(self.results),
-        }
-        if self.ports:
-            found["ports"] = [port.as_dict() for port in self.ports]
-        if self.registers:
-            found["registers"] = list(self.registers)
-        return found
-
-
-def read_applications(top: Object) -> tuple[Application, ...]:
-    """Those of a configuration. Raises ``ConfigError``."""
-    return tuple(
-        Application(
+    @classmethod
+    def read(cls, item: Object) -> Application:
+        return cls(
             name=item.string("name"),
             command=item.strings("command"),
             environment=item.mapping("environment"),
@@ -110,8 +93,24 @@ def read_applications(top: Object) -> tuple[Application, ...]:
             ports=tuple(Port(port.integer("port")) for port in item.objects("ports")) if "ports" in item else (),
             registers=item.integers("registers") if "registers" in item else (),
         )
-        for item in top.objects("applications")
-    )
+
+    def as_object(self) -> dict[str, Any]:
+        """The same in the configuration and for the agent; what few have is there only if it is."""
+        found = super().as_object()
+        for name in ("ports", "registers"):
+            if not found[name]:
+                del found[name]
+        return found
+
+
+def check_application_count(count: int) -> None:
+    if count == 0:
+        raise ConfigError("applications: there are none", hint="a Realm runs at least one application")
+    if count > MAX_APPLICATIONS:
+        raise ConfigError(
+            f"applications: {count}, but at most {MAX_APPLICATIONS} are possible",
+            hint="each needs a zone of its own and a guest has 16; put the others in a second Realm",
+        )
 
 
 def check_ports(applications: Sequence[Application], listening: Sequence[int]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
+from vambrace.canonical import Object
 from vambrace.errors import ConfigError
 from vambrace.record import Record
 
@@ -29,6 +30,6 @@ class CacheShare(Record):
     def required(self) -> bool:
         return self.demand == REQUIRED
 
-    def as_object(self) -> dict[str, Any]:
-        """The JSON object of the configuration."""
-        return self.as_dict()
+    @classmethod
+    def read(cls, item: Object) -> CacheShare:
+        return cls(item.string("demand"), item.integer("percent"))

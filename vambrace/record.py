@@ -6,6 +6,7 @@ compiles the methods of each class anew.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, dataclass_transform
 
 
@@ -46,6 +47,10 @@ class Record:
         """The values by name, in order."""
         return dict(self.__dict__)
 
+    def as_object(self) -> dict[str, Any]:
+        """The values by name, as JSON has them."""
+        return {name: json_value(value) for name, value in self.__dict__.items()}
+
     def replace(self, **changes: Any) -> Any:
         """A copy with other values for some fields."""
         return type(self)(**self.__dict__ | changes)
@@ -64,3 +69,12 @@ class Record:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+
+
+def json_value(value: Any) -> Any:
+    """A copy of ``value``, with an object for each record in it and a list for each tuple."""
+    if isinstance(value, Record):
+        return value.as_object()
+    if isinstance(value, tuple):
+        return [json_value(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from vambrace.canonical import Object
 from vambrace.certificate import certificate_der
@@ -41,6 +41,10 @@ class Secret(Record):
                 f"secret {self.name}: {str(self.resource)[:60]!r} is no resource", hint="repository/type/name"
             )
 
+    @classmethod
+    def read(cls, item: Object) -> Secret:
+        return cls(item.string("name"), item.string("application"), item.string("resource"))
+
 
 class Broker(Record):
     """Whom a Realm asks for secrets: the broker with the key of ``certificate`` (PEM), or one that it certifies."""
@@ -71,15 +75,8 @@ class Broker(Record):
 
     @classmethod
     def read(cls, item: Object) -> Broker:
-        secrets = tuple(
-            Secret(each.string("name"), each.string("application"), each.string("resource"))
-            for each in item.objects("secrets")
-        )
+        secrets = tuple(Secret.read(secret) for secret in item.objects("secrets"))
         return cls(item.string("url"), item.string("certificate"), secrets)
-
-    def as_object(self) -> dict[str, Any]:
-        secrets = [secret.as_dict() for secret in self.secrets]
-        return {"url": self.url, "certificate": self.certificate, "secrets": secrets}
 
     def check_applications(self, names: Sequence[str]) -> None:
         for secret in self.secrets:

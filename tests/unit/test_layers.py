@@ -47,7 +47,7 @@ LAYERS: dict[str, set[str]] = {
     "kvm": {"errors"},
     "vfio": {"pci", "errors"},
     "pci": {"errors"},
-    "cache": {"record", "errors"},
+    "cache": {"canonical", "record", "errors"},
     "application": {"canonical", "checks", "record", "errors"},
     "config": {
         *("application", "cache", "canonical", "certificate", "checks", "classes", "record", "release", "suite"),

@@ -6,9 +6,9 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from vambrace.application import Application, Port
+from vambrace.application import Application, Port, check_application_count
 from vambrace.classes import DomainClass
-from vambrace.config import Zone, check_application_count
+from vambrace.config import Zone
 from vambrace.errors import ConfigError
 from vambrace.image.manifest.lines import Mapping
 from vambrace.image.manifest.zones import read_zone
