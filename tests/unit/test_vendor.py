@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from attest_factory import new_key
 from client_harness import World, make_world, register
 from cryptography import x509
 
 from vambrace import Realm, Trust
 from vambrace.attest.cose import encode_key
-from vambrace.attest.policy import Policy
+from vambrace.attest.endorsement import platform_instance_id
+from vambrace.attest.policy import NOT_PROVISIONED, Policy
 from vambrace.attest.revocation import load_list
-from vambrace.emulator import provision
+from vambrace.emulator import factory, provision
+from vambrace.emulator.server import Server
 from vambrace.emulator.vendor import Vendor
-from vambrace.errors import CertificateRevoked, ConfigError, RevocationUnknown
+from vambrace.errors import CertificateRevoked, ConfigError, RevocationUnknown, ServerError
 
 
 @pytest.fixture
@@ -28,8 +33,6 @@ def vendor(tmp_path: Path) -> Vendor:
 
 def key_of(vendor: Vendor) -> bytes:
     """A platform's key that the vendor has certified."""
-    from attest_factory import new_key
-
     key = encode_key(new_key().public_key())
     vendor.certify(key)
     return key
@@ -75,6 +78,71 @@ def test_no_revocation_is_lost_to_another(vendor: Vendor) -> None:
     for thread in threads:
         thread.join()
     assert len(load_list(vendor.present_list()).revoked) == len(keys)
+
+
+class Reached:
+    """A server's API, of which the vendor reads the platform's key and sends its certificate there."""
+
+    def __init__(self, key: bytes, *, insecure: bool) -> None:
+        self.platform = {"platform_key": key.hex(), "insecure": insecure, "endorsed": False, "lifecycle": NOT_PROVISIONED}
+        self.sent: list[bytes] = []
+
+    def get(self, path: str) -> dict[str, Any]:
+        return self.platform
+
+    def request(self, method: str, path: str, body: bytes) -> bytes:
+        self.sent.append(body)
+        return b""
+
+
+def test_the_vendor_certifies_no_key_in_software(vendor: Vendor, tmp_path: Path) -> None:
+    """Whoever has such a key could sign with it that it is in TrustZone, on a platform that is as published."""
+    key = encode_key(new_key().public_key())
+    api = Reached(key, insecure=True)
+    for step in (factory.begin, factory.complete, factory.certify):
+        with pytest.raises(ServerError, match="in software"):
+            step(api, vendor, print, lock=True)  # type: ignore[arg-type]
+    assert not api.sent and not (vendor.directory / "issued").exists()
+    other = provision.vendor(tmp_path / "insecure", software=True)[0]
+    factory.certify(api, other, print, lock=False)  # type: ignore[arg-type]
+    assert len(api.sent) == 1
+    with pytest.raises(ServerError, match="in TrustZone"):
+        factory.certify(Reached(key, insecure=False), other, print, lock=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("running", [{"insecure": True, "suite": "nist"}, {"insecure": False, "suite": "sm"}])
+def test_a_server_of_another_kind_is_left_alone(tmp_path: Path, running: dict[str, Any]) -> None:
+    """``server renew`` without --insecure-no-trustzone would have another vendor certify what runs."""
+    server = Server(tmp_path / "server", vendor=tmp_path / "vendor")
+    server.home.mkdir()
+    (server.home / "server.json").write_text(json.dumps({"port": 1, "variant": "", "devices": False, **running}))
+    for act in (lambda: server.renew(print), server.revoke, lambda: server.retire("debug", print)):
+        with pytest.raises(ServerError, match="another server runs here"):
+            act()
+    assert not (tmp_path / "vendor").exists()
+
+
+def test_no_server_runs(tmp_path: Path) -> None:
+    server = Server(tmp_path / "server", vendor=tmp_path / "vendor")
+    for act in (lambda: server.renew(print), server.revoke, lambda: server.retire("debug", print)):
+        with pytest.raises(ServerError, match="is not running") as error:
+            act()
+        assert error.value.hint
+
+
+def test_a_machine_is_revoked_by_its_identity(tmp_path: Path) -> None:
+    """One that is lost, dead or lies about its key: a token has its identity."""
+    server = Server(tmp_path / "server", vendor=tmp_path / "vendor")
+    vendor = provision.vendor(tmp_path / "vendor")[0]
+    key = key_of(vendor)
+    instance = platform_instance_id(key)
+    assert server.revoke(instance) == 1
+    assert len(load_list((server.published / "vendor.crl").read_bytes()).revoked) == 1
+    with pytest.raises(ConfigError, match="revoked"):
+        vendor.certify(key)
+    # A no that looks like a yes would leave a stolen key as good as before.
+    with pytest.raises(ConfigError, match="has certified nothing"):
+        server.revoke(bytes(33))
 
 
 # --- a user's client ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vambrace.cli.output import Output
-from vambrace.cli.parser import Commands, port
+from vambrace.cli.parser import Commands, hexadecimal, port
 from vambrace.cli.session import emulated_host
 from vambrace.suite import NIST, SUITES
 
@@ -24,6 +24,7 @@ def add(commands: Commands) -> None:
     renew = group.add("renew", "have the vendor certify the platform's key anew", _renew, "vambrace server renew")
     revoke = group.add("revoke", "have the vendor revoke its certificates, for ever", _revoke, "vambrace server revoke")
     words = "open the machine for debugging, or destroy its keys: FOR EVER"
+    revoke.add_argument("--instance", type=hexadecimal(33), metavar="HEX", help="which machine, as its tokens name it")
     retire = group.add("retire", words, _retire, "vambrace server retire decommissioned --for-ever")
     retire.add_argument("state", choices=("debug", "decommissioned"))
     retire.add_argument("--for-ever", action="store_true", help="nothing brings the machine back; say that you know")
@@ -36,6 +37,7 @@ def add(commands: Commands) -> None:
         parser.add_argument("--suite", choices=list(SUITES), default=NIST.name, help="the server of this suite")
     for parser in (build, up, factory):
         parser.add_argument("--newer", action="store_true", help="take newer packages where the recorded are gone")
+    for parser in (build, up, factory, renew, revoke):
         parser.add_argument(
             "--insecure-no-trustzone", action="store_true", help="without TrustZone: its tokens PROVE NOTHING"
         )
@@ -132,8 +134,8 @@ def _add_host(access: Access, options: argparse.Namespace) -> str:
 
 def _revoke(options: argparse.Namespace, output: Output) -> int:
     server = _server(options)
-    revoked = server.revoke()
-    path = server.access().revocation_list
+    revoked = server.revoke(options.instance)
+    path = server.published / "vendor.crl"
     output.result({"revoked": revoked, "list": str(path)}, [f"{revoked} certificates revoked; the list is {path}"])
     return 0
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from vambrace.attest.endorsement import VendorAuthority
 from vambrace.attest.image import sign_lifecycle
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.policy import NOT_PROVISIONED, SECURED, lifecycle_name
 from vambrace.emulator.api import Api
 from vambrace.emulator.build import Progress
 from vambrace.emulator.fuse import Fuse
+from vambrace.emulator.vendor import Vendor
 from vambrace.errors import ServerError
 
 
@@ -23,7 +23,7 @@ def require_unlocked(fuse: Fuse) -> None:
         )
 
 
-def begin(api: Api, authority: VendorAuthority, progress: Progress, *, lock: bool) -> None:
+def begin(api: Api, authority: Vendor, progress: Progress, *, lock: bool) -> None:
     """What a new machine needs, or one that has lost its state disk; nothing for any other."""
     platform = api.get("/v1/platform")
     if platform["endorsed"]:
@@ -34,16 +34,24 @@ def begin(api: Api, authority: VendorAuthority, progress: Progress, *, lock: boo
         progress(f"the platform's life cycle is {lifecycle_name(platform['lifecycle'])}: nobody endorses its key")
 
 
-def complete(api: Api, authority: VendorAuthority, progress: Progress, *, lock: bool) -> None:
+def complete(api: Api, authority: Vendor, progress: Progress, *, lock: bool) -> None:
     """Complete the factory's step where it was left without its lock."""
     if lock and api.get("/v1/platform")["lifecycle"] == NOT_PROVISIONED:
         certify(api, authority, progress, lock=True)
 
 
-def certify(api: Api, authority: VendorAuthority, progress: Progress, *, lock: bool) -> None:
-    """Have the vendor certify the platform's key; with ``lock``, for ever secured."""
+def certify(api: Api, authority: Vendor, progress: Progress, *, lock: bool) -> None:
+    """Have the vendor certify the platform's key; with ``lock``, for ever secured.
+
+    Raises ``ServerError`` for a key in software, unless the vendor is for those: whoever has one could sign with it
+    that it is in TrustZone.
+    """
+    platform = api.get("/v1/platform")
+    if platform["insecure"] != authority.software:
+        where = "in software" if platform["insecure"] else "in TrustZone"
+        raise ServerError(f"this vendor certifies no key that is {where}", hint="see --insecure-no-trustzone")
     progress("the vendor endorses the platform key" + (" and locks the fuse" if lock else ""))
-    certificate = authority.certify(bytes.fromhex(api.get("/v1/platform")["platform_key"]))
+    certificate = authority.certify(bytes.fromhex(platform["platform_key"]))
     pem = certificate.public_bytes(Encoding.PEM)
     api.request("PUT", f"/v1/platform/endorsement?lock={int(lock)}", pem)
 

@@ -61,7 +61,7 @@ class Credentials:
         shutil.copyfile(self.ca, self.server / "clients.pem")
 
 
-def vendor(directory: Path, suite: Suite = NIST) -> tuple[Vendor, Path]:
+def vendor(directory: Path, suite: Suite = NIST, *, software: bool = False) -> tuple[Vendor, Path]:
     """The vendor's authority of ``suite`` and the path of its firmware signing key, made at the first call.
 
     Firmware is signed with one key, whatever the suite: trusted firmware takes RSA and ECDSA only.
@@ -80,7 +80,7 @@ def vendor(directory: Path, suite: Suite = NIST) -> tuple[Vendor, Path]:
 
         write_whole(rot_key, _key_pem(rsa.generate_private_key(public_exponent=65537, key_size=2048)))
     authority = VendorAuthority.load(key, certificate)
-    return Vendor(authority.certificate, authority.key, own), rot_key
+    return Vendor(authority.certificate, authority.key, own, software), rot_key
 
 
 def platform_owner(home: Path, suite: Suite = NIST) -> OwnerIdentity:

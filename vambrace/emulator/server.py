@@ -143,7 +143,8 @@ class Server:
 
         The vendor certifies no software key: whoever has one could sign that it is in TrustZone.
         """
-        return provision.vendor(self.vendor / "insecure" if self.insecure else self.vendor, self.suite)
+        directory = self.vendor / "insecure" if self.insecure else self.vendor
+        return provision.vendor(directory, self.suite, software=self.insecure)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -181,13 +182,13 @@ class Server:
             "devices": self.devices,
         }
 
-    def _check_running(self) -> None:
-        """Raises ServerError: another server than this one runs here."""
+    def _check_running(self, *only: str) -> None:
+        """Raises ServerError: another server than this one runs here; perhaps ``only`` some of its properties count."""
         try:
             running = json.loads((self.home / "server.json").read_text())
         except (OSError, ValueError):
             return
-        if {key: running.get(key) for key in self._kind()} != self._kind():
+        if any(running.get(key) != value for key, value in self._kind().items() if not only or key in only):
             kind = "without TrustZone" if running.get("insecure") else f"with the host {running.get('variant')!r}"
             kind += f", of the suite {running.get('suite')!r}"
             kind += " and PCI devices" if running.get("devices") else " and no PCI devices"
@@ -249,23 +250,40 @@ class Server:
 
     def renew(self, progress: Progress) -> None:
         """Have the vendor certify the running platform's key anew, whatever the state of its life cycle."""
-        with self._alone():
+        with self._platform():
             factory.certify(self.api, self._vendor()[0], progress, lock=False)
 
     def retire(self, state: str, progress: Progress) -> None:
         """Take the running platform to ``state``, "debug" or "decommissioned", for ever, by its owner's word."""
-        with self._alone():
+        with self._platform():
             factory.retire(self.api, provision.platform_owner(self.home, self.suite), state, progress)
 
-    def revoke(self) -> int:
-        """Have the vendor revoke all certificates of the running platform's key, and publish that; how many were not
-        revoked before. Whoever has the list refuses this machine from then on; its key is never certified again."""
-        with self._alone():
-            key = bytes.fromhex(self.api.get("/v1/platform")["platform_key"])
+    def revoke(self, instance: bytes | None = None) -> int:
+        """Have the vendor revoke all certificates of the platform ``instance`` (UEID, as its tokens have it), or of the
+        one that runs here, and publish that; how many were not revoked before.
+
+        Whoever has the list refuses this machine from then on; its key is never certified again.
+        """
+        if instance is not None:
             authority, _ = self._vendor()
-            revoked = authority.revoke(key)
-            self._publish_revocations(authority)
+            revoked = authority.revoke_instance(instance)
+        else:
+            with self._platform():
+                key = bytes.fromhex(self.api.get("/v1/platform")["platform_key"])
+                authority, _ = self._vendor()
+                revoked = authority.revoke(key)
+        self.published.mkdir(parents=True, exist_ok=True)
+        self._publish_revocations(authority)
         return revoked
+
+    @contextmanager
+    def _platform(self) -> Iterator[None]:
+        """Alone with the server that runs. Raises ServerError: there is none, or it has another vendor and owner."""
+        with self._alone():
+            self._check_running("insecure", "suite")
+            if qemu.running(self.home) is None:
+                raise ServerError("the server is not running", hint="start it with 'vambrace server up'")
+            yield
 
     def down(self) -> bool:
         """Stop the server if it runs; whether it did."""

@@ -27,28 +27,46 @@ RENEWED: Final = timedelta(days=1)
 
 @dataclass(frozen=True)
 class Vendor(VendorAuthority):
-    """``directory`` has ``issued/INSTANCE-SERIAL.pem`` for each certificate of a platform, and ``vendor.crl``."""
+    """``directory`` has ``issued/INSTANCE-SERIAL.pem`` for each certificate of a platform, and ``vendor.crl``.
+
+    ``software``: it certifies the keys of platforms without TrustZone, and no others.
+    """
 
     directory: Path
+    software: bool = False
 
     def certify(self, cose_key: bytes, *, now: datetime | None = None, days: int = LEAF_DAYS) -> x509.Certificate:
         """As every authority does; raises ``ConfigError`` for a key that was revoked: it stays so."""
-        before = self._list()
-        if before and self._serials(cose_key) & load_list(before).revoked.keys():
-            raise ConfigError(
-                "the vendor has revoked this platform's key", hint="'vambrace server reset' makes a new machine"
-            )
-        certificate = super().certify(cose_key, now=now, days=days)
-        issued = self.directory / "issued"
-        issued.mkdir(mode=0o700, exist_ok=True)
-        name = f"{_name(cose_key)}-{certificate.serial_number:x}.pem"
-        write_whole(issued / name, certificate.public_bytes(Encoding.PEM))
+        instance = _instance(cose_key)
+        with self._alone():
+            before = self._list()
+            if before and self._serials(instance) & load_list(before).revoked.keys():
+                raise ConfigError(
+                    "the vendor has revoked this platform's key", hint="'vambrace server reset' makes a new machine"
+                )
+            certificate = super().certify(cose_key, now=now, days=days)
+            issued = self.directory / "issued"
+            issued.mkdir(mode=0o700, exist_ok=True)
+            name = f"{instance[1:].hex()}-{certificate.serial_number:x}.pem"
+            write_whole(issued / name, certificate.public_bytes(Encoding.PEM))
         return certificate
 
     def revoke(self, cose_key: bytes, reason: ReasonFlags = ReasonFlags.key_compromise) -> int:
-        """Revoke every certificate of a platform's key; how many were not revoked before."""
+        """Revoke every certificate of a platform's key; how many were not revoked before.
+
+        Raises ``ConfigError`` if it has none.
+        """
+        return self.revoke_instance(_instance(cose_key), reason)
+
+    def revoke_instance(self, instance: bytes, reason: ReasonFlags = ReasonFlags.key_compromise) -> int:
+        """The same, of the platform whose identity (UEID, 33 bytes) its tokens have."""
         with self._alone():
-            serials, before = self._serials(cose_key), self._list()
+            serials, before = self._serials(instance), self._list()
+            if not serials:
+                raise ConfigError(
+                    f"this vendor has certified nothing of the platform {instance.hex()}, so nothing was revoked",
+                    hint="compare it with platform-instance-id in a token; another suite's vendor is another one",
+                )
             new = serials - load_list(before).revoked.keys() if before else serials
             self._publish(before, dict.fromkeys(new, reason))
         return len(new)
@@ -61,9 +79,9 @@ class Vendor(VendorAuthority):
                 return before
             return self._publish(before, {})
 
-    def _serials(self, cose_key: bytes) -> set[int]:
-        """Of what was certified for a key."""
-        paths = (self.directory / "issued").glob(f"{_name(cose_key)}-*.pem")
+    def _serials(self, instance: bytes) -> set[int]:
+        """Of what was certified for a platform."""
+        paths = (self.directory / "issued").glob(f"{instance[1:].hex()}-*.pem")
         return {x509.load_pem_x509_certificate(path.read_bytes()).serial_number for path in paths}
 
     def _publish(self, before: bytes | None, revoked: dict[int, ReasonFlags]) -> bytes:
@@ -83,5 +101,5 @@ class Vendor(VendorAuthority):
             yield
 
 
-def _name(cose_key: bytes) -> str:
-    return platform_instance_id(cose_key, suite_of(decode_key(cose_key)))[1:].hex()
+def _instance(cose_key: bytes) -> bytes:
+    return platform_instance_id(cose_key, suite_of(decode_key(cose_key)))
