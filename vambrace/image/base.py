@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import vambrace
-from vambrace.config import MAX_APPLICATIONS
+from vambrace.application import MAX_APPLICATIONS
 from vambrace.debian import root
 from vambrace.debian.archive import Archive, Package
 from vambrace.debian.cache import Cache, hash_tree
