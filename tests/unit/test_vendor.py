@@ -84,7 +84,8 @@ class Reached:
     """A server's API, of which the vendor reads the platform's key and sends its certificate there."""
 
     def __init__(self, key: bytes, *, insecure: bool) -> None:
-        self.platform = {"platform_key": key.hex(), "insecure": insecure, "endorsed": False, "lifecycle": NOT_PROVISIONED}
+        self.platform = {"platform_key": key.hex(), "insecure": insecure, "lifecycle": NOT_PROVISIONED}
+        self.platform["endorsed"] = False
         self.sent: list[bytes] = []
 
     def get(self, path: str) -> dict[str, Any]:
