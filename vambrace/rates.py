@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Final
+
+#: Clients whose rate is remembered.
+CLIENTS: Final = 8192
 
 
 class Rates:
@@ -13,7 +17,9 @@ class Rates:
     ``clients`` of them are remembered; who is forgotten for others has been quiet for the longest.
     """
 
-    def __init__(self, rate: float, burst: int, clients: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, rate: float, burst: int, clients: int = CLIENTS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._rate = rate
         self._burst = burst
         self._clients = clients

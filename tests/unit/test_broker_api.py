@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -14,18 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from broker_world import PASSWORD, SECRET, VOLUME, World
 from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.broker import server, setup
-from vambrace.broker.limits import ADDRESSES, BURST_SECONDS
 from vambrace.broker.policy import ReleasePolicy
+from vambrace.broker.requests import bounded
 from vambrace.broker.sessions import MAX_SESSIONS, Sessions
 from vambrace.broker.settings import parse_settings
 from vambrace.errors import BrokerError, ConfigError, NotFound, NotReleased
-from vambrace.rates import Rates
+from vambrace.rates import CLIENTS, Rates
 
 SPECIFICATION = json.loads(server.specification())
 
@@ -189,27 +192,52 @@ def test_who_asks_too_often(tmp_path: Path) -> None:
     assert found[:2] == [200, 200] and 429 in found
 
 
-def test_rates_are_of_one_address_and_bounded() -> None:
+def test_rates_are_of_one_client_and_bounded() -> None:
     now = [0.0]
-    rates = Rates(1, BURST_SECONDS, ADDRESSES, lambda: now[0])
+    rates = Rates(1, 2, clock=lambda: now[0])
     assert [not rates.take("a") for _ in range(3)] == [True, True, False]
     assert not rates.take("b")
     now[0] = 1.0
     assert not rates.take("a") and rates.take("a")
-    for number in range(2 * ADDRESSES):
+    for number in range(2 * CLIENTS):
         rates.take(str(number))
-    assert len(rates._buckets) == ADDRESSES
+    assert len(rates._buckets) == CLIENTS
 
 
-def test_connections_that_ask_nothing_are_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vambrace.broker.limits.IDLE_SECONDS", 0.2)
-    monkeypatch.setattr("vambrace.broker.limits.LOOK_SECONDS", 0.1)
+def test_an_ipv6_client_is_its_network() -> None:
+    """Whoever has one address there has 2 to the power of 64."""
+
+    async def asked(address: str) -> int:
+        class Transport:
+            def get_extra_info(self, name: str, default: Any = None) -> Any:
+                return (address, 1, 0, 0) if name == "peername" else default
+
+        request = make_mocked_request("GET", "/", transport=Transport())
+        return (await limit(request, answer)).status
+
+    async def answer(_request: web.Request) -> web.StreamResponse:
+        return web.Response()
+
+    limit = bounded(Rates(1, 2))
+    addresses = ["2001:db8::1", "2001:db8::2", "2001:db8::ffff:3", "2001:db8:0:1::1", "192.0.2.1", "::ffff:192.0.2.1"]
+    assert [asyncio.run(asked(address)) for address in addresses] == [200, 200, 429, 200, 200, 200]
+
+
+def test_connections_of_one_client_are_bounded(tmp_path: Path) -> None:
+    """From the first packet on: some never begin their handshake, and one has it behind it and asks nothing."""
+    world = World(tmp_path)
+    world.change_settings("connections_each = 3\nchallenge_seconds = 1\nsession_seconds = 1")
     context = ssl.create_default_context(cafile=str(world.home / "certificate.pem"))
-    with socket.create_connection(("127.0.0.1", world.port), 10) as stream:
-        tls = context.wrap_socket(stream, server_hostname="localhost")
-        tls.settimeout(20)
-        with contextlib.suppress(ConnectionError):
-            assert tls.recv(1) == b""
+    with world.running(), contextlib.ExitStack() as stack:
+        made = [stack.enter_context(socket.create_connection(("localhost", world.port), 10)) for _ in range(3)]
+        tls = stack.enter_context(context.wrap_socket(made.pop(), server_hostname="localhost"))
+        with pytest.raises(OSError):
+            ask(world, "GET", "/v1/openapi.json")
+        for stream in (*made, tls):  # nobody keeps others out for longer than a session
+            stream.settimeout(20)
+            with contextlib.suppress(ConnectionError):
+                assert stream.recv(1) == b""
+        assert ask(world, "GET", "/v1/openapi.json")[0] == 200
 
 
 def test_sessions_are_bounded_and_of_one_connection() -> None:

@@ -27,11 +27,11 @@ from openapi_schema_validator import OAS30Validator
 from vambrace.attest import ear, references
 from vambrace.attest.challenge import channel_challenge, launch_challenge
 from vambrace.attest.endorsement import VendorAuthority
+from vambrace.doors import client_of
 from vambrace.emulator.provision import Credentials
 from vambrace.errors import CertificateRevoked, ConfigError
-from vambrace.rates import Rates
+from vambrace.rates import CLIENTS, Rates
 from vambrace.verifier import api
-from vambrace.verifier.limits import CLIENTS, client_of
 from vambrace.verifier.questions import MAX_REQUEST
 from vambrace.verifier.service import Service
 from vambrace.verifier.settings import Settings, load_settings
@@ -316,6 +316,28 @@ def test_connections_of_one_client(world: World) -> None:
             await held[0][1].wait_closed()
             await until(lambda: served(client))
             held[1][1].close()
+
+    run(test)
+
+
+def test_who_never_ends_a_handshake_counts_too(world: World) -> None:
+    Credentials(world.folder / "api").create()
+    settings = load(
+        world, 'connections_each = 2\ncertificate = "api/server/server.pem"\nkey = "api/server/server.key"\n'
+    )
+
+    async def test() -> None:
+        async with running(settings) as client:
+            host, port = client._base.removeprefix("https://").split(":")
+            silent = [await asyncio.open_connection(host, int(port)) for _ in range(6)]
+            gone = 0
+            for reader, _ in silent:
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    async with asyncio.timeout(0.5):
+                        gone += await reader.read(1) == b""
+            assert gone == 4
+            for _, writer in silent:
+                writer.close()
 
     run(test)
 

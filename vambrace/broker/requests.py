@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from vambrace.broker.release import Broker, Caller
 from vambrace.broker.settings import Settings
+from vambrace.doors import client_of
 from vambrace.errors import (
     BrokerError,
     ConfigError,
@@ -25,6 +27,7 @@ from vambrace.errors import (
     VerificationError,
 )
 from vambrace.problem import problem, status_of
+from vambrace.rates import Rates
 
 BROKER: Final = web.AppKey("broker", Broker)
 SETTINGS: Final = web.AppKey("settings", Settings)
@@ -80,6 +83,20 @@ def certificate_of(request: web.Request) -> bytes:
 def caller_of(request: web.Request) -> Caller:
     certificate = certificate_of(request)
     return Caller(hashlib.sha256(certificate).hexdigest() if certificate else "", request.remote or "")
+
+
+def bounded(rates: Rates) -> Middleware:
+    """Refuses who asks too often."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if rates.take(client_of(request.remote or "")):
+            response = problem(429, "rate", "too many requests from this address", "try again in a moment")
+            response.headers["Retry-After"] = "1"
+            return response
+        return await handler(request)
+
+    return middleware
 
 
 @web.middleware

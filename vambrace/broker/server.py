@@ -22,25 +22,27 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from vambrace.attest.token import MAX_TOKEN
 from vambrace.broker import admin
 from vambrace.broker.anchor import Anchor
-from vambrace.broker.limits import Limits
 from vambrace.broker.names import VOLUME, ResourceName
 from vambrace.broker.platforms import Platforms
 from vambrace.broker.release import Broker, read_evidence
-from vambrace.broker.requests import BROKER, SETTINGS, base64_field, caller_of, json_body, problems
+from vambrace.broker.requests import BROKER, SETTINGS, base64_field, bounded, caller_of, json_body, problems
 from vambrace.broker.results import ResultSigner
 from vambrace.broker.sessions import Session, Sessions
 from vambrace.broker.settings import Settings
 from vambrace.broker.store import Store
 from vambrace.broker.vault import Vault
+from vambrace.doors import Bounds, listening
 from vambrace.errors import BrokerError, ConfigError, NotReleased, UsageError
+from vambrace.rates import Rates
 
 COOKIE: Final = "kbs-session-id"
 #: Versions of the protocol: what they call things is the same as far as it is used here.
 VERSIONS: Final = ("0.1.", "0.2.", "0.3.", "0.4.")
 #: A token in base64, a secret in base64, and what is around them.
 BODY_LIMIT: Final = MAX_TOKEN * 4 // 3 + (16 << 10)
-HANDSHAKE_SECONDS: Final = 10.0
-BACKLOG: Final = 128
+BURST_SECONDS: Final = 2
+#: From one request to the next of a connection.
+IDLE_SECONDS: Final = 75.0
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,9 @@ def specification() -> str:
     return Path(__file__).with_name("openapi.yaml").read_text()
 
 
-def application(broker: Broker, settings: Settings, limits: Limits) -> web.Application:
-    app = web.Application(middlewares=[limits.middleware(), problems], client_max_size=BODY_LIMIT)
+def application(broker: Broker, settings: Settings) -> web.Application:
+    rates = Rates(settings.rate, settings.rate * BURST_SECONDS)
+    app = web.Application(middlewares=[bounded(rates), problems], client_max_size=BODY_LIMIT)
     app[BROKER] = broker
     app[SETTINGS] = settings
     app.add_routes(
@@ -144,39 +147,30 @@ def tls_context(settings: Settings) -> ssl.SSLContext:
 async def running(settings: Settings) -> AsyncIterator[int]:
     """A broker that serves; gives its port. Raises ``ConfigError``, ``BrokerError``."""
     context, vault = tls_context(settings), Vault.load(settings.master_key)
-    with contextlib.ExitStack() as stack:
+    # Who has a session has it on one connection: this lasts as long.
+    bounds = Bounds(
+        settings.connections, settings.connections_each, settings.challenge_seconds + settings.session_seconds
+    )
+    async with contextlib.AsyncExitStack() as stack:
         anchor = stack.enter_context(Anchor(settings.anchor, vault)) if settings.anchor else None
         store = stack.enter_context(Store(settings.database, vault, anchor))
         platforms = Platforms(settings.platforms)
         list(platforms)  # what is wrong with them is told now
         sessions = Sessions(settings.challenge_seconds, settings.session_seconds)
         broker = Broker(store, platforms, sessions, ResultSigner(settings.key, settings.session_seconds))
-        limits = Limits(settings.rate)
-        runner = web.AppRunner(application(broker, settings, limits), access_log=None)
+        runner = web.AppRunner(application(broker, settings), access_log=None, keepalive_timeout=IDLE_SECONDS)
         await runner.setup()
+        stack.push_async_callback(runner.cleanup)
         assert runner.server is not None
-        loop = asyncio.get_running_loop()
-        watching = loop.create_task(limits.watch(runner.server))
+        where = settings.listen, settings.port
         try:
-            try:
-                listener = await loop.create_server(
-                    runner.server,
-                    settings.listen,
-                    settings.port,
-                    ssl=context,
-                    backlog=BACKLOG,
-                    ssl_handshake_timeout=HANDSHAKE_SECONDS,
-                )
-            except OSError as error:
-                where = f"{settings.listen}:{settings.port}"
-                raise BrokerError(f"cannot listen on {where}: {error.strerror}", hint="see listen and port") from error
-            async with listener:
-                port: int = listener.sockets[0].getsockname()[1]
-                log.info("listening on %s port %d", settings.listen, port)
-                yield port
-        finally:
-            watching.cancel()
-            await runner.cleanup()
+            port = await stack.enter_async_context(listening(runner.server, where, bounds, context))
+        except OSError as error:
+            raise BrokerError(
+                f"cannot listen on {settings.listen}:{settings.port}: {error.strerror}", hint="see listen and port"
+            ) from error
+        log.info("listening on %s port %d", settings.listen, port)
+        yield port
 
 
 async def serve(settings: Settings) -> None:

@@ -11,7 +11,9 @@
     anchor = "log.anchor"               where the log's end is kept: best on another disk than the database's
     challenge_seconds = 60              how long a Realm has to answer
     session_seconds = 300               how long its answer counts
-    rate = 100                          requests per second of one address
+    rate = 100                          requests per second of one client: an address, of IPv6 a network of 64 bits
+    connections = 512                   in all
+    connections_each = 128              of one client: all Realms of a host come from there
 
     [platforms.default]
     root = "vendor-root.pem"
@@ -42,6 +44,7 @@ FILE: Final = "broker.toml"
 PORT: Final = 8444
 _HINT: Final = "correct the broker's settings; docs/broker.md has all of them"
 _SQLITE: Final = "sqlite:///"
+_NUMBERS: Final = ("port", "challenge_seconds", "session_seconds", "rate", "connections", "connections_each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +63,12 @@ class Settings:
     challenge_seconds: int = 60
     session_seconds: int = 300
     rate: int = 100
+    connections: int = 512
+    connections_each: int = 128
 
     def __post_init__(self) -> None:
         _check(0 <= self.port < 65536, "port is 0 to 65535")
-        for name in ("challenge_seconds", "session_seconds", "rate"):
+        for name in set(_NUMBERS) - {"port"}:
             _check(0 < getattr(self, name) <= 1_000_000, f"{name} is a positive number")
 
     @property
@@ -86,17 +91,17 @@ def load_settings(path: Path) -> Settings:
 
 def parse_settings(table: dict[str, Any], folder: Path) -> Settings:
     """Check one table of settings. Raises ``ConfigError``, which names the key."""
-    paths, numbers = ("certificate", "key", "master_key"), ("port", "challenge_seconds", "session_seconds", "rate")
-    known = {*paths, *numbers, "anchor", "listen", "database", "platforms", "repositories"}
+    paths = ("certificate", "key", "master_key")
+    known = {*paths, *_NUMBERS, "anchor", "listen", "database", "platforms", "repositories"}
     for key in table:
         _check(key in known, f"{key[:40]} is not known")
     for key in (*paths, "database", "platforms", "repositories"):
         _check(key in table, f"{key} is missing")
     for key in (*paths, "anchor", "listen", "database"):
         _check(isinstance(table.get(key, ""), str), f"{key} is a text")
-    for key in numbers:
+    for key in _NUMBERS:
         _check(type(table.get(key, 0)) is int, f"{key} is a whole number")
-    values: dict[str, Any] = {key: table[key] for key in (*numbers, "listen") if key in table}
+    values: dict[str, Any] = {key: table[key] for key in (*_NUMBERS, "listen") if key in table}
     values |= {key: folder / table[key] for key in (*paths, "anchor") if key in table}
     platforms, repositories = (_tables(table[key], key) for key in ("platforms", "repositories"))
     return Settings(

@@ -15,15 +15,17 @@ from typing import Final
 from aiohttp import web
 
 from vambrace.attest import ear
+from vambrace.doors import Bounds, client_of, listening
 from vambrace.errors import ConfigError, HostError, UsageError, VambraceError, VerificationError
 from vambrace.problem import from_http, problem, status_of
 from vambrace.rates import Rates
-from vambrace.verifier.limits import CLIENTS, Gatekeeper, client_of
 from vambrace.verifier.questions import MAX_REQUEST, parse_question
 from vambrace.verifier.service import NotReady, Service, UnknownPolicy
 from vambrace.verifier.settings import Settings
 
 REQUEST_SECONDS: Final = 20.0
+#: A connection is closed after this long, whatever it does: who sends slowly keeps nobody else out.
+CONNECTION_SECONDS: Final = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -136,26 +138,19 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda port: 
 
 @contextlib.asynccontextmanager
 async def _listening(settings: Settings, service: Service) -> AsyncIterator[int]:
-    runner = web.AppRunner(application(service, Rates(settings.rate, settings.burst, CLIENTS)), access_log=None)
+    runner = web.AppRunner(application(service, Rates(settings.rate, settings.burst)), access_log=None)
     await runner.setup()
     assert runner.server is not None
-    keeper = Gatekeeper(runner.server, settings.connections, settings.connections_each)
-    loop = asyncio.get_running_loop()
-    try:
-        context = tls_context(settings)
-        server = await loop.create_server(
-            keeper, settings.listen, settings.port, ssl=context, ssl_handshake_timeout=10 if context else None
-        )
-    except OSError as error:
-        await runner.cleanup()
-        raise HostError(
-            f"cannot listen on {settings.listen}:{settings.port}: {error.strerror}", hint="choose another port"
-        ) from None
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        await runner.cleanup()
+    bounds = Bounds(settings.connections, settings.connections_each, CONNECTION_SECONDS)
+    place = settings.listen, settings.port
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(runner.cleanup)
+        try:
+            port = await stack.enter_async_context(listening(runner.server, place, bounds, tls_context(settings)))
+        except OSError as error:
+            where = f"{settings.listen}:{settings.port}"
+            raise HostError(f"cannot listen on {where}: {error.strerror}", hint="choose another port") from None
+        yield port
 
 
 @contextlib.asynccontextmanager
@@ -178,6 +173,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0  # who comes back shows the certificate again
     try:
         context.load_cert_chain(settings.certificate, settings.key)
         if settings.client_ca:

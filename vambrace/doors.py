@@ -1,0 +1,169 @@
+"""The door of a service: who a client is, how many connections it may have, and for how long.
+
+Connections are counted from when they are accepted, before TLS: who never ends a handshake keeps nobody else out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import socket
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Final
+
+HANDSHAKE_SECONDS: Final = 10.0
+BACKLOG: Final = 128
+PAUSE: Final = 0.1
+
+
+def client_of(address: str) -> str:
+    """Whom bounds are for: an IPv4 address, or the network of 64 bits in which an IPv6 client may choose its own."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return "unknown"
+    if isinstance(parsed, ipaddress.IPv6Address):
+        mapped = parsed.ipv4_mapped
+        return str(mapped) if mapped else str(ipaddress.ip_network((parsed, 64), strict=False))
+    return str(parsed)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Connections in ``total`` and of ``each`` client. One is closed after ``seconds``, whatever it does."""
+
+    total: int
+    each: int
+    seconds: float
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    make: Callable[[], asyncio.Protocol],
+    place: tuple[str, int],
+    bounds: Bounds,
+    context: ssl.SSLContext | None = None,
+) -> AsyncIterator[int]:
+    """Serve with a protocol that ``make`` gives for each connection; the port. Raises ``OSError``."""
+    keeper = _Gatekeeper(make, bounds, context)
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in await _listeners(*place)]
+        tasks = [asyncio.create_task(keeper.accept(listener)) for listener in listeners]
+        try:
+            yield listeners[0].getsockname()[1]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await keeper.close()
+
+
+async def _listeners(name: str, port: int) -> list[socket.socket]:
+    loop, found = asyncio.get_running_loop(), list[socket.socket]()
+    try:
+        for family, _, _, _, address in await loop.getaddrinfo(
+            name or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            found.append(socket.create_server(address[:2], family=family, backlog=BACKLOG))
+            found[-1].setblocking(False)
+    except BaseException:
+        for listener in found:
+            listener.close()
+        raise
+    return found
+
+
+class _Gatekeeper:
+    def __init__(self, make: Callable[[], asyncio.Protocol], bounds: Bounds, context: ssl.SSLContext | None) -> None:
+        self._make = make
+        self._bounds = bounds
+        self._context = context
+        self._open: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def accept(self, listener: socket.socket) -> None:
+        """For ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                stream, peer = await loop.sock_accept(listener)
+            except OSError:  # too many files are open, or it has gone before it was accepted
+                await asyncio.sleep(PAUSE)
+                continue
+            client = client_of(peer[0])
+            if self._open.total() >= self._bounds.total or self._open[client] >= self._bounds.each:
+                stream.close()
+                continue
+            self._open[client] += 1
+            task = asyncio.create_task(self._serve(stream))
+            self._tasks.add(task)
+            task.add_done_callback(lambda task, client=client: self._left(task, client))  # type: ignore[misc]
+
+    async def close(self) -> None:
+        """Cut every connection."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _left(self, task: asyncio.Task[None], client: str) -> None:
+        self._tasks.discard(task)
+        self._open[client] -= 1
+        if not self._open[client]:
+            del self._open[client]
+
+    async def _serve(self, stream: socket.socket) -> None:
+        watched = _Watched(self._make())
+        try:
+            async with asyncio.timeout(self._bounds.seconds):
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    lambda: watched,
+                    stream,
+                    ssl=self._context,
+                    ssl_handshake_timeout=HANDSHAKE_SECONDS if self._context else None,
+                )
+                await watched.lost
+        except (OSError, TimeoutError):
+            pass  # no handshake, or too long
+        finally:
+            watched.abort()
+            stream.close()
+
+
+class _Watched(asyncio.Protocol):
+    """Another protocol, and when its connection was lost."""
+
+    def __init__(self, inner: asyncio.Protocol) -> None:
+        self._inner = inner
+        self._transport: asyncio.Transport | None = None
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._inner.connection_lost(error)
+        if not self.lost.done():
+            self.lost.set_result(None)
