@@ -12,7 +12,7 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,9 @@ VOLUME = "patients/volume/records"
 class World:
     """Vendor, platform, owner and a broker's folder; ``start`` and ``stop`` the broker as often as wanted."""
 
-    def __init__(self, folder: Path, database: str = setup.DATABASE) -> None:
+    def __init__(
+        self, folder: Path, database: str = setup.DATABASE, names: Sequence[str] = ("localhost", "127.0.0.1")
+    ) -> None:
         from attest_factory import COMPONENTS, IMPLEMENTATION
 
         self.folder = folder
@@ -58,7 +60,7 @@ class World:
         self.home = folder / "broker"
         setup.create(
             self.home,
-            names=["localhost", "127.0.0.1"],
+            names=names,
             platforms={"default": PlatformFiles(self.root, self.references)},
             repositories={"patients": self.owner.certificate_pem.encode()},
             port=0,

@@ -307,6 +307,17 @@ def test_another_broker_than_the_measured_one(world: World, tmp_path: Path) -> N
         assert not other.log()
 
 
+@pytest.mark.parametrize("address", ["::1", "fd00::ab"])
+def test_a_broker_at_an_address_of_ipv6(tmp_path: Path, address: str) -> None:
+    world = World(tmp_path, names=["localhost", "127.0.0.1", address])
+    with world.running():
+        world.store()
+        realm = world.realm()
+        at = type(realm)(f"https://[{address}]:8444", world.certificate, world.dial, realm._attest, INSTANCE)
+        with at.session() as session:
+            assert session.resource(SECRET) == (1, PASSWORD)
+
+
 def test_an_older_generation_of_a_volume(world: World) -> None:
     with world.realm().session() as session:
         volume = session.volume(VOLUME)
@@ -350,7 +361,7 @@ def raw_session(world: World, kind: type[Session] = Session) -> Session:
     """A connection to the broker that nothing has been asked on."""
     context = ssl.create_default_context(cafile=str(world.home / "certificate.pem"))
     stream = socket.create_connection(("127.0.0.1", world.port), 10)
-    return kind(context.wrap_socket(stream, server_hostname="localhost"), "localhost")
+    return kind(context.wrap_socket(stream, server_hostname="localhost"), "localhost", world.port)
 
 
 class Recorder(Platform):

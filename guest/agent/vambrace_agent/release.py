@@ -60,7 +60,7 @@ class Broker:
         except (OSError, ValueError):
             stream.close()
             raise AgentError("the broker is not the one of the measured configuration, or cannot be reached") from None
-        session = Session(tls, self.name)
+        session = Session(tls, self.name, self.port)
         try:
             session.prove(self._attest, self._instance)
         except BaseException:
@@ -72,11 +72,11 @@ class Broker:
 class Session:
     """One connection to the broker, and a key for what it sends. A context manager."""
 
-    def __init__(self, tls: ssl.SSLSocket, name: str) -> None:
+    def __init__(self, tls: ssl.SSLSocket, name: str, port: int) -> None:
         import http.client  # takes its time, and not every Realm has a broker
 
         self._failures = (OSError, http.client.HTTPException)
-        self._connection = http.client.HTTPConnection(name, timeout=SECONDS)
+        self._connection = http.client.HTTPConnection(name, port, timeout=SECONDS)
         self._connection.sock = tls
         self._key = ExchangeKey()
         self._cookie = ""
