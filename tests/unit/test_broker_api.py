@@ -24,6 +24,7 @@ from openapi_spec_validator import validate
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.broker import server, setup
 from vambrace.broker.policy import ReleasePolicy
+from vambrace.broker.refusals import Refusals
 from vambrace.broker.requests import bounded
 from vambrace.broker.sessions import MAX_SESSIONS, Sessions
 from vambrace.broker.settings import parse_settings
@@ -221,6 +222,43 @@ def test_an_ipv6_client_is_its_network() -> None:
     limit = bounded(Rates(1, 2))
     addresses = ["2001:db8::1", "2001:db8::2", "2001:db8::ffff:3", "2001:db8:0:1::1", "192.0.2.1", "::ffff:192.0.2.1"]
     assert [asyncio.run(asked(address)) for address in addresses] == [200, 200, 429, 200, 200, 200]
+
+
+def test_who_is_refused_all_the_time_does_not_fill_the_log() -> None:
+    now = [0.0]
+    refusals = Refusals(lambda: now[0])
+    said = [refusals.entry("a", "no") for _ in range(200)]
+    assert said == ["no"] * 60 + [None] * 140
+    assert refusals.entry("b", "no") == "no"
+    now[0] = 5.0
+    assert refusals.entry("a", "no") == "(140 more refusals before it have no entry) no"
+    assert refusals.entry("a", "no") is None
+    for number in range(2 * CLIENTS):
+        for _ in range(2):
+            refusals._rates._burst = 1
+            refusals.entry(str(number), "no")
+    assert len(refusals._unwritten) == CLIENTS
+
+
+def test_nor_does_it_in_the_database(tmp_path: Path) -> None:
+    """Nobody has to be known to have evidence refused."""
+    with World(tmp_path).running() as world:
+        world.store()
+        before = len(world.log())
+        context = ssl.create_default_context(cafile=str(world.home / "certificate.pem"))
+        for _ in range(10):  # of the rate of requests there is enough
+            connection = http.client.HTTPSConnection("localhost", world.port, context=context, timeout=20)
+            for _ in range(10):
+                connection.request("POST", "/kbs/v0/auth", json.dumps({"version": "0.4.0"}))
+                answer = connection.getresponse()
+                answer.read()
+                cookie = answer.getheader("Set-Cookie", "").partition(";")[0]
+                body = json.dumps({"tee-evidence": {"token": ""}, "runtime-data": {}})
+                connection.request("POST", "/kbs/v0/attest", body, {"Cookie": cookie})
+                answer = connection.getresponse()
+                assert answer.status in (401, 429) and answer.read()
+            connection.close()
+        assert len(world.log()) - before <= 65
 
 
 def test_connections_of_one_client_are_bounded(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import base64
 import hmac
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -28,10 +28,12 @@ from vambrace.broker.envelope import TeeKey, encrypt
 from vambrace.broker.names import ResourceName
 from vambrace.broker.platforms import Platforms
 from vambrace.broker.policy import ReleasePolicy, appraise_platform
+from vambrace.broker.refusals import Refusals
 from vambrace.broker.results import ResultSigner
 from vambrace.broker.sessions import Attested, Session, Sessions
 from vambrace.broker.store import Secret, Store, Transaction
 from vambrace.canonical import canonical
+from vambrace.doors import client_of
 from vambrace.errors import ConfigError, Conflict, MalformedEvidence, NotFound, NotReleased, UsageError, VambraceError
 
 VOLUME_KEY_BYTES: Final = 32
@@ -69,6 +71,7 @@ class Broker:
         self._store = store
         self._platforms = platforms
         self._results = results
+        self._refusals = Refusals()
         self._clock = clock
 
     # For Realms
@@ -89,7 +92,8 @@ class Broker:
                 challenge = release_challenge(nonce, key.thumbprint(), instance)
                 appraisal = self._genuine(evidence, challenge)
             except VambraceError as error:
-                transaction.append(Event("attest", REFUSED, reason=error.message, subject=subject))
+                refusal = Event("attest", REFUSED, reason=error.message, subject=subject)
+                self._refused(transaction, client_of(caller.address), refusal)
                 return error.message
             subject |= _described(appraisal)
             transaction.append(Event("attest", GRANTED, subject=subject))
@@ -141,7 +145,7 @@ class Broker:
         def decide(transaction: Transaction) -> str | None:
             if not released_to:
                 reason = "the commit is not of whom the key was released to"
-                transaction.append(Event("commit", REFUSED, str(name), 0, reason, "", attested.subject))
+                self._refused_to(transaction, attested, Event("commit", REFUSED, str(name), 0, reason))
                 return _NOT_YOURS
             secret = self._admitted(transaction, name, attested, "commit")
             if secret is None:
@@ -150,7 +154,8 @@ class Broker:
                 return None
             if generation != secret.generation + 1:
                 reason = f"generation {generation} does not follow {secret.generation}"
-                transaction.append(Event("commit", REFUSED, str(name), secret.generation, reason, "", attested.subject))
+                event = Event("commit", REFUSED, str(name), secret.generation, reason)
+                self._refused_to(transaction, attested, event)
                 return reason
             row = transaction.put(Secret(name, generation, secret.policy, secret.value, state))
             transaction.append(Event("commit", GRANTED, str(name), generation, "", row, attested.subject))
@@ -182,9 +187,19 @@ class Broker:
                 raise NotFound("there is no such secret")
             secret.policy.admit(attested.evidence, attested.challenge, self._platforms, self._clock())
         except VambraceError as error:
-            transaction.append(Event(what, REFUSED, str(name), generation, error.message, "", attested.subject))
+            self._refused_to(transaction, attested, Event(what, REFUSED, str(name), generation, error.message))
             return None
         return secret
+
+    def _refused_to(self, transaction: Transaction, attested: Attested, event: Event) -> None:
+        who = attested.subject["instance"]
+        self._refused(transaction, who, replace(event, subject=attested.subject))
+
+    def _refused(self, transaction: Transaction, who: str, event: Event) -> None:
+        """Write a refusal, or count it for the next one of whom it is about."""
+        reason = self._refusals.entry(who, event.reason)
+        if reason is not None:
+            transaction.append(replace(event, reason=reason))
 
     # For the owners of repositories
 
