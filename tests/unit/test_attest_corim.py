@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import cbor2
@@ -278,3 +279,18 @@ def test_out_of_its_validity() -> None:
     for days in (-1, 11):
         with pytest.raises(CertificateExpired):
             Anchors.load(corims=[data], signers=[pem], now=NOW + timedelta(days=days))
+
+
+@pytest.mark.parametrize("end", [None, 1 << 40, int((NOW + timedelta(days=1)).timestamp())])
+def test_reference_values_end_with_their_signers_certificate(end: int | None) -> None:
+    """Whoever verifies may run for years: what was loaded when the certificate was good counts no longer than that."""
+    platform = Platform()
+    key, certificate = platform.authority.reference_signer(now=NOW, days=3)
+    read = corim.verify(published(platform), roots=[platform.authority.certificate], now=NOW)
+    data = corim.sign(replace(read, validity=end and (0, end)), key, "vendor", [certificate])
+    anchors = Anchors.load(roots=[platform.authority.certificate_pem], corims=[data], now=NOW)
+    assert anchors.until == min(end or 1 << 62, certificate.not_valid_after_utc.timestamp())
+    policy, challenge = Policy(measurements=frozenset({MEASUREMENT})), launch_challenge(NONCE, INSTANCE)
+    appraise_at = partial(appraise, platform.token(), anchors=anchors, policy=policy, challenge=challenge)
+    assert appraise_at(now=NOW).error is None
+    assert isinstance(appraise_at(now=NOW + timedelta(days=4)).error, CertificateExpired)

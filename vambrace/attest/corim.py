@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, NoReturn
 
@@ -129,7 +130,8 @@ def verify(
     signers: Sequence[EllipticCurvePublicKey] = (),
     revocation: Revocation | None = None,
 ) -> Corim:
-    """The CoRIM, if one of ``signers`` has signed it, or a key that one of ``roots`` certifies for reference values.
+    """The CoRIM, if one of ``signers`` has signed it, or a key that one of ``roots`` certifies for reference values; it
+    is valid no longer than the certificates then.
 
     Raises ``MalformedEvidence``, ``UnknownRoot``, ``CertificateExpired``, ``CertificateRevoked``,
     ``RevocationUnknown``, ``SignatureInvalid``.
@@ -139,6 +141,7 @@ def verify(
     check_headers(message, "CoRIM", frozenset(ALGORITHMS), headers, frozenset({_KID, X5CHAIN}))
     if message.protected.get(_CONTENT_TYPE) != CONTENT_TYPE:
         raise MalformedEvidence("the reference values are not a signed CoRIM")
+    path = None
     if not any(_signed_by(message, key) for key in signers):
         chain = read_x5chain(message.protected if X5CHAIN in message.protected else message.unprotected)
         if not chain:
@@ -147,8 +150,12 @@ def verify(
             )
         certified = verify_chain(chain, roots, REFERENCES_PURPOSE, now, revocation=revocation)
         message.verify(certified.key, "reference values")
+        path = certified.path
     corim = decode_corim(message.payload)
     start, end = corim.validity or (0, 1 << 62)
+    if path is not None:
+        start, end = max(start, math.ceil(path.start.timestamp())), min(end, int(path.end.timestamp()))
+        corim = replace(corim, validity=(start, end))
     if not start <= now.timestamp() <= end:
         raise CertificateExpired(
             "the reference values are out of their validity", hint="get the vendor's present ones"
