@@ -29,9 +29,10 @@ from vambrace.broker.requests import bounded
 from vambrace.broker.sessions import MAX_SESSIONS, Sessions
 from vambrace.broker.settings import parse_settings
 from vambrace.errors import BrokerError, ConfigError, NotFound, NotReleased
-from vambrace.rates import CLIENTS, Rates
+from vambrace.serving.openapi import specification
+from vambrace.serving.rates import CLIENTS, Rates
 
-SPECIFICATION = json.loads(server.specification())
+SPECIFICATION = json.loads(specification(server.__file__))
 
 
 @pytest.fixture(scope="module")

@@ -27,16 +27,17 @@ from openapi_schema_validator import OAS30Validator
 from vambrace.attest import ear, references
 from vambrace.attest.challenge import channel_challenge, launch_challenge
 from vambrace.attest.endorsement import VendorAuthority
-from vambrace.doors import client_of
 from vambrace.emulator.provision import Credentials
 from vambrace.errors import CertificateRevoked, ConfigError
-from vambrace.rates import CLIENTS, Rates
+from vambrace.serving.doors import client_of
+from vambrace.serving.openapi import specification
+from vambrace.serving.rates import CLIENTS, Rates
 from vambrace.verifier import api
 from vambrace.verifier.questions import MAX_REQUEST
 from vambrace.verifier.service import Service
 from vambrace.verifier.settings import Settings, load_settings
 
-SPECIFICATION = json.loads(api.specification())
+SPECIFICATION = json.loads(specification(api.__file__))
 POLICY = f"""schema = "vambrace.policy/1"
 id = "tag:example.org,2026:patients"
 [realm]

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
 
-from vambrace.rates import CLIENTS, Rates
+from vambrace.serving.rates import CLIENTS, Rates
 
 #: Of whom is refused, at once, and then each second.
 BURST: Final = 60

@@ -33,8 +33,8 @@ from vambrace.broker.results import ResultSigner
 from vambrace.broker.sessions import Attested, Session, Sessions
 from vambrace.broker.store import Secret, Store, Transaction
 from vambrace.canonical import canonical
-from vambrace.doors import client_of
 from vambrace.errors import ConfigError, Conflict, MalformedEvidence, NotFound, NotReleased, UsageError, VambraceError
+from vambrace.serving.doors import client_of
 
 VOLUME_KEY_BYTES: Final = 32
 MAX_VALUE: Final = 64 << 10

@@ -6,8 +6,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
@@ -15,7 +13,6 @@ from aiohttp.typedefs import Middleware
 
 from vambrace.broker.release import Broker, Caller
 from vambrace.broker.settings import Settings
-from vambrace.doors import client_of
 from vambrace.errors import (
     BrokerError,
     ConfigError,
@@ -23,31 +20,30 @@ from vambrace.errors import (
     NotFound,
     NotReleased,
     UsageError,
-    VambraceError,
     VerificationError,
 )
-from vambrace.problem import problem, status_of
-from vambrace.rates import Rates
+from vambrace.serving.doors import client_of
+from vambrace.serving.problems import Handler, Problems, problem
+from vambrace.serving.rates import Rates
 
 BROKER: Final = web.AppKey("broker", Broker)
 SETTINGS: Final = web.AppKey("settings", Settings)
 BODY_SECONDS: Final = 20.0
 
-# The first class that an error is an instance of decides.
-_STATUS: Final[tuple[tuple[type[VambraceError], int, str], ...]] = (
-    (NotReleased, 403, "not-released"),
-    (BrokerError, 503, "broker"),
-    (NotFound, 404, "not-found"),
-    (Conflict, 409, "conflict"),
-    (VerificationError, 401, "evidence"),
-    (ConfigError, 422, "configuration"),
-    (UsageError, 400, "request"),
-)
 _HINT: Final = "see docs/broker.md"
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-log = logging.getLogger(__name__)
+PROBLEMS: Final = Problems(
+    "broker",
+    rows=(
+        (NotReleased, 403, "not-released"),
+        (BrokerError, 503, "broker"),
+        (NotFound, 404, "not-found"),
+        (Conflict, 409, "conflict"),
+        (VerificationError, 401, "evidence"),
+        (ConfigError, 422, "configuration"),
+        (UsageError, 400, "request"),
+    ),
+    hint=_HINT,
+)
 
 
 async def json_body(request: web.Request) -> dict[str, Any]:
@@ -97,23 +93,3 @@ def bounded(rates: Rates) -> Middleware:
         return await handler(request)
 
     return middleware
-
-
-@web.middleware
-async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error leaves as problem+json; an unexpected one says nothing of the inside."""
-    try:
-        return await handler(request)
-    except VambraceError as error:
-        status, kind = status_of(error, _STATUS)
-        status = (error.status if isinstance(error, BrokerError) else 0) or status
-        return problem(status, kind, error.message, error.hint or _HINT)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return problem(error.status, "request", error.reason, _HINT)
-    except (asyncio.CancelledError, ConnectionError):
-        raise
-    except Exception:
-        log.exception("%s: internal error", request.method)
-        return problem(500, "internal", "internal error of the broker", "see its log")

@@ -5,14 +5,11 @@ Realms show no certificate: their evidence is what they show. Owners show theirs
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import logging
-import signal
 import ssl
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Final
 
 from aiohttp import web
@@ -25,15 +22,18 @@ from vambrace.broker.anchor import Anchor
 from vambrace.broker.names import VOLUME, ResourceName
 from vambrace.broker.platforms import Platforms
 from vambrace.broker.release import Broker, read_evidence
-from vambrace.broker.requests import BROKER, SETTINGS, base64_field, bounded, caller_of, json_body, problems
+from vambrace.broker.requests import BROKER, PROBLEMS, SETTINGS, base64_field, bounded, caller_of, json_body
 from vambrace.broker.results import ResultSigner
 from vambrace.broker.sessions import Session, Sessions
 from vambrace.broker.settings import Settings
 from vambrace.broker.store import Store
 from vambrace.broker.vault import Vault
-from vambrace.doors import Bounds, listening
-from vambrace.errors import BrokerError, ConfigError, NotReleased, UsageError
-from vambrace.rates import Rates
+from vambrace.errors import BrokerError, NotReleased, UsageError
+from vambrace.serving.doors import Bounds, listening
+from vambrace.serving.openapi import get_specification
+from vambrace.serving.rates import Rates
+from vambrace.serving.signals import stop_signal
+from vambrace.serving.tls import server_context
 
 COOKIE: Final = "kbs-session-id"
 #: Versions of the protocol: what they call things is the same as far as it is used here.
@@ -47,14 +47,9 @@ IDLE_SECONDS: Final = 75.0
 log = logging.getLogger(__name__)
 
 
-def specification() -> str:
-    """The OpenAPI description as JSON: ``openapi.yaml`` is in YAML's JSON subset."""
-    return Path(__file__).with_name("openapi.yaml").read_text()
-
-
 def application(broker: Broker, settings: Settings) -> web.Application:
     rates = Rates(settings.rate, settings.rate * BURST_SECONDS)
-    app = web.Application(middlewares=[bounded(rates), problems], client_max_size=BODY_LIMIT)
+    app = web.Application(middlewares=[bounded(rates), PROBLEMS.middleware()], client_max_size=BODY_LIMIT)
     app[BROKER] = broker
     app[SETTINGS] = settings
     app.add_routes(
@@ -63,7 +58,7 @@ def application(broker: Broker, settings: Settings) -> web.Application:
             web.post("/kbs/v0/attest", post_attest),
             web.get("/kbs/v0/resource/{repository}/{type}/{tag}", get_resource),
             web.post("/v1/volumes/{repository}/{tag}/commit", post_commit),
-            web.get("/v1/openapi.json", get_specification),
+            web.get("/v1/openapi.json", get_specification(__file__)),
             *admin.routes(),
         ]
     )
@@ -113,10 +108,6 @@ async def post_commit(request: web.Request) -> web.StreamResponse:
     )
 
 
-async def get_specification(_request: web.Request) -> web.StreamResponse:
-    return web.Response(text=specification(), content_type="application/json")
-
-
 def _connection(request: web.Request) -> object:
     if request.transport is None:
         raise ConnectionResetError
@@ -129,13 +120,7 @@ def _session(request: web.Request) -> Session:
 
 def tls_context(settings: Settings) -> ssl.SSLContext:
     """TLS 1.3, a certificate asked of nobody but taken from owners. Raises ``ConfigError``."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0
-    try:
-        context.load_cert_chain(settings.certificate, settings.key)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"TLS cannot be set up: {error}", hint="see certificate and key in broker.toml") from error
+    context = server_context(settings.certificate, settings.key)
     if settings.owners:
         context.verify_mode = ssl.CERT_OPTIONAL
         pem = [x509.load_der_x509_certificate(owner).public_bytes(Encoding.PEM) for owner in settings.owners]
@@ -175,8 +160,6 @@ async def running(settings: Settings) -> AsyncIterator[int]:
 
 async def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop_signal()
     async with running(settings):
         await stop.wait()

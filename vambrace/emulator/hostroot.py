@@ -45,11 +45,11 @@ APPLETS = ("sh", "blockdev", "mount", "mkdir", "mkfifo", "ip", "sleep", "powerof
 # What a host runs; the user's side of vambrace stays with the user.
 PARTS = (
     *("attest", "config", "host", "image", "jail", "kvm", "machine", "measure", "pager", "partition", "pci"),
-    *("trustzone", "vfio", "virtio"),
+    *("serving", "trustzone", "vfio", "virtio"),
 )
 FILES = (
     *("__init__.py", "advice.py", "application.py", "cache.py", "canonical.py", "certificate.py", "checks.py"),
-    *("classes.py", "counts.py", "errors.py", "files.py", "problem.py", "record.py", "release.py"),
+    *("classes.py", "counts.py", "errors.py", "files.py", "record.py", "release.py"),
     "suite.py",
 )
 INIT = "/usr/lib/vambrace/host-init"

@@ -13,7 +13,6 @@ import logging
 import os
 import random
 import resource
-import signal
 import ssl
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from aiohttp import web
 
 from vambrace.errors import HostError, VambraceError
-from vambrace.host.api import application, tls_context
+from vambrace.host.api import application
 from vambrace.host.host import Host
 from vambrace.host.launcher import JailLauncher, Launcher
 from vambrace.host.platform import Platform, Session
@@ -30,6 +29,8 @@ from vambrace.host.settings import Settings, load_settings
 from vambrace.host.store import Store
 from vambrace.host.vsock import Connector, connect_vsock
 from vambrace.jail import linux
+from vambrace.serving.signals import stop_signal
+from vambrace.serving.tls import server_context
 from vambrace.trustzone import TrustZone
 from vambrace.trustzone.insecure import InsecurePlatform
 
@@ -108,10 +109,8 @@ async def serve(
     ready: asyncio.Future[int] | None = None,
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT; ``ready`` is given the port. Raises ``VambraceError``."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    context = tls_context(settings)
+    stop = stop_signal()
+    context = server_context(settings.certificate, settings.key, client_ca=settings.client_ca)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(launcher.close)
         await launcher.open()

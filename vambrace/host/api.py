@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import re
-import ssl
 import uuid as uuids
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
 
 from vambrace.checks import check_domain_name
-from vambrace.errors import ConfigError, Conflict, HostError, UsageError, VambraceError
+from vambrace.errors import Conflict, HostError, UsageError
 from vambrace.host import console
 from vambrace.host.attested import Attested
 from vambrace.host.channel import relay
@@ -23,12 +20,12 @@ from vambrace.host.domain import Domain
 from vambrace.host.host import DomainRequest, Host
 from vambrace.host.lifecycle import STEPS, State
 from vambrace.host.metrics import CONTENT_TYPE
-from vambrace.host.problems import from_error, from_http
+from vambrace.host.problems import PROBLEMS
 from vambrace.host.realm import Realm
-from vambrace.host.settings import Settings
 from vambrace.host.store import DomainRecord, StoredImage
 from vambrace.host.vsock import Connector, connect_vsock
-from vambrace.problem import problem
+from vambrace.serving.openapi import get_specification
+from vambrace.serving.problems import Handler
 
 BODY_LIMIT = 64 << 10
 UPLOAD_CHUNK = 1 << 20
@@ -36,28 +33,19 @@ WAIT_LIMIT = 60.0
 DIGEST = re.compile(r"[0-9a-f]{64}")
 TOKEN_TYPE = "application/cmw+cbor"
 
-log = logging.getLogger(__name__)
-
 HOST = web.AppKey("host", Host)
 CONNECT: web.AppKey[Connector] = web.AppKey("connect")
-SPECIFICATION = web.AppKey("specification", str)
-
-
-def specification() -> str:
-    """The OpenAPI description as JSON: ``openapi.yaml`` is in YAML's JSON subset, so no parser is needed."""
-    return Path(__file__).with_name("openapi.yaml").read_text()
 
 
 def application(host: Host, connect: Connector = connect_vsock) -> web.Application:
     """The aiohttp application of ``host``; ``connect`` opens streams to guests."""
-    app = web.Application(middlewares=[_problems, _own_origin], client_max_size=BODY_LIMIT)
+    app = web.Application(middlewares=[PROBLEMS.middleware(), _own_origin], client_max_size=BODY_LIMIT)
     app[HOST] = host
     app[CONNECT] = connect
-    app[SPECIFICATION] = specification()
     app.add_routes(
         [
             web.get("/v1/host", get_host),
-            web.get("/v1/openapi.json", get_specification),
+            web.get("/v1/openapi.json", get_specification(__file__)),
             web.get("/v1/partition", get_partition),
             web.get("/v1/partition/verification", get_verification),
             web.get("/v1/usage", get_usage),
@@ -83,43 +71,6 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
     return app
 
 
-def tls_context(settings: Settings) -> ssl.SSLContext:
-    """TLS 1.3 only, clients by certificate only; raises ``ConfigError``."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # No client resumes a session. A ticket that comes before the first answer wakes a client that waits for it, and can
-    # leave it waiting (seen with websockets 17).
-    context.num_tickets = 0
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    try:
-        context.load_cert_chain(settings.certificate, settings.key)
-        context.load_verify_locations(settings.client_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"TLS cannot be set up: {error}", hint="see certificate, key, client_ca") from error
-    return context
-
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-@web.middleware
-async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error leaves as problem+json; an unexpected one says nothing of the inside."""
-    try:
-        return await handler(request)
-    except VambraceError as error:
-        return from_error(error)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return from_http(error)
-    except (asyncio.CancelledError, ConnectionError):
-        raise
-    except Exception:
-        log.exception("%s %s: internal error", request.method, request.path)
-        return problem(500, "internal", "internal error of the host", "see the host's log")
-
-
 @web.middleware
 async def _own_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
     """No web page of another site speaks through a browser that has an operator's certificate: a WebSocket would be
@@ -137,10 +88,6 @@ async def _own_origin(request: web.Request, handler: Handler) -> web.StreamRespo
 
 async def get_host(request: web.Request) -> web.Response:
     return web.json_response(request.app[HOST].describe())
-
-
-async def get_specification(request: web.Request) -> web.Response:
-    return web.Response(text=request.app[SPECIFICATION], content_type="application/json")
 
 
 async def get_partition(request: web.Request) -> web.Response:

@@ -8,17 +8,19 @@ import logging
 import math
 import signal
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from aiohttp import web
 
 from vambrace.attest import ear
-from vambrace.doors import Bounds, client_of, listening
-from vambrace.errors import ConfigError, HostError, UsageError, VambraceError, VerificationError
-from vambrace.problem import from_http, problem, status_of
-from vambrace.rates import Rates
+from vambrace.errors import HostError, UsageError, VerificationError
+from vambrace.serving.doors import Bounds, client_of, listening
+from vambrace.serving.openapi import get_specification
+from vambrace.serving.problems import Handler, Problems, problem
+from vambrace.serving.rates import Rates
+from vambrace.serving.signals import stop_signal
+from vambrace.serving.tls import server_context
 from vambrace.verifier.questions import MAX_REQUEST, parse_question
 from vambrace.verifier.service import NotReady, Service, UnknownPolicy
 from vambrace.verifier.settings import Settings
@@ -32,30 +34,26 @@ log = logging.getLogger(__name__)
 SERVICE = web.AppKey("service", Service)
 RATES = web.AppKey("rates", Rates)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-# The first class that an error is an instance of decides.
-_STATUS: Final[tuple[tuple[type[VambraceError], int, str], ...]] = (
-    (UnknownPolicy, 404, "not-found"),
-    (NotReady, 503, "not-ready"),
-    (VerificationError, 422, "evidence"),
-    (UsageError, 400, "request"),
+PROBLEMS: Final = Problems(
+    "verifier",
+    rows=(
+        (UnknownPolicy, 404, "not-found"),
+        (NotReady, 503, "not-ready"),
+        (VerificationError, 422, "evidence"),
+        (UsageError, 400, "request"),
+    ),
+    hint="see /v1/openapi.json",
 )
 
 
-def specification() -> str:
-    """The OpenAPI description as JSON: ``openapi.yaml`` is in YAML's JSON subset, so no parser is needed."""
-    return Path(__file__).with_name("openapi.yaml").read_text()
-
-
 def application(service: Service, rates: Rates) -> web.Application:
-    app = web.Application(middlewares=[_problems], client_max_size=MAX_REQUEST)
+    app = web.Application(middlewares=[PROBLEMS.middleware(), _in_time], client_max_size=MAX_REQUEST)
     app[SERVICE] = service
     app[RATES] = rates
     app.add_routes(
         [
             web.get("/v1/verifier", get_verifier),
-            web.get("/v1/openapi.json", get_specification),
+            web.get("/v1/openapi.json", get_specification(__file__)),
             web.get("/.well-known/jwks.json", get_keys),
             web.post("/v1/appraisals", post_appraisal),
         ]
@@ -64,24 +62,12 @@ def application(service: Service, rates: Rates) -> web.Application:
 
 
 @web.middleware
-async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every error leaves as problem+json (RFC 9457); an unexpected one says nothing of the inside."""
+async def _in_time(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         async with asyncio.timeout(REQUEST_SECONDS):
             return await handler(request)
-    except VambraceError as error:
-        return _from_error(error)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        return from_http(error, "see /v1/openapi.json")
     except TimeoutError:
         return problem(408, "request", "the request came too slowly", "send it again")
-    except (asyncio.CancelledError, ConnectionError):
-        raise
-    except Exception:
-        log.exception("%s %s: internal error", request.method, request.path)
-        return problem(500, "internal", "internal error of the verifier", "see the verifier's log")
 
 
 async def get_verifier(request: web.Request) -> web.Response:
@@ -90,10 +76,6 @@ async def get_verifier(request: web.Request) -> web.Response:
 
 async def get_keys(request: web.Request) -> web.Response:
     return web.json_response(request.app[SERVICE].keys())
-
-
-async def get_specification(request: web.Request) -> web.Response:
-    return web.Response(text=specification(), content_type="application/json")
 
 
 async def post_appraisal(request: web.Request) -> web.Response:
@@ -111,11 +93,6 @@ async def post_appraisal(request: web.Request) -> web.Response:
     return web.Response(body=body, headers={"Content-Type": kind, "Cache-Control": "no-store"})
 
 
-def _from_error(error: VambraceError) -> web.Response:
-    status, kind = status_of(error, _STATUS)
-    return problem(status, kind, error.message, error.hint or "see /v1/openapi.json")
-
-
 # --- the server -----------------------------------------------------------------------------------------
 
 
@@ -126,10 +103,8 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda port: 
     """
     service = Service(settings)
     service.load()
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, service.reload)
+    stop = stop_signal()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload)
     async with _listening(settings, service) as port, _reloading(settings, service):
         log.info("listening on %s:%d", settings.listen, port)
         ready(port)
@@ -168,17 +143,7 @@ async def _reloading(settings: Settings, service: Service) -> AsyncIterator[None
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """TLS 1.3, with certificates of clients where ``client_ca`` is given. Raises ``ConfigError``."""
-    if settings.certificate is None:
+    """None where the service has no certificate. Raises ``ConfigError``."""
+    if settings.certificate is None or settings.key is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0  # who comes back shows the certificate again
-    try:
-        context.load_cert_chain(settings.certificate, settings.key)
-        if settings.client_ca:
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(settings.client_ca)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"TLS cannot be set up: {error}", hint="see certificate, key, client_ca") from None
-    return context
+    return server_context(settings.certificate, settings.key, client_ca=settings.client_ca)

@@ -1,4 +1,4 @@
-"""How often a client of a service may ask. Of the services, whichever they are."""
+"""How often a client of a service may ask."""
 
 from __future__ import annotations
 
