@@ -28,6 +28,7 @@ from vambrace.broker.platforms import PlatformFiles
 from vambrace.broker.server import running
 from vambrace.broker.settings import Settings, load_settings
 from vambrace.client.broker import BrokerClient
+from vambrace.suite import NIST, Suite
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest" / "agent"))
 
@@ -44,14 +45,19 @@ class World:
     """Vendor, platform, owner and a broker's folder; ``start`` and ``stop`` the broker as often as wanted."""
 
     def __init__(
-        self, folder: Path, database: str = setup.DATABASE, names: Sequence[str] = ("localhost", "127.0.0.1")
+        self,
+        folder: Path,
+        database: str = setup.DATABASE,
+        names: Sequence[str] = ("localhost", "127.0.0.1"),
+        suite: Suite = NIST,
     ) -> None:
         from attest_factory import COMPONENTS, IMPLEMENTATION
 
         self.folder = folder
-        self.platform: Platform = make_platform()
-        self.owner = OwnerIdentity.create(folder / "owner")
-        self.stranger = OwnerIdentity.create(folder / "stranger")
+        self.suite = suite
+        self.platform: Platform = make_platform(suite)
+        self.owner = OwnerIdentity.create(folder / "owner", suite=suite)
+        self.stranger = OwnerIdentity.create(folder / "stranger", suite=suite)
         self.root, self.references = folder / "vendor-root.pem", folder / "reference-values.corim"
         self.root.write_bytes(self.platform.authority.certificate_pem)
         self.references.write_bytes(
@@ -62,7 +68,7 @@ class World:
             self.home,
             names=names,
             platforms={"default": PlatformFiles(self.root, self.references)},
-            repositories={"patients": self.owner.certificate_pem.encode()},
+            repositories={"patients": self.owner.published.encode()},
             port=0,
             database=database,
         )
@@ -128,14 +134,14 @@ class World:
 
     def policy(self, **changes: Any) -> dict[str, Any]:
         """For the Realm of the tests; ``changes`` are of the table ``realm``, or of another that is given whole."""
-        realm = {"measurements": [MEASUREMENT.hex()], "owners": [PERSONALIZATION.hex()]}
+        realm = {"measurements": [MEASUREMENT.hex()], "owners": [PERSONALIZATION.hex()], "hash": self.suite.hash}
         others = {key: changes.pop(key) for key in ("schema", "platform") if key in changes}
         return {"schema": SCHEMA, "realm": {**realm, **changes}, **others}
 
     def client(self, owner: OwnerIdentity | None = None) -> BrokerClient:
         owner = owner or self.owner
         return BrokerClient(
-            f"https://127.0.0.1:{self.port}", self.home / "certificate.pem", owner.certificate_path, owner.key_path
+            f"https://127.0.0.1:{self.port}", self.home / "certificate.pem", *owner.channel_paths
         )
 
     def store(self, **policy: Any) -> None:

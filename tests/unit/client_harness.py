@@ -26,6 +26,7 @@ from attest_factory import COMPONENTS, Platform
 from config_factory import MIB, make_application, make_disk, make_kernel
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from vambrace.attest import suites
 from vambrace.attest.challenge import launch_challenge
 from vambrace.attest.endorsement import VendorAuthority
 from vambrace.attest.owner import Bounds, OwnerIdentity, verify_bounds, verify_percent, verify_verdict
@@ -36,6 +37,7 @@ from vambrace.emulator.provision import Credentials
 from vambrace.errors import VambraceError
 from vambrace.image import Bundle, write_bundle
 from vambrace.measure.registers import Registers
+from vambrace.suite import NIST, Suite
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest" / "agent"))
 
@@ -55,9 +57,10 @@ SCRIPT = (
 )
 
 
-def make_platform() -> Platform:
+def make_platform(suite: Suite = NIST) -> Platform:
     """A good machine that is endorsed today."""
-    platform = Platform(VendorAuthority.create())
+    authority = VendorAuthority.create(suite=suite)
+    platform = Platform(authority, suites.generate(suite), suites.generate(suite), suite=suite)
     platform.chain = [platform.authority.certify(platform.pak_cose).public_bytes(Encoding.DER)]
     return platform
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attest_factory import COMPONENTS, IMPLEMENTATION, Platform
+from attest_factory import COMPONENTS, IMPLEMENTATION, Platform, new_key
 from broker_world import INSTANCE, MEASUREMENT, PASSWORD, SECRET, VOLUME, World
 from client_harness import make_platform
 from cryptography import x509
@@ -24,6 +24,8 @@ from vambrace_agent import AgentError
 from vambrace_agent.release import Refused, Session
 
 from vambrace.attest.references import publish
+from vambrace.errors import BrokerError
+from vambrace.suite import NIST, SM, Suite
 
 
 @pytest.fixture
@@ -396,3 +398,45 @@ def test_what_is_stored_is_ciphertext(world: World) -> None:
     finally:
         shutil.copy(world.home / "broker.db", world.folder / "kept.db")
         world.start()
+
+
+# Suites
+
+
+def test_a_realm_of_the_sm_suite(tmp_path: Path) -> None:
+    """Its owner shows the key for TLS, and the policy says by which hash the images were measured."""
+    with World(tmp_path, suite=SM).running() as world:
+        world.store()
+        with world.realm().session() as session:
+            assert session.resource(SECRET) == (1, PASSWORD)
+        with world.client() as client:
+            client.put(SECRET, None, world.policy(hash=NIST.hash))
+        with world.realm().session() as session:
+            refused(world, lambda: session.resource(SECRET), 403, "was measured with sm3")
+        with world.client(world.stranger) as client, pytest.raises(BrokerError):
+            client.describe(SECRET)
+
+
+@pytest.mark.parametrize(("vendor", "platform"), [(NIST, SM), (SM, NIST)], ids=["sm for nist", "nist for sm"])
+def test_a_platform_of_another_suite_than_its_vendors(tmp_path: Path, vendor: Suite, platform: Suite) -> None:
+    with World(tmp_path, suite=vendor).running() as world:
+        world.store()
+        refused(world, world.realm(platform=make_platform(platform)).session, 401, "given root", "attest")
+
+
+@pytest.mark.parametrize("half", ["platform", "realm"])
+def test_a_half_of_another_suite(tmp_path: Path, half: str) -> None:
+    """Also where its key is the one that is vouched for."""
+    with World(tmp_path, suite=SM).running() as world:
+        world.store()
+        mixed = dataclasses.replace(world.platform, **{{"platform": "pak", "realm": "rak"}[half]: new_key()})
+        reason = {"platform": "its key is on SM2", "realm": "of different suites"}[half]
+        refused(world, world.realm(platform=mixed).session, 401, reason, "attest")
+
+
+@pytest.mark.parametrize("claim", [44236, 44240])
+def test_a_hash_of_another_suite(tmp_path: Path, claim: int) -> None:
+    with World(tmp_path, suite=SM).running() as world:
+        world.store()
+        realm = world.realm(realm_claims=lambda claims: claims.update({claim: NIST.hash}))
+        refused(world, realm.session, 401, "of different suites", "attest")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from broker_world import MEASUREMENT, PERSONALIZATION, SECRET, VOLUME, World
+from client_harness import make_bundle
 
 from vambrace.cli.main import main
 from vambrace.client.context import Context, HostEntry
@@ -84,6 +85,21 @@ def test_what_makes_no_sense(world: World, capsys: Capture, tmp_path: Path) -> N
     assert "never overwritten" in capsys.readouterr().err
     assert main(["broker", "serve", str(tmp_path / "nowhere")]) == 3
     assert "broker init" in capsys.readouterr().err
+
+
+def test_images_of_two_suites(world: World, capsys: Capture, tmp_path: Path) -> None:
+    """A policy has one hash: with another one the images that have the secret already would lose it, unsaid."""
+    value, bundle = tmp_path / "value", tmp_path / "patients.vambrace"
+    value.write_bytes(b"x")
+    make_bundle(tmp_path, world.owner)
+    with world.client() as client:
+        client.put(SECRET, b"x", world.policy(hash="sm3"))
+    said = secret(world, capsys, "put", SECRET, "--bundle", str(bundle), "--add", code=2)
+    assert "sha-256" in said and "sm3" in said
+    with world.client() as client:
+        assert client.describe(SECRET)["policy"]["realm"]["measurements"] == [MEASUREMENT.hex()]
+    secret(world, capsys, "put", SECRET, "--bundle", str(bundle))
+    secret(world, capsys, "put", SECRET, "--bundle", str(bundle), "--add")
 
 
 def test_no_broker_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

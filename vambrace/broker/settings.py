@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from vambrace.attest.chain import UNREADABLE
@@ -156,12 +157,18 @@ def _repository(name: str, table: dict[str, Any], folder: Path) -> frozenset[byt
 
 
 def _certificate(path: Path, where: str) -> bytes:
+    """What an owner shows in TLS: of the certificates that 'vambrace owner show' prints the last."""
+    hint = "what 'vambrace owner show' prints"
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(Encoding.DER)
+        certificate = x509.load_pem_x509_certificates(path.read_bytes())[-1]
+        certificate.public_key()
     except OSError as error:
-        raise ConfigError(f"{where}: {path}: {error.strerror}", hint="an owner's certificate.pem") from error
-    except UNREADABLE:
-        raise ConfigError(f"{where}: {path} is no certificate", hint="an owner's certificate.pem") from None
+        raise ConfigError(f"{where}: {path}: {error.strerror}", hint=hint) from error
+    except UNREADABLE as error:
+        unusable = isinstance(error, UnsupportedAlgorithm)
+        kind = "the certificate of a key that TLS cannot use" if unusable else "no certificate"
+        raise ConfigError(f"{where}: {path} is {kind}", hint=hint) from None
+    return certificate.public_bytes(Encoding.DER)
 
 
 def _check(condition: bool, message: str) -> None:

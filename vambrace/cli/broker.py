@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vambrace.cli import session
+from vambrace.cli.attest import read_file
 from vambrace.cli.output import Output, table
 from vambrace.cli.parser import Commands, host_option, port
 
@@ -37,6 +38,7 @@ def add(commands: Commands) -> None:
 
 
 def _init(options: argparse.Namespace, output: Output) -> int:
+    from vambrace.attest.owner import OwnerIdentity
     from vambrace.broker import setup
     from vambrace.broker.platforms import PlatformFiles
     from vambrace.broker.settings import PORT
@@ -45,7 +47,7 @@ def _init(options: argparse.Namespace, output: Output) -> int:
     context = session.open_context()
     _, entry = context.host(options.host)
     references = Path(entry.references) if Path(entry.references).is_file() else None
-    owner = (options.owner or context.owner / "certificate.pem").read_bytes()
+    owner = read_file(options.owner) if options.owner else OwnerIdentity.load(context.owner).published.encode()
     names = list(dict.fromkeys([*options.name, "localhost", "127.0.0.1"]))
     setup.create(
         options.folder,

@@ -126,6 +126,11 @@ def _policy(options: argparse.Namespace, client: BrokerClient, output: Output) -
     for path in options.bundle:
         output.progress(f"measuring {path.name}")
         bundle = Bundle.open(path)
+        if policy.measurements and policy.hash_algorithm != bundle.config.hash:
+            raise UsageError(
+                f"{path.name} is measured with {bundle.config.hash}, the other images with {policy.hash_algorithm}",
+                hint="a secret is for images of one suite: store it once more for the other",
+            )
         policy = replace(
             policy,
             measurements=(policy.measurements or frozenset()) | {bundle.measurement()},
