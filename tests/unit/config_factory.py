@@ -112,3 +112,9 @@ def make_kernel(size: int = 1 << 20) -> bytes:
     """Bytes that begin with an arm64 Image header (Linux, Documentation/arch/arm64/booting.rst)."""
     header = struct.pack("<IIQQQQQQ4sI", 0x14000010, 0, 0, size, 0b1010, 0, 0, 0, b"ARM\x64", 0)
     return header.ljust(size, b"\x5a")
+
+
+def make_elf(machine: int = 183, kind: int = 2) -> bytes:
+    """The header of an ELF file without contents; 183 is arm64, 62 is x86-64, 2 is a program."""
+    start = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
+    return start + struct.pack("<HHIQQQIHHHHHH", kind, machine, 1, 0, 0, 0, 0, 64, 56, 0, 64, 0, 0)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from config_factory import make_kernel, owner
+from config_factory import make_elf, make_kernel, owner
 
 from vambrace.debian.erofs import VerityDisk
 from vambrace.errors import BuildError, ConfigError, VambraceError
@@ -48,7 +48,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> RuntimeBase:
     for name, data in (("kernel", make_kernel()), ("initrd", b"i" * 5000), ("disk", disk)):
         (folder / name).write_bytes(data)
     info = VerityDisk(hashlib.sha256(disk).hexdigest(), len(disk), 4096, "ab" * 32, "cd" * 32)
-    (folder / "tree").mkdir()
+    (folder / "tree/usr/bin").mkdir(parents=True)
+    (folder / "tree/usr/bin/python3").write_bytes(make_elf())
+    (folder / "tree/usr/bin/python3").chmod(0o755)
     return RuntimeBase(folder / "kernel", folder / "initrd", folder / "disk", info, folder / "tree")
 
 

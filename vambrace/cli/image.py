@@ -58,7 +58,7 @@ def build_image(manifest: Path, bundle: Path, progress: Progress, *, newer: bool
     from vambrace.debian.cache import Cache
     from vambrace.image.build import build_bundle
     from vambrace.image.manifest import NormalManifest, read_manifest
-    from vambrace.image.prepare import manifest_base
+    from vambrace.image.prepare import environments, manifest_base
 
     wanted = read_manifest(manifest)  # what is wrong with it is said before anything long
     cache = Cache()
@@ -74,8 +74,9 @@ def build_image(manifest: Path, bundle: Path, progress: Progress, *, newer: bool
         return build_normal(wanted, bundle, system)
     progress("preparing the runtime base")
     base = manifest_base(wanted, archive, cache)
+    found = environments(wanted, base, cache, newer=newer)
     progress("building the image")
-    return build_bundle(manifest, bundle, base)
+    return build_bundle(wanted, bundle, base, found)
 
 
 def default_bundle(manifest: Path) -> Path:

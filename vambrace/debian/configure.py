@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -114,8 +114,11 @@ def add_accounts(tree: Path, names: Sequence[str], lines: Sequence[str] = ()) ->
     group.write_text(groups)
 
 
-def inside(tree: Path, path: str) -> Path | None:
-    """Where ``path`` of the system in ``tree`` leads, links followed as that system would; None where to nothing."""
+def inside(tree: Path, path: str, mounts: Mapping[str, Path] | None = None) -> Path | None:
+    """Where ``path`` of the system in ``tree`` leads, links followed as that system would; None where to nothing.
+
+    ``mounts`` are folders of this machine that stand in places of the system's.
+    """
     done: list[str] = []
     todo = list(reversed(PurePosixPath(path).parts))
     links = 0
@@ -124,7 +127,7 @@ def inside(tree: Path, path: str) -> Path | None:
         if part in ("/", ".."):
             done = [] if part == "/" else done[:-1]
             continue
-        here = tree.joinpath(*done, part)
+        here = _here(tree, [*done, part], mounts or {})
         if here.is_symlink():
             links += 1
             if links > _MAX_LINKS:
@@ -132,8 +135,16 @@ def inside(tree: Path, path: str) -> Path | None:
             todo += reversed(PurePosixPath(here.readlink()).parts)
             continue
         done.append(part)
-    found = tree.joinpath(*done)
+    found = _here(tree, done, mounts or {})
     return found if found.exists() else None
+
+
+def _here(tree: Path, parts: Sequence[str], mounts: Mapping[str, Path]) -> Path:
+    place = PurePosixPath("/", *parts)
+    for point, folder in mounts.items():
+        if place.is_relative_to(point):
+            return folder / place.relative_to(point)
+    return tree.joinpath(*parts)
 
 
 def _calls(script: str, program: str) -> Iterator[list[str]]:

@@ -68,32 +68,36 @@ def build_root(packages: Sequence[Path], root: Path) -> None:
             raise BuildError(f"a package replaced /{top.name} by a folder")
 
 
+def python_interpreter(root: Path) -> Path:
+    """The tree's Python. Raises BuildError where there is none."""
+    interpreter = next(iter(sorted((root / "usr/bin").glob("python3.[0-9]*"))), None)
+    if interpreter is None or not re.fullmatch(r"python3\.\d+", interpreter.name):
+        raise BuildError("the tree holds no Python interpreter")
+    return interpreter
+
+
 def compile_python(root: Path, *folders: str) -> None:
     """Byte-compile ``folders`` (relative to ``root``) with the tree's own interpreter, under user-mode emulation.
 
     Importing from source costs seconds where the system is read-only and the processor emulated. The compiled files
     are not checked against the source at run time: both are covered by the same dm-verity hash.
     """
-    interpreter = next(iter(sorted((root / "usr/bin").glob("python3.[0-9]*"))), None)
-    if interpreter is None or not re.fullmatch(r"python3\.\d+", interpreter.name):
-        raise BuildError("the tree holds no Python interpreter")
+    options = ["-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
+    _run_python(root, [*options, "-s", root, "-p", "/", *(root / folder for folder in folders)])
+
+
+def compile_modules(root: Path, folder: Path, place: str) -> None:
+    """As ``compile_python`` for foreign modules in ``folder``, which will be at ``place``; what is no good Python stays
+    as it is."""
+    program = (
+        "import compileall, py_compile, sys; compileall.compile_dir(sys.argv[1], quiet=2, stripdir=sys.argv[1], "
+        "prependdir=sys.argv[2], invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)"
+    )
+    _run_python(root, ["-c", program, folder, place])
+
+
+def _run_python(root: Path, arguments: Sequence[str | Path]) -> None:
     tools.run(
-        [
-            "qemu-aarch64-static",
-            "-L",
-            root,
-            interpreter,
-            "-S",
-            "-m",
-            "compileall",
-            "-q",
-            "--invalidation-mode",
-            "unchecked-hash",
-            "-s",
-            root,
-            "-p",
-            "/",
-            *(root / folder for folder in folders),
-        ],
+        ["qemu-aarch64-static", "-L", root, python_interpreter(root), "-S", *arguments],
         env={"PYTHONHASHSEED": "0", "PYTHONHOME": str(root / "usr"), "SOURCE_DATE_EPOCH": "0"},
     )

@@ -8,29 +8,38 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from vambrace.canonical import canonical
 from vambrace.config import DEVICE_KINDS, Disk, DomainConfig
 from vambrace.debian.erofs import VerityDisk, make_erofs
 from vambrace.errors import BuildError, ConfigError, NoSpace
+from vambrace.image import python
 from vambrace.image.base import INIT, RuntimeBase
 from vambrace.image.bundle import Bundle, write_bundle
 from vambrace.image.manifest import Hardware, Manifest, Program, read_manifest
+from vambrace.image.programs import check_program
 from vambrace.machine.plan import plan_boot
 
 SETTINGS = "vambrace.json"  # read by the agent as /app/vambrace.json
 
 
-def build_bundle(manifest_path: Path, out_path: Path, base: RuntimeBase) -> Bundle:
-    """Build the application image that ``manifest_path`` describes on ``base`` into ``out_path``.
+def build_bundle(
+    manifest: Manifest | Path,
+    out_path: Path,
+    base: RuntimeBase,
+    environments: Mapping[str, Path] = MappingProxyType({}),
+) -> Bundle:
+    """Build the application image that ``manifest``, or that at this path, describes on ``base`` into ``out_path``;
+    ``environments`` are virtual environments of applications in Python, by name (``prepare``).
 
     Raises ``ConfigError`` for a wrong manifest, ``ImageError`` and ``BuildError`` (``ToolMissing``, ``NoSpace``).
     """
-    manifest = read_manifest(Path(manifest_path))
-    if not isinstance(manifest, Manifest):
-        raise ConfigError(f"{manifest_path}: a {manifest.kind} runs a system, no applications", hint="see build_normal")
+    if isinstance(manifest, Path):
+        manifest = read_attested_manifest(manifest)
     out_path = Path(out_path)
     if not out_path.parent.is_dir():
         raise BuildError(f"{out_path.parent} is not a folder", hint="make it, or choose another output")
@@ -43,7 +52,11 @@ def build_bundle(manifest_path: Path, out_path: Path, base: RuntimeBase) -> Bund
         tree = work / "tree"
         tree.mkdir()
         for program in manifest.programs:
-            _stage(program, tree / program.zone.name)
+            target = tree / program.zone.name
+            _stage(program, target)
+            if program.requirements is not None:
+                shutil.copytree(environments[program.zone.name], target / python.FOLDER, symlinks=True)
+            check_program(program.application, base.tree, target)
         settings = tree / SETTINGS
         settings.write_bytes(canonical(agent_settings(manifest)))
         settings.chmod(0o600)
@@ -63,6 +76,14 @@ def build_bundle(manifest_path: Path, out_path: Path, base: RuntimeBase) -> Bund
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def read_attested_manifest(path: Path) -> Manifest:
+    """The manifest at ``path``, of a class that has applications. Raises ``ConfigError``."""
+    manifest = read_manifest(path)
+    if not isinstance(manifest, Manifest):
+        raise ConfigError(f"{path}: a {manifest.kind} runs a system, no applications", hint="see build_normal")
+    return manifest
 
 
 def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> DomainConfig:
@@ -164,8 +185,10 @@ def _stage(program: Program, target: Path) -> None:
     """Copy the application's files to ``target``: modes normal, no set-id bits, no attributes."""
     target.mkdir()
     target.chmod(0o755)
-    for source in program.files:
-        _copy(source, target if program.merge else target / source.name, source)
+    # Environments of the building machine's Python are of no use there, where a program has one of its own.
+    left_out = {"__pycache__", *([python.FOLDER] if program.requirements else [])}
+    for number, source in enumerate(program.files):
+        _copy(source, target if program.merge and not number else target / source.name, source, left_out)
     size = sum(path.lstat().st_size for path in target.rglob("*") if path.is_file())
     if size > program.zone.memory:
         raise ConfigError(
@@ -174,7 +197,7 @@ def _stage(program: Program, target: Path) -> None:
         )
 
 
-def _copy(source: Path, target: Path, top: Path) -> None:
+def _copy(source: Path, target: Path, top: Path, left_out: set[str]) -> None:
     mode = source.lstat().st_mode
     if stat.S_ISLNK(mode) and source != top:
         _copy_link(source, target, top)
@@ -183,8 +206,8 @@ def _copy(source: Path, target: Path, top: Path) -> None:
         target.chmod(0o755)
         for entry in sorted(source.iterdir()):
             # Caches of the building machine's Python: of no use there, and different at each build.
-            if entry.name != "__pycache__":
-                _copy(entry, target / entry.name, top)
+            if entry.name not in left_out:
+                _copy(entry, target / entry.name, top, left_out)
     elif source.is_file():
         if not os.access(source, os.R_OK):
             raise ConfigError(f"{source} cannot be read", hint="change its permissions")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
+from vambrace.image import python
 from vambrace.image.base import RuntimeBase, runtime_base
 from vambrace.image.manifest import Manifest
 from vambrace.image.packages import locked_packages
@@ -19,3 +22,18 @@ def manifest_base(manifest: Manifest, archive: Archive, cache: Cache) -> Runtime
         return runtime_base(archive, cache)
     packages = locked_packages(names, manifest.path, archive.directory, newer=archive.newer)
     return runtime_base(archive, cache, packages)
+
+
+def environments(manifest: Manifest, base: RuntimeBase, cache: Cache, *, newer: bool = False) -> dict[str, Path]:
+    """The virtual environment of each application that has requirements, by the application's name.
+
+    Raises ``ConfigError``, ``BuildError`` (``ToolMissing``, ``NoSpace``).
+    """
+    found = {}
+    for program in manifest.programs:
+        if program.requirements is not None:
+            name, guest = program.zone.name, python.Guest.of(base.tree)
+            lock = python.lock_path(manifest.path, name)
+            wheels = python.locked_wheels(program.requirements, lock, guest, newer=newer)
+            found[name] = python.environment(wheels, name, guest, cache)
+    return found

@@ -15,6 +15,9 @@ applications:
     publish: [5432]              # TCP ports on which it serves its owner, docs/connect.md
     registers: [1]               # measurement registers that it may extend, 1 to 3: docs/events.md
     packages: [postgresql]       # Debian's, in the root of this Realm, docs/images.md
+    python: {requirements: requirements.txt}
+  - name: service
+    java: service.jar            # in the place of a command; or {archive: service.jar, options: […], arguments: […]}
 endpoints:                       # for messages between Realms, docs/messages.md
   - offer: records               # or connect: records
     port: 8000                   # on the loopback of this Realm

@@ -10,20 +10,24 @@ from vambrace.application import Application, Port, check_application_count
 from vambrace.classes import DomainClass
 from vambrace.config import Zone
 from vambrace.errors import ConfigError
+from vambrace.image.manifest.languages import read_java, read_python
 from vambrace.image.manifest.lines import Mapping
 from vambrace.image.manifest.zones import read_zone
 from vambrace.image.packages import check_packages
+from vambrace.image.python import environment_of
 
 
 @dataclass(frozen=True)
 class Program:
-    """One application, its zone, where its files are on this machine, and Debian's ``packages`` that it needs."""
+    """One application, its zone, where its files are on this machine, Debian's ``packages`` that it needs, and what its
+    Python ``requirements`` are."""
 
     application: Application
     zone: Zone
     files: tuple[Path, ...]
-    merge: bool  # ``files`` is one folder whose contents are the application's
+    merge: bool  # the first of ``files`` is a folder whose contents are the application's
     packages: tuple[str, ...] = ()
+    requirements: Path | None = None
 
 
 def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Program, ...]:
@@ -43,7 +47,9 @@ def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Progra
 
 def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -> Program:
     name = item.name("application")
+    zone = read_zone(item, name, kind, pinning=pinning)
     files, merge = _files(item, folder, f"application {name}")
+    java, requirements = read_java(item, folder), read_python(item, folder)
     results = []
     with item.at("results"):
         for path in item.strings("results"):
@@ -55,8 +61,8 @@ def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -
     with item.at("command"):
         application = Application(
             name=name,
-            command=_command(item),
-            environment=item.mapping("environment"),
+            command=java.command(zone.memory) if java else _command(item),
+            environment=(environment_of(name) if requirements else {}) | item.mapping("environment"),
             directory=f"/app/{name}",
             restarts=item.integer("restarts", 0),
             results=tuple(results),
@@ -66,9 +72,21 @@ def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -
     with item.at("packages"):
         packages = item.strings("packages")
         check_packages(packages)
-    zone = read_zone(item, name, kind, pinning=pinning)
     item.done()
-    return Program(application, zone, files, merge, packages)
+    if java:
+        packages = java.packages(packages)
+        files = _with_archive(files, merge, java.path)
+    return Program(application, zone, files, merge, packages, requirements)
+
+
+def _with_archive(files: tuple[Path, ...], merge: bool, archive: Path) -> tuple[Path, ...]:
+    """``files`` and the Java archive, which may be one of them already."""
+    same = files[0] / archive.name if merge else next((each for each in files if each.name == archive.name), None)
+    if same is None or not same.exists():
+        return (*files, archive)
+    if not same.samefile(archive):
+        raise ConfigError(f"{same} and {archive} have the same name", hint="rename one of them")
+    return files
 
 
 def _command(item: Mapping) -> tuple[str, ...]:

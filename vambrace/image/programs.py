@@ -1,0 +1,162 @@
+"""Whether what an application's command names can run in the guest: told when it is built, not when it fails there."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from elftools.common.exceptions import ELFError
+from elftools.construct import ConstructError
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import InterpSegment
+
+from vambrace.application import Application
+from vambrace.debian.configure import inside
+from vambrace.errors import ConfigError
+
+#: As the agent has it for a program whose environment does not say otherwise (vambrace_agent.confine).
+DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+_LIBRARIES: Final = ("/usr/lib/aarch64-linux-gnu", "/usr/lib")
+_MAX_LIBRARIES: Final = 500
+_MACHINES: Final = {"EM_X86_64": "x86-64", "EM_386": "32-bit x86", "EM_ARM": "32-bit Arm", "EM_RISCV": "RISC-V"}
+_DAMAGED = (
+    *(ELFError, ConstructError, struct.error),
+    *(ValueError, LookupError, AssertionError, AttributeError, OverflowError),
+)
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What an arm64 ELF file wants of others: its dynamic linker, libraries, and folders to look for those in."""
+
+    linker: str | None
+    libraries: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What ``application`` will see: the system in ``tree`` and its own ``files`` in their place."""
+
+    application: Application
+    tree: Path
+    files: Path
+    mounts: dict[str, Path] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mounts", {f"/app/{self.application.name}": self.files})
+
+    def find(self, path: str) -> Path | None:
+        """The file of this machine that is at ``path`` there."""
+        whole = str(PurePosixPath(self.application.directory, path))
+        return inside(self.tree, whole, self.mounts)
+
+    def place(self, program: str) -> str | None:
+        """Where a command finds ``program``."""
+        if "/" in program:
+            return program if self.find(program) else None
+        folders = self.application.environment.get("PATH", DEFAULT_PATH).split(":")
+        return next((f"{each}/{program}" for each in folders if self.find(f"{each}/{program}")), None)
+
+    def folders(self) -> list[str]:
+        """Where the dynamic linker looks for libraries, beside what a program says itself."""
+        own = self.application.environment.get("LD_LIBRARY_PATH", "").split(":")
+        configured = []
+        for file in sorted((self.tree / "etc/ld.so.conf.d").glob("*.conf")):
+            configured += [line.strip() for line in file.read_text(errors="replace").splitlines()]
+        return [each for each in (*own, *configured) if each.startswith("/")] + list(_LIBRARIES)
+
+
+def check_program(application: Application, tree: Path, files: Path) -> None:
+    """Raises ``ConfigError`` if the command's program is not there, not executable, for another processor, or lacks a
+    library or interpreter; ``tree`` is the base's system, ``files`` the application's folder as it will be."""
+    around = Surroundings(application, tree, files)
+    try:
+        _check(application.command[0], around, scripts=2)
+    except ConfigError as error:
+        raise ConfigError(f"application {application.name}: {error.message}", hint=error.hint) from None
+
+
+def _check(program: str, around: Surroundings, *, scripts: int) -> None:
+    place = around.place(program)
+    found = around.find(place) if place else None
+    if place is None or found is None or not found.is_file():
+        raise ConfigError(
+            f"{program[:80]}: no such program in the image",
+            hint="put it into files, or name Debian's package that has it in packages",
+        )
+    if not found.stat().st_mode & 0o111:
+        raise ConfigError(f"{program[:80]} is not executable", hint="chmod +x, or name its interpreter first")
+    with found.open("rb") as file:
+        start = file.read(256)
+    if start.startswith(b"#!"):
+        words = start[2:].split(b"\n")[0].decode(errors="replace").split()
+        if not words or not scripts:
+            raise ConfigError(f"{program[:80]}: its first line names no interpreter", hint="for example #!/bin/sh")
+        _check(words[0], around, scripts=scripts - 1)
+        if words[0].endswith("/env") and len(words) == 2:
+            _check(words[1], around, scripts=scripts - 1)
+    elif start.startswith(b"\x7fELF"):
+        _check_libraries(program, found, str(PurePosixPath(around.application.directory, place).parent), around)
+    else:
+        raise ConfigError(f"{program[:80]} is neither a program nor a script", hint="an arm64 ELF file, or #! first")
+
+
+def _check_libraries(program: str, found: Path, origin: str, around: Surroundings) -> None:
+    """All libraries that are needed, and those that they need."""
+    todo, seen = [(found, origin)], {""}
+    while todo:
+        file, origin = todo.pop()
+        needed = read_elf(file)
+        if needed.linker is not None and around.find(needed.linker) is None:
+            raise ConfigError(
+                f"{program[:80]} needs the dynamic linker {needed.linker[:80]}, which the image does not have",
+                hint="link it statically, or against Debian's libc",
+            )
+        folders = [each.replace("${ORIGIN}", origin).replace("$ORIGIN", origin) for each in needed.folders]
+        for name in needed.libraries:
+            if name in seen or len(seen) > _MAX_LIBRARIES:
+                continue
+            seen.add(name)
+            places = [f"{folder}/{name}" for folder in (*folders, *around.folders())]
+            place = next((each for each in places if around.find(each)), None)
+            library = around.find(place) if place else None
+            if place is None or library is None:
+                raise ConfigError(
+                    f"{program[:80]} needs the library {name[:80]}, which the image does not have",
+                    hint="name Debian's package that has it in packages, or link it statically",
+                )
+            todo.append((library, str(PurePosixPath(place).parent)))
+
+
+def read_elf(path: Path) -> Dependencies:
+    """What the file at ``path`` needs. Raises ``ConfigError`` where it is no ELF file for arm64."""
+    try:
+        with path.open("rb") as file:
+            elf = ELFFile(file)
+            machine, kind = elf["e_machine"], elf["e_type"]
+            if machine != "EM_AARCH64" or elf.elfclass != 64 or not elf.little_endian:
+                name = _MACHINES.get(machine, str(machine)[:20])
+                raise ConfigError(f"{path.name} is for {name}", hint="build it for arm64 (aarch64)")
+            if kind not in ("ET_EXEC", "ET_DYN"):
+                raise ConfigError(f"{path.name} is an ELF file that does not run", hint="link it to a program")
+            return _dependencies(elf)
+    except _DAMAGED:
+        raise ConfigError(f"{path.name} is a damaged ELF file", hint="build it again, for arm64") from None
+
+
+def _dependencies(elf: Any) -> Dependencies:
+    linker, libraries, folders = None, [], []
+    for segment in elf.iter_segments():
+        if isinstance(segment, InterpSegment):
+            linker = segment.get_interp_name()
+    for section in elf.iter_segments("PT_DYNAMIC"):
+        for tag in section.iter_tags():
+            if tag.entry.d_tag == "DT_NEEDED":
+                libraries.append(tag.needed)
+            elif tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
+                value = tag.runpath if tag.entry.d_tag == "DT_RUNPATH" else tag.rpath
+                folders += [each for each in value.split(":") if each]
+    return Dependencies(linker, tuple(libraries), tuple(folders))
