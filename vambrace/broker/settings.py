@@ -1,4 +1,4 @@
-"""``broker.toml``: the broker's settings. Unknown keys are refused; paths are relative to the file's folder.
+"""``broker.toml``: the broker's settings; paths are relative to its folder.
 
 ::
 
@@ -26,7 +26,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,107 +39,51 @@ from vambrace.attest.chain import UNREADABLE
 from vambrace.broker.names import ResourceName
 from vambrace.broker.platforms import NAME, PlatformFiles
 from vambrace.errors import ConfigError, UsageError
+from vambrace.serving.settings import check, check_range, load, parse, setting
 
 FILE: Final = "broker.toml"
 PORT: Final = 8444
 _HINT: Final = "correct the broker's settings; docs/broker.md has all of them"
 _SQLITE: Final = "sqlite:///"
-_NUMBERS: Final = ("port", "challenge_seconds", "session_seconds", "rate", "connections", "connections_each")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """``repositories`` has the certificates (DER) of each one's owners."""
-
-    certificate: Path
-    key: Path
-    master_key: Path
-    database: str
-    platforms: Mapping[str, PlatformFiles]
-    repositories: Mapping[str, frozenset[bytes]]
-    anchor: Path | None = None
-    listen: str = "127.0.0.1"
-    port: int = PORT
-    challenge_seconds: int = 60
-    session_seconds: int = 300
-    rate: int = 100
-    connections: int = 512
-    connections_each: int = 128
-
-    def __post_init__(self) -> None:
-        _check(0 <= self.port < 65536, "port is 0 to 65535")
-        for name in set(_NUMBERS) - {"port"}:
-            _check(0 < getattr(self, name) <= 1_000_000, f"{name} is a positive number")
-
-    @property
-    def owners(self) -> frozenset[bytes]:
-        """Every certificate that somebody may administer with."""
-        return frozenset().union(*self.repositories.values())
+def _database(url: Any, folder: Path) -> str:
+    """The URL, of SQLite with a file in ``folder``."""
+    check(isinstance(url, str), "database must be a text")
+    return _SQLITE + str(folder / url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else str(url)
 
 
-def load_settings(path: Path) -> Settings:
-    """Read the file at ``path``, or ``broker.toml`` in that folder. Raises ``ConfigError``."""
-    path = path / FILE if path.is_dir() else path
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", hint="'vambrace broker init' makes a broker's folder") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", hint="the file is TOML") from error
-    return parse_settings(table, path.resolve().parent)
+def _platforms(value: Any, folder: Path) -> dict[str, PlatformFiles]:
+    tables = _tables(value, "platforms")
+    return {name: _platform(name, table, folder) for name, table in tables.items()}
 
 
-def parse_settings(table: dict[str, Any], folder: Path) -> Settings:
-    """Check one table of settings. Raises ``ConfigError``, which names the key."""
-    paths = ("certificate", "key", "master_key")
-    known = {*paths, *_NUMBERS, "anchor", "listen", "database", "platforms", "repositories"}
-    for key in table:
-        _check(key in known, f"{key[:40]} is not known")
-    for key in (*paths, "database", "platforms", "repositories"):
-        _check(key in table, f"{key} is missing")
-    for key in (*paths, "anchor", "listen", "database"):
-        _check(isinstance(table.get(key, ""), str), f"{key} is a text")
-    for key in _NUMBERS:
-        _check(type(table.get(key, 0)) is int, f"{key} is a whole number")
-    values: dict[str, Any] = {key: table[key] for key in (*_NUMBERS, "listen") if key in table}
-    values |= {key: folder / table[key] for key in (*paths, "anchor") if key in table}
-    platforms, repositories = (_tables(table[key], key) for key in ("platforms", "repositories"))
-    return Settings(
-        **values,
-        database=_database(table["database"], folder),
-        platforms={name: _platform(name, value, folder) for name, value in platforms.items()},
-        repositories={name: _repository(name, value, folder) for name, value in repositories.items()},
-    )
-
-
-def _database(url: str, folder: Path) -> str:
-    """``url``, of SQLite with a file in ``folder``."""
-    if not url.startswith(_SQLITE):
-        return url
-    return _SQLITE + str(folder / url.removeprefix(_SQLITE))
+def _repositories(value: Any, folder: Path) -> dict[str, frozenset[bytes]]:
+    tables = _tables(value, "repositories")
+    return {name: _repository(name, table, folder) for name, table in tables.items()}
 
 
 def _tables(value: Any, key: str) -> dict[str, dict[str, Any]]:
     whole = isinstance(value, dict) and all(isinstance(table, dict) for table in value.values())
-    _check(whole, f"{key} is a table of tables: [{key}.NAME]")
+    check(whole, f"{key} is a table of tables: [{key}.NAME]")
     return dict(value)
 
 
 def _platform(name: str, table: dict[str, Any], folder: Path) -> PlatformFiles:
     where = f"platform {name[:40]}"
-    _check(bool(NAME.fullmatch(name)), f"{where}: a name has a-z, 0-9 and -, with no - at either end")
-    _check(set(table) <= {"root", "references", "revocation", "insecure"}, f"{where}: unknown setting")
-    _check(isinstance(table.get("root"), str), f"{where}: root is the vendor's certificate")
+    check(bool(NAME.fullmatch(name)), f"{where}: a name has a-z, 0-9 and -, with no - at either end")
+    check(set(table) <= {"root", "references", "revocation", "insecure"}, f"{where}: unknown setting")
+    check(isinstance(table.get("root"), str), f"{where}: root is the vendor's certificate")
     revocation = table.get("revocation", [])
     listed = isinstance(revocation, list) and all(isinstance(name, str) for name in revocation)
-    _check(listed, f"{where}: revocation is a list of files")
+    check(listed, f"{where}: revocation is a list of files")
     lists = tuple(folder / name for name in revocation)
     if "references" not in table:
         # Left out by mistake it would mean trust in anything.
-        _check(table.get("insecure") is True, f"{where}: references are missing")
+        check(table.get("insecure") is True, f"{where}: references are missing")
         return PlatformFiles(folder / table["root"], None, lists)
-    _check(isinstance(table["references"], str), f"{where}: references is the vendor's file of them")
-    _check("insecure" not in table, f"{where}: an insecure platform has no reference values")
+    check(isinstance(table["references"], str), f"{where}: references is the vendor's file of them")
+    check("insecure" not in table, f"{where}: an insecure platform has no reference values")
     return PlatformFiles(folder / table["root"], folder / table["references"], lists)
 
 
@@ -151,7 +94,7 @@ def _repository(name: str, table: dict[str, Any], folder: Path) -> frozenset[byt
     except UsageError as error:
         raise ConfigError(f"{where}: {error.message}", hint=error.hint) from None
     owners = table.get("owners")
-    _check(set(table) == {"owners"} and isinstance(owners, list) and bool(owners), f"{where}: owners are its all")
+    check(set(table) == {"owners"} and isinstance(owners, list) and bool(owners), f"{where}: owners are its all")
     assert isinstance(owners, list)
     return frozenset(_certificate(folder / str(owner), where) for owner in owners)
 
@@ -171,6 +114,42 @@ def _certificate(path: Path, where: str) -> bytes:
     return certificate.public_bytes(Encoding.DER)
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(f"broker: {message}", hint=_HINT)
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """``repositories`` has the certificates (DER) of each one's owners."""
+
+    certificate: Path
+    key: Path
+    master_key: Path
+    database: str = setting(_database)
+    platforms: Mapping[str, PlatformFiles] = setting(_platforms)
+    repositories: Mapping[str, frozenset[bytes]] = setting(_repositories)
+    anchor: Path | None = None
+    listen: str = "127.0.0.1"
+    port: int = PORT
+    challenge_seconds: int = 60
+    session_seconds: int = 300
+    rate: int = 100
+    connections: int = 512
+    connections_each: int = 128
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, 65535, "port")
+        numbers = ("challenge_seconds", "session_seconds", "rate", "connections", "connections_each")
+        check_range(self, 1, 1_000_000, *numbers)
+
+    @property
+    def owners(self) -> frozenset[bytes]:
+        """Every certificate that somebody may administer with."""
+        return frozenset().union(*self.repositories.values())
+
+
+def load_settings(path: Path) -> Settings:
+    """Read the file at ``path``, or ``broker.toml`` in that folder. Raises ``ConfigError``."""
+    path = path / FILE if path.is_dir() else path
+    return load(Settings, path.resolve(), hint=_HINT, absent="'vambrace broker init' makes a broker's folder")
+
+
+def parse_settings(table: dict[str, Any], folder: Path) -> Settings:
+    """Check one table of settings. Raises ``ConfigError``, which names the key."""
+    return parse(Settings, table, folder, hint=_HINT)

@@ -1,23 +1,28 @@
-"""The daemon's settings: one TOML file, unknown keys refused."""
+"""The daemon's settings."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import tomllib
-from dataclasses import MISSING, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from vambrace.errors import ConfigError, PartitionError
 from vambrace.partition.cards import Network
 from vambrace.partition.cgroups import ROOT
 from vambrace.partition.devices import PATTERN
 from vambrace.partition.geometry import Cache, configured
+from vambrace.serving.settings import check, check_range, internal, load, parse, setting
 from vambrace.suite import NIST, Suite, suite_named
 
 NO_TRUSTZONE = "no-trustzone"
 OFF, WAYS, COLOURS, AUTO = PARTITIONS = ("off", "ways", "colours", "auto")
+_PLACE = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|[0-9A-Fa-f:]{2,39}):[0-9]{1,5}")
+_NETWORK = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+#: What the kernel takes as the name of an interface.
+_INTERFACE = re.compile(r"[!-.0-~]{1,15}")
+MAX_CARDS: Final = 1000  # a bridge has at most 1023 ports
+_HINT: Final = "correct the settings file"
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,40 @@ class CacheSettings:
     last: Cache | None = None
 
     def __post_init__(self) -> None:
-        _check(self.partition in PARTITIONS, f"cache.partition must be one of {', '.join(PARTITIONS)}")
-        _check(type(self.reserve) is int and 0 <= self.reserve < 100, "cache.reserve must be a percentage, 0 to 99")
+        check(self.partition in PARTITIONS, f"cache.partition must be one of {', '.join(PARTITIONS)}")
+        check(type(self.reserve) is int and 0 <= self.reserve < 100, "cache.reserve must be a percentage, 0 to 99")
+
+
+def _cache(table: Any, _folder: Path) -> CacheSettings:
+    check(isinstance(table, dict), "cache must be a table")
+    own = {key: value for key, value in table.items() if key in ("partition", "reserve")}
+    geometry = {key: value for key, value in table.items() if key not in own}
+    try:
+        return CacheSettings(**own, last=configured(geometry) if geometry else None)
+    except PartitionError as error:
+        raise ConfigError(error.message, hint=error.hint) from error
+
+
+def _suite(name: Any, _folder: Path) -> Suite:
+    check(isinstance(name, str), "suite must be a text")
+    return suite_named(name)
+
+
+def _networks(tables: Any, _folder: Path) -> tuple[Network, ...]:
+    check(isinstance(tables, dict), "networks must be a table: [networks.NAME]")
+    return tuple(_network(name, table) for name, table in tables.items())
+
+
+def _network(name: str, table: Any) -> Network:
+    where = f"network {name[:40]}"
+    check(bool(_NETWORK.fullmatch(name)), f"{where}: a name has 1 to 32 of a-z, 0-9 and -, with no - at either end")
+    check(isinstance(table, dict) and set(table) <= {"bridge", "isolated", "cards"}, f"{where}: unknown setting")
+    network = Network(name, table.get("bridge", ""), table.get("isolated", True), table.get("cards", Network.cards))
+    named = isinstance(network.bridge, str) and _INTERFACE.fullmatch(network.bridge)
+    check(bool(named) and network.bridge not in (".", ".."), f"{where}: bridge must name one of the host's")
+    check(isinstance(network.isolated, bool), f"{where}: isolated must be true or false")
+    check(type(network.cards) is int and 1 <= network.cards <= MAX_CARDS, f"{where}: cards must be 1 to {MAX_CARDS}")
+    return network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,127 +105,44 @@ class Settings:
     guest_memory: int = 0
     allow_debug: bool = False
     signed_only: bool = False
-    suite: Suite = NIST
+    suite: Suite = setting(_suite, default=NIST)
     insecure: str = ""
     image_limit: int = 4 << 30
     agent_seconds: int = 300
     vmm_seconds: int = 300
     channels: int = 8
     message_rate: int = 256 << 20
-    cache: CacheSettings = field(default_factory=CacheSettings)
-    networks: tuple[Network, ...] = ()
-    # Not in the file: where the devices are that domains get.
-    devices: Path = Path("/dev")
+    cache: CacheSettings = setting(_cache, default_factory=CacheSettings)
+    networks: tuple[Network, ...] = setting(_networks, default=())
+    #: Where the devices are that domains get.
+    devices: Path = internal(Path("/dev"))
 
     def __post_init__(self) -> None:
-        _check(0 <= self.port < 65536, "port must be 0 to 65535")
-        _check(self.insecure in ("", NO_TRUSTZONE), f'insecure must be absent or "{NO_TRUSTZONE}"')
-        _check(self.guest_memory >= 0, "guest_memory must not be negative")
-        _check(bool(self.vmm_cpus), "vmm_cpus must name a processor")
-        _check(all(0 <= cpu < 4096 for cpu in self.vmm_cpus), "vmm_cpus must name processors by number")
-        _check(set(self.shared_cpus) <= set(self.vmm_cpus), "shared_cpus must be some of vmm_cpus")
+        check_range(self, 0, 65535, "port")
+        check(self.insecure in ("", NO_TRUSTZONE), f'insecure must be absent or "{NO_TRUSTZONE}"')
+        check(self.guest_memory >= 0, "guest_memory must not be negative")
+        check(bool(self.vmm_cpus), "vmm_cpus must name a processor")
+        check(all(0 <= cpu < 4096 for cpu in self.vmm_cpus), "vmm_cpus must name processors by number")
+        for name in ("vmm_cpus", "shared_cpus"):
+            cpus = getattr(self, name)
+            check(len(set(cpus)) == len(cpus), f"{name} must name each processor once")
+        check(set(self.shared_cpus) <= set(self.vmm_cpus), "shared_cpus must be some of vmm_cpus")
         bridges = [network.bridge for network in self.networks]
-        _check(len(set(bridges)) == len(bridges), "networks must have a bridge each: on one they are one network")
+        check(len(set(bridges)) == len(bridges), "networks must have a bridge each: on one they are one network")
         for pattern in self.pci_devices:
             known = PATTERN.fullmatch(pattern) is not None
-            _check(known, f"pci_devices: {pattern[:40]!r} is neither an address nor vendor:device")
+            check(known, f"pci_devices: {pattern[:40]!r} is neither an address nor vendor:device")
         for broker in self.brokers:
-            _check(_PLACE.fullmatch(broker) is not None, f"brokers: {broker[:60]!r} is not name:port")
+            check(_PLACE.fullmatch(broker) is not None, f"brokers: {broker[:60]!r} is not name:port")
         for name in ("image_limit", "agent_seconds", "vmm_seconds", "channels", "message_rate"):
-            _check(getattr(self, name) > 0, f"{name} must be positive")
-
-
-PATHS = frozenset(("certificate", "key", "client_ca", "state", "endorsement", "vendor_root", "cgroups"))
-NUMBERS = frozenset(("port", "guest_memory", "image_limit", "agent_seconds", "vmm_seconds", "channels", "message_rate"))
-STRINGS = frozenset(("listen", "insecure"))
-PROCESSORS = frozenset(("vmm_cpus", "shared_cpus"))
-LISTS = frozenset(("brokers", "pci_devices"))
-INTERNAL = frozenset(("devices",))
-
-_PLACE = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|[0-9A-Fa-f:]{2,39}):[0-9]{1,5}")
-_NETWORK = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
-#: What the kernel takes as the name of an interface.
-_INTERFACE = re.compile(r"[!-.0-~]{1,15}")
-MAX_CARDS = 1000  # a bridge has at most 1023 ports
+            check(getattr(self, name) > 0, f"{name} must be positive")
 
 
 def load_settings(path: Path) -> Settings:
     """Read the settings file at ``path``; raises ``ConfigError``."""
-    try:
-        table = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", hint="give --config FILE") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}", hint="the file is TOML") from error
-    return parse_settings(table)
+    return load(Settings, path, hint=_HINT, absent="give --config FILE", relative=False)
 
 
 def parse_settings(table: dict[str, Any]) -> Settings:
     """Check one table of settings; raises ``ConfigError`` that names the key."""
-    fields = {known.name: known for known in dataclasses.fields(Settings) if known.name not in INTERNAL}
-    values: dict[str, Any] = {}
-    for key, value in table.items():
-        if key not in fields:
-            raise ConfigError(f"unknown setting {key}", hint=f"known: {', '.join(sorted(fields))}")
-        values[key] = _value(key, value)
-    required = [name for name, known in fields.items() if known.default is MISSING is known.default_factory]
-    missing = [name for name in required if name not in values]
-    if missing:
-        raise ConfigError(f"settings missing: {', '.join(missing)}", hint="add them to the settings file")
-    return Settings(**values)
-
-
-def _value(key: str, value: Any) -> Any:
-    if key in PATHS:
-        _check(isinstance(value, str) and value.startswith("/"), f"{key} must be an absolute path")
-        return Path(value)
-    if key == "cache":
-        _check(isinstance(value, dict), "cache must be a table")
-        return _cache(value)
-    if key in NUMBERS:
-        _check(type(value) is int, f"{key} must be an integer")
-        return value
-    if key == "suite":
-        _check(isinstance(value, str), f"{key} must be a string")
-        return suite_named(value)
-    if key in STRINGS:
-        _check(isinstance(value, str), f"{key} must be a string")
-        return value
-    if key in PROCESSORS:
-        _check(isinstance(value, list) and all(type(cpu) is int for cpu in value), f"{key} must list integers")
-        _check(len(set(value)) == len(value), f"{key} must name each processor once")
-        return tuple(value)
-    if key == "networks":
-        _check(isinstance(value, dict), "networks must be a table: [networks.NAME]")
-        return tuple(_network(name, table) for name, table in value.items())
-    if key in LISTS:
-        _check(isinstance(value, list) and all(isinstance(item, str) for item in value), f"{key} must list strings")
-        return tuple(value)
-    _check(isinstance(value, bool), f"{key} must be true or false")
-    return value
-
-
-def _cache(table: dict[str, Any]) -> CacheSettings:
-    own = {key: value for key, value in table.items() if key in ("partition", "reserve")}
-    geometry = {key: value for key, value in table.items() if key not in own}
-    try:
-        return CacheSettings(**own, last=configured(geometry) if geometry else None)
-    except PartitionError as error:
-        raise ConfigError(error.message, hint=error.hint) from error
-
-
-def _network(name: str, table: Any) -> Network:
-    where = f"network {name[:40]}"
-    _check(bool(_NETWORK.fullmatch(name)), f"{where}: a name has 1 to 32 of a-z, 0-9 and -, with no - at either end")
-    _check(isinstance(table, dict) and set(table) <= {"bridge", "isolated", "cards"}, f"{where}: unknown setting")
-    network = Network(name, table.get("bridge", ""), table.get("isolated", True), table.get("cards", Network.cards))
-    named = isinstance(network.bridge, str) and _INTERFACE.fullmatch(network.bridge)
-    _check(bool(named) and network.bridge not in (".", ".."), f"{where}: bridge must name one of the host's")
-    _check(isinstance(network.isolated, bool), f"{where}: isolated must be true or false")
-    _check(type(network.cards) is int and 1 <= network.cards <= MAX_CARDS, f"{where}: cards must be 1 to {MAX_CARDS}")
-    return network
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message, hint="correct the settings file")
+    return parse(Settings, table, None, hint=_HINT)
