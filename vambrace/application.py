@@ -12,6 +12,7 @@ from typing import Any, Final
 from vambrace.canonical import Object
 from vambrace.checks import (
     MAX_ITEMS,
+    check_absolute,
     check_below,
     check_integer,
     check_name,
@@ -19,13 +20,14 @@ from vambrace.checks import (
     check_text,
     check_unique,
 )
+from vambrace.container import Container
 from vambrace.errors import ConfigError
 from vambrace.record import Record
 
 MAX_APPLICATIONS: Final = 15  # Debian's arm64 kernel has 16 NUMA nodes, one is the system's
 MAX_RESTARTS: Final = 1000
 MAX_PORTS: Final = 64
-FIRST_PORT, LAST_PORT = 1024, 65535  # an application has no capability for smaller ones
+FIRST_PORT, LAST_PORT = 1024, 65535  # a program of the application form has no capability for smaller ones
 #: The measurement registers of applications. A Realm has one more, 0, which is the agent's.
 REGISTERS: Final = (1, 2, 3)
 
@@ -33,6 +35,7 @@ REGISTERS: Final = (1, 2, 3)
 SYSTEM: Final = "system"
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_WORD = re.compile(r"[!-<>-~]{1,128}")  # images have dots and dashes in names, too
 
 
 class Port(Record):
@@ -41,11 +44,12 @@ class Port(Record):
     port: int
 
     def __post_init__(self) -> None:
-        check_integer(self.port, FIRST_PORT, LAST_PORT, "port")
+        check_integer(self.port, 1, LAST_PORT, "port")
 
 
 class Application(Record):
-    """One unmodified program with its own zone; ``results`` are files below ``/results/<name>``.
+    """One unmodified program with its own zone; ``results`` are files below ``/results/<name>``. With ``container``, it
+    is one: its ``directory`` is one of the container's.
 
     ``ports`` are those that it publishes: nobody reaches another one. ``registers`` are the measurement registers that
     it may extend while it runs.
@@ -59,6 +63,7 @@ class Application(Record):
     results: tuple[str, ...] = ()
     ports: tuple[Port, ...] = ()
     registers: tuple[int, ...] = ()
+    container: Container | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "application")
@@ -70,8 +75,12 @@ class Application(Record):
             raise ConfigError(f"{where}: the command is empty", hint='for example ["python3", "main.py"]')
         for argument in self.command:
             check_text(argument, f"{where}: command")
-        _check_environment(self.environment, where)
-        check_below(self.directory, f"/app/{self.name}", f"{where}: directory", itself=True)
+        _check_environment(self.environment, where, _WORD if self.container else _VARIABLE)
+        if self.container:
+            check_absolute(self.directory, f"{where}: directory")
+        else:
+            check_below(self.directory, f"/app/{self.name}", f"{where}: directory", itself=True)
+            check_unprivileged(self.ports, where)
         check_integer(self.restarts, 0, MAX_RESTARTS, f"{where}: restarts")
         check_strings(self.results, f"{where}: results")
         for path in self.results:
@@ -92,12 +101,13 @@ class Application(Record):
             results=item.strings("results"),
             ports=tuple(Port(port.integer("port")) for port in item.objects("ports")) if "ports" in item else (),
             registers=item.integers("registers") if "registers" in item else (),
+            container=Container.read(item.object("container")) if "container" in item else None,
         )
 
     def as_object(self) -> dict[str, Any]:
         """The same in the configuration and for the agent; what few have is there only if it is."""
         found = super().as_object()
-        for name in ("ports", "registers"):
+        for name in ("ports", "registers", "container"):
             if not found[name]:
                 del found[name]
         return found
@@ -113,6 +123,11 @@ def check_application_count(count: int) -> None:
         )
 
 
+def check_unprivileged(ports: Sequence[Port], where: str) -> None:
+    for port in ports:
+        check_integer(port.port, FIRST_PORT, LAST_PORT, f"{where}: port")
+
+
 def check_ports(applications: Sequence[Application], listening: Sequence[int]) -> None:
     """They share one loopback: a port is published once, and is none that the agent is ``listening`` on."""
     ports = [port.port for application in applications for port in application.ports]
@@ -124,11 +139,11 @@ def check_ports(applications: Sequence[Application], listening: Sequence[int]) -
             raise ConfigError(f"port {port} is an endpoint's", hint="the agent listens there: publish another port")
 
 
-def _check_environment(environment: object, where: str) -> None:
+def _check_environment(environment: object, where: str, names: re.Pattern[str]) -> None:
     if not isinstance(environment, Mapping) or len(environment) > MAX_ITEMS:
         raise ConfigError(f"{where}: environment must map names to strings", hint=f"at most {MAX_ITEMS} of them")
     for variable, value in environment.items():
-        if not isinstance(variable, str) or not _VARIABLE.fullmatch(variable):
+        if not isinstance(variable, str) or not names.fullmatch(variable):
             raise ConfigError(
                 f"{where}: {variable!r} is no name of an environment variable",
                 hint="letters, digits and _, not starting with a digit",

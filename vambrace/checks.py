@@ -60,6 +60,14 @@ def check_below(path: object, folder: str, where: str, *, itself: bool = False) 
         )
 
 
+def check_absolute(path: object, where: str) -> None:
+    """``path`` must be absolute and normal: no ``.``, ``..`` or ``//`` in it."""
+    check_text(path, where)
+    assert isinstance(path, str)
+    if not path.startswith("/") or path.startswith("//") or posixpath.normpath(path) != path:
+        raise ConfigError(f"{where}: {path[:60]!r} is not a whole path", hint="from / on, without . and ..")
+
+
 def check_text(value: object, where: str, most: int = MAX_STRING) -> None:
     if not isinstance(value, str):
         raise ConfigError(f"{where}: a string is expected", hint='put it in quotation marks')

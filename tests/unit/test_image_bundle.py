@@ -144,7 +144,7 @@ def test_repacked_by_others_is_fine(bundle: Bundle) -> None:
         (lambda m: m.update({"index.json": b"[]"}), "not a JSON object"),
         (lambda m: m.update({"index.json": b'{"manifests":[]}'}), "exactly one"),
         (lambda m: m.update({"index.json": b" " * 70000}), "larger"),
-        (lambda m: m.update({f"f{i}": b"" for i in range(20)}), "more than"),
+        (lambda m: m.update({f"f{i}": b"" for i in range(40)}), "more than"),
         (edit_manifest(lambda m: m.update(artifactType="x")), "vambrace"),
         (edit_manifest(lambda m: m["layers"].pop()), "kernel, an initrd"),
         (edit_manifest(lambda m: m["layers"].reverse()), "type"),

@@ -31,8 +31,8 @@ LAYERS: dict[str, set[str]] = {
     },
     "emulator": {"debian", "attest", "suite", "files", "errors"},
     "image": {
-        *("application", "cache", "debian", "measure", "machine", "checks", "config", "canonical", "classes"),
-        *("certificate", "release", "suite", "errors"),
+        *("application", "cache", "debian", "measure", "machine", "checks", "config", "container", "canonical"),
+        *("certificate", "classes", "release", "suite", "errors"),
     },
     "debian": {"errors"},
     "trustzone": {"attest", "suite", "errors"},
@@ -49,7 +49,8 @@ LAYERS: dict[str, set[str]] = {
     "vfio": {"pci", "errors"},
     "pci": {"errors"},
     "cache": {"canonical", "record", "errors"},
-    "application": {"canonical", "checks", "record", "errors"},
+    "application": {"canonical", "checks", "container", "record", "errors"},
+    "container": {"canonical", "checks", "record", "errors"},
     "config": {
         *("application", "cache", "canonical", "certificate", "checks", "classes", "record", "release", "suite"),
         "errors",
@@ -80,8 +81,8 @@ ONLY = {
 
 #: All of vambrace that a VMM process holds, and what else it must not hold: each costs memory or time at its start.
 VMM = {
-    *("application", "cache", "canonical", "certificate", "checks", "classes", "config", "errors", "jail", "kvm"),
-    *("machine", "measure", "pager", "pci", "record", "release", "suite", "vfio", "virtio"),
+    *("application", "cache", "canonical", "certificate", "checks", "classes", "config", "container", "errors", "jail"),
+    *("kvm", "machine", "measure", "pager", "pci", "record", "release", "suite", "vfio", "virtio"),
 }
 HEAVY = {
     *("aiohttp", "asyncio", "cbor2", "cryptography", "ssl", "urllib3", "websockets", "yaml"),

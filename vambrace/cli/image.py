@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vambrace.classes import REQUIRED
+from vambrace.cli.container import add_container, wanted_manifest
 from vambrace.cli.output import Output, size, table
 from vambrace.cli.parser import Commands
 from vambrace.client.progress import Progress
@@ -19,13 +20,14 @@ def add(commands: Commands) -> None:
     group = commands.group("image", "secure images: bundles of kernel, initrd, disks and configuration")
     build = group.add(
         "build",
-        "build the bundle of a manifest",
+        "build the bundle of a manifest, or of one container",
         _build,
         "vambrace image build patients.yaml -o patients.vambrace",
     )
-    build.add_argument("manifest", type=Path)
+    build.add_argument("manifest", type=Path, nargs="?")
     build.add_argument("-o", "--output", type=Path, help="the bundle (default: the manifest's name + .vambrace)")
     build.add_argument("--newer", action="store_true", help="take newer packages where the recorded are gone")
+    add_container(build)
     sign = group.add(
         "sign",
         "sign what a bundle measures as, with the platform owner's key",
@@ -84,8 +86,9 @@ def default_bundle(manifest: Path) -> Path:
 
 
 def _build(options: argparse.Namespace, output: Output) -> int:
-    path = options.output or default_bundle(options.manifest)
-    bundle = build_image(options.manifest, path, output.progress, newer=options.newer)
+    with wanted_manifest(options) as (manifest, named):
+        path = options.output or default_bundle(named)
+        bundle = build_image(manifest, path, output.progress, newer=options.newer)
     value: dict[str, Any] = {"bundle": str(path), "size": path.stat().st_size, "class": bundle.config.kind.name}
     lines = [f"{path}: {size(path.stat().st_size)}"]
     if bundle.config.kind.measured:

@@ -28,7 +28,7 @@ SCHEMA: Final = "vambrace.domain/1"
 FORMS: Final = ("application",)
 
 MAX_CONFIG_BYTES: Final = 256 << 10
-MAX_DISKS: Final = 8
+MAX_DISKS: Final = 20  # base and files, one of each container, and some; all devices have 32 slots together
 MAX_VCPUS: Final = 16
 MAX_CMDLINE: Final = 2047  # arm64 COMMAND_LINE_SIZE is 2048 with its NUL
 MAX_SECONDS: Final = 7 * 24 * 3600
@@ -75,6 +75,10 @@ class DomainConfig(Record):
         check_unique([disk.name for disk in self.disks], "disk")
         if len(self.disks) > MAX_DISKS:
             raise ConfigError(f"{len(self.disks)} disks", hint=f"at most {MAX_DISKS}")
+        names = [disk.name for disk in self.disks]
+        for application in self.applications:
+            if application.container:
+                check_choice(application.container.disk, names, f"application {application.name}: disk")
         if any(disk.plain == self.kind.measured for disk in self.disks):
             raise ConfigError(f"disks: not those of a {self.kind}", hint=BUILD_AGAIN)
         self._check_parts()

@@ -52,6 +52,11 @@ def make_erofs(tree: Path, out: Path) -> VerityDisk:
             tree,
         ]
     )
+    return add_verity(out)
+
+
+def add_verity(out: Path) -> VerityDisk:
+    """Put its hash tree behind the file system in ``out``. Raises BuildError, ToolMissing."""
     data_size = -(-out.stat().st_size // BLOCK) * BLOCK
     with out.open("r+b") as file:
         file.truncate(data_size)

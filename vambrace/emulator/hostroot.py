@@ -49,7 +49,7 @@ PARTS = (
 )
 FILES = (
     *("__init__.py", "advice.py", "application.py", "cache.py", "canonical.py", "certificate.py", "checks.py"),
-    *("classes.py", "counts.py", "errors.py", "files.py", "record.py", "release.py"),
+    *("classes.py", "container.py", "counts.py", "errors.py", "files.py", "record.py", "release.py"),
     "suite.py",
 )
 INIT = "/usr/lib/vambrace/host-init"

@@ -32,6 +32,9 @@ PACKAGES = (
     "openssl",
     "python3",
 )
+#: For containers: what runs them, and what opens the disks that they are on.
+CONTAINER_PACKAGES = ("crun", "dmsetup")
+CONTAINER_MODULES = ("overlay",)
 MODULES = (*DISK_MODULES, "virtio_console", "virtio-rng", "virtio_balloon", "vsock", "vmw_vsock_virtio_transport")
 APPLETS = ("sh", "awk", "cmp", "find", "grep", "gzip", "sed", "tar", "vi", "xargs")
 INIT = "/usr/lib/vambrace/init"
@@ -57,24 +60,28 @@ _ACCOUNTS = tuple(
 @dataclass(frozen=True)
 class RuntimeBase:
     """Files of the cache that application images share, and the base disk's verity parameters; ``tree`` is the system
-    that the disk was made of, for those who look for a program or a library in it."""
+    that the disk was made of, for those who look for a program or a library in it; ``containers``: it can run them."""
 
     kernel: Path
     initrd: Path
     disk: Path
     disk_info: VerityDisk
     tree: Path
+    containers: bool = False
 
 
-def runtime_base(archive: Archive, cache: Cache, packages: Sequence[Package] = ()) -> RuntimeBase:
+def runtime_base(
+    archive: Archive, cache: Cache, packages: Sequence[Package] = (), *, containers: bool = False
+) -> RuntimeBase:
     """The base, built if the cache does not have it; of ``packages`` in the place of the usual ones, if there are any.
+    With ``containers``, it can run them, and ``packages`` have those of ``CONTAINER_PACKAGES`` among them.
 
     Raises ``BuildError``, ``ToolMissing``.
     """
     guest = Path(vambrace.__file__).parent.parent / "guest"
     if not (guest / "init").is_file():
         raise BuildError("the agent's source is not here", hint="run from a source checkout of vambrace")
-    debian = _debian(archive, cache, packages)
+    debian = _debian(archive, cache, packages, containers)
 
     def build(work: Path) -> None:
         tree = work / "tree"
@@ -92,26 +99,32 @@ def runtime_base(archive: Archive, cache: Cache, packages: Sequence[Package] = (
         shutil.rmtree(tree)
 
     inputs = {
-        **_inputs(archive, packages),
+        **_inputs(archive, packages, containers),
         "guest": hash_tree(guest),
     }
     product = cache.build("realm-base", inputs, build)
     verity = VerityDisk(**json.loads((product / "verity.json").read_text()))
     image = kernel(archive, cache)
-    initrd = make_initrd(archive, cache, image, MODULES)
-    return RuntimeBase(image.image, initrd, product / "base.erofs", verity, debian)
+    initrd = make_initrd(archive, cache, image, (*MODULES, *CONTAINER_MODULES) if containers else MODULES)
+    return RuntimeBase(image.image, initrd, product / "base.erofs", verity, debian, containers)
 
 
-def _inputs(archive: Archive, packages: Sequence[Package]) -> dict[str, str]:
+def _usual(archive: Archive, containers: bool) -> list[Package]:
+    if containers:
+        return archive.binaries("realm-containers", (*PACKAGES, *CONTAINER_PACKAGES))
+    return archive.binaries("realm", PACKAGES)
+
+
+def _inputs(archive: Archive, packages: Sequence[Package], containers: bool) -> dict[str, str]:
     """What decides how Debian's part of the base comes out."""
-    found = archive.key(packages or archive.binaries("realm", PACKAGES))
+    found = archive.key(packages or _usual(archive, containers))
     inputs = {"packages": found, "applets": " ".join(APPLETS), "recipe": "2"}
     return inputs | {"accounts": " ".join(_ACCOUNTS), "configured": "1"} if packages else inputs
 
 
-def _debian(archive: Archive, cache: Cache, further: Sequence[Package]) -> Path:
+def _debian(archive: Archive, cache: Cache, further: Sequence[Package], containers: bool) -> Path:
     """Debian's part of the base, byte-compiled: it changes seldom and takes longest."""
-    packages = further or archive.binaries("realm", PACKAGES)
+    packages = further or _usual(archive, containers)
 
     def build(work: Path) -> None:
         tree = work / "tree"
@@ -129,7 +142,7 @@ def _debian(archive: Archive, cache: Cache, further: Sequence[Package]) -> Path:
         root.compile_python(tree, *(f"usr/lib/{p.name}" for p in sorted((tree / "usr/lib").glob("python3*"))))
         _strip_privileges(tree)
 
-    return cache.build("realm-debian", _inputs(archive, packages if further else ()), build) / "tree"
+    return cache.build("realm-debian", _inputs(archive, further, containers), build) / "tree"
 
 
 def _strip_privileges(tree: Path) -> None:

@@ -15,16 +15,18 @@ from typing import Any
 
 from vambrace.canonical import canonical
 from vambrace.config import DEVICE_KINDS, Disk, DomainConfig
-from vambrace.debian.erofs import VerityDisk, make_erofs
+from vambrace.debian.erofs import BLOCK, VerityDisk, make_erofs
 from vambrace.errors import BuildError, ConfigError, NoSpace
 from vambrace.image import python
 from vambrace.image.base import INIT, RuntimeBase
 from vambrace.image.bundle import Bundle, write_bundle
+from vambrace.image.containers.program import settle
 from vambrace.image.manifest import Hardware, Manifest, Program, read_manifest
 from vambrace.image.programs import check_program
 from vambrace.machine.plan import plan_boot
 
 SETTINGS = "vambrace.json"  # read by the agent as /app/vambrace.json
+_FIRST_IMAGE = ord("c")  # behind base and apps
 
 
 def build_bundle(
@@ -40,6 +42,8 @@ def build_bundle(
     """
     if isinstance(manifest, Path):
         manifest = read_attested_manifest(manifest)
+    if any(program.container for program in manifest.programs) and not base.containers:
+        raise BuildError("this base runs no containers", hint="see vambrace.image.prepare")
     out_path = Path(out_path)
     if not out_path.parent.is_dir():
         raise BuildError(f"{out_path.parent} is not a folder", hint="make it, or choose another output")
@@ -51,22 +55,28 @@ def build_bundle(
     try:
         tree = work / "tree"
         tree.mkdir()
+        programs, images = settle(manifest.programs, work)
+        manifest = dataclasses.replace(manifest, programs=programs)
         for program in manifest.programs:
+            if program.container:
+                continue
             target = tree / program.zone.name
             _stage(program, target)
             if program.requirements is not None:
                 shutil.copytree(environments[program.zone.name], target / python.FOLDER, symlinks=True)
             check_program(program.application, base.tree, target)
+        disks = {name: image.verity for name, image in images.items()}
         settings = tree / SETTINGS
-        settings.write_bytes(canonical(agent_settings(manifest)))
+        settings.write_bytes(canonical(agent_settings(manifest, disks)))
         settings.chmod(0o600)
         tree.chmod(0o755)
         apps = work / "apps.erofs"
         verity = make_erofs(tree, apps)
-        config = make_config(manifest, base.disk_info, verity)
+        config = make_config(manifest, {"base": base.disk_info, "apps": verity, **disks})
         # Whoever launches this would get the same refusal, but later.
         plan_boot(config, base.kernel.read_bytes(), base.initrd.read_bytes())
-        return write_bundle(out_path, config, base.kernel, base.initrd, [base.disk, apps])
+        files = [base.disk, apps, *(image.disk for image in images.values())]
+        return write_bundle(out_path, config, base.kernel, base.initrd, files)
     except (OSError, NoSpace) as error:
         if isinstance(error, NoSpace) or error.errno == errno.ENOSPC:
             raise NoSpace(str(out_path.parent), "the image", hint="free some, or choose another --output") from error
@@ -86,8 +96,8 @@ def read_attested_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> DomainConfig:
-    """The measured configuration for ``manifest`` on these two disks."""
+def make_config(manifest: Manifest, disks: dict[str, VerityDisk]) -> DomainConfig:
+    """The measured configuration for ``manifest`` on these disks: base, apps, and the images of containers."""
     words = [
         "console=hvc0",
         "loglevel=7 vambrace.debug" if manifest.debug else "quiet loglevel=0",
@@ -95,8 +105,8 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         "oops=panic",
         # Pages are encrypted one by one: a huge page or a migration would drag 512 through the window.
         *(("transparent_hugepage=never", "numa_balancing=disable") if manifest.kind.encrypted else ()),
-        base.mount_word("/dev/vda", "/"),
-        apps.mount_word("/dev/vdb", "/app"),
+        disks["base"].mount_word("/dev/vda", "/"),
+        disks["apps"].mount_word("/dev/vdb", "/app"),
         *(["vambrace.network"] if manifest.networks else []),
         # Drivers of devices wait for the IOMMU's, however long that takes: without it nothing is mapped for them.
         # And one way leads to a disk.
@@ -111,7 +121,7 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
         channel=manifest.channel,
         zones=(manifest.system, *(program.zone for program in manifest.programs)),
         applications=tuple(program.application for program in manifest.programs),
-        disks=(_disk("base", base), _disk("apps", apps)),
+        disks=tuple(_disk(name, verity) for name, verity in disks.items()),
         debug=manifest.debug,
         hash=manifest.suite.hash,
         cipher=manifest.suite.cipher if manifest.kind.encrypted else DomainConfig.cipher,
@@ -127,8 +137,9 @@ def make_config(manifest: Manifest, base: VerityDisk, apps: VerityDisk) -> Domai
     )
 
 
-def agent_settings(manifest: Manifest) -> dict[str, Any]:
-    """What the agent reads: the configuration's part that is its business, covered by the disk's verity."""
+def agent_settings(manifest: Manifest, images: dict[str, VerityDisk] | None = None) -> dict[str, Any]:
+    """What the agent reads: the configuration's part that is its business, covered by the disk's verity. ``images`` are
+    the disks of containers, in their order."""
     applications = []
     for program in manifest.programs:
         applications.append(program.application.as_object() | {"memory": program.zone.memory})
@@ -142,6 +153,16 @@ def agent_settings(manifest: Manifest) -> dict[str, Any]:
         "lasting": not manifest.kind.ends_itself,
         "applications": applications,
     }
+    if images:
+        settings["images"] = {
+            name: {
+                "device": f"/dev/vd{chr(_FIRST_IMAGE + number)}",
+                "blocks": verity.data_size // BLOCK,
+                "root": verity.verity_root,
+                "salt": verity.verity_salt,
+            }
+            for number, (name, verity) in enumerate(images.items())
+        }
     if manifest.endpoints:
         # Not who the peer is: that is the monitor's to judge.
         settings["endpoints"] = [

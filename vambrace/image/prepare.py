@@ -7,21 +7,25 @@ from pathlib import Path
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
 from vambrace.image import python
-from vambrace.image.base import RuntimeBase, runtime_base
+from vambrace.image.base import CONTAINER_PACKAGES, RuntimeBase, runtime_base
 from vambrace.image.manifest import Manifest
 from vambrace.image.packages import locked_packages
 
 
 def manifest_base(manifest: Manifest, archive: Archive, cache: Cache) -> RuntimeBase:
-    """The base for ``manifest``: the usual one, or one with the packages that its applications name.
+    """The base for ``manifest``: the usual one, or one with the packages that its applications name, and one that runs
+    containers only if there are any.
 
     Raises ``ConfigError``, ``BuildError`` (``ToolMissing``, ``NoSpace``).
     """
     names = {name for program in manifest.programs for name in program.packages}
+    containers = any(program.container for program in manifest.programs)
     if not names:
-        return runtime_base(archive, cache)
+        return runtime_base(archive, cache, containers=containers)
+    if containers:
+        names.update(CONTAINER_PACKAGES)
     packages = locked_packages(names, manifest.path, archive.directory, newer=archive.newer)
-    return runtime_base(archive, cache, packages)
+    return runtime_base(archive, cache, packages, containers=containers)
 
 
 def environments(manifest: Manifest, base: RuntimeBase, cache: Cache, *, newer: bool = False) -> dict[str, Path]:

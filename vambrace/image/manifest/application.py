@@ -1,26 +1,34 @@
-"""The application form: folders and files with a command line, which run on the runtime base."""
+"""The application form: folders and files with a command line, which run on the runtime base; or a container."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
-from vambrace.application import Application, Port, check_application_count
+from vambrace.application import Application, Port, check_application_count, check_unprivileged
 from vambrace.classes import DomainClass
 from vambrace.config import Zone
 from vambrace.errors import ConfigError
+from vambrace.image.manifest.container import Wish, read_wish
 from vambrace.image.manifest.languages import read_java, read_python
 from vambrace.image.manifest.lines import Mapping
 from vambrace.image.manifest.zones import read_zone
 from vambrace.image.packages import check_packages
 from vambrace.image.python import environment_of
 
+_UNKNOWN: Final = ("(as the image says)",)
+
 
 @dataclass(frozen=True)
 class Program:
     """One application, its zone, where its files are on this machine, Debian's ``packages`` that it needs, and what its
-    Python ``requirements`` are."""
+    Python ``requirements`` are.
+
+    Of a container, which has ``container`` and none of these, ``application`` is what is known before its image is
+    read.
+    """
 
     application: Application
     zone: Zone
@@ -28,6 +36,7 @@ class Program:
     merge: bool  # the first of ``files`` is a folder whose contents are the application's
     packages: tuple[str, ...] = ()
     requirements: Path | None = None
+    container: Wish | None = None
 
 
 def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Program, ...]:
@@ -48,26 +57,20 @@ def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Progra
 def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -> Program:
     name = item.name("application")
     zone = read_zone(item, name, kind, pinning=pinning)
+    if "container" in item:
+        return _container(item, folder, zone)
     files, merge = _files(item, folder, f"application {name}")
     java, requirements = read_java(item, folder), read_python(item, folder)
-    results = []
-    with item.at("results"):
-        for path in item.strings("results"):
-            results.append(path if path.startswith("/") else f"/results/{name}/{path}")
+    common = _common(item, name)
     with item.at("publish"):
-        ports = tuple(map(Port, item.integers("publish")))
-    with item.at("registers"):
-        registers = item.integers("registers")
+        check_unprivileged(common["ports"], f"application {name}")
     with item.at("command"):
         application = Application(
             name=name,
             command=java.command(zone.memory) if java else _command(item),
             environment=(environment_of(name) if requirements else {}) | item.mapping("environment"),
             directory=f"/app/{name}",
-            restarts=item.integer("restarts", 0),
-            results=tuple(results),
-            ports=ports,
-            registers=registers,
+            **common,
         )
     with item.at("packages"):
         packages = item.strings("packages")
@@ -77,6 +80,41 @@ def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -
         packages = java.packages(packages)
         files = _with_archive(files, merge, java.path)
     return Program(application, zone, files, merge, packages, requirements)
+
+
+def _container(item: Mapping, folder: Path, zone: Zone) -> Program:
+    """A container: what its image says is not known yet."""
+    wish = read_wish(item, folder, _command(item) if "command" in item else None)
+    common = _common(item, zone.name)
+    with item.at("environment"):
+        application = Application(
+            name=zone.name,
+            command=_UNKNOWN,
+            environment=item.mapping("environment"),
+            directory="/",
+            container=wish.container,
+            **common,
+        )
+    item.done()
+    return Program(application, zone, (), merge=False, container=wish)
+
+
+def _common(item: Mapping, name: str) -> dict[str, Any]:
+    """What applications of every form have."""
+    results = []
+    with item.at("results"):
+        for path in item.strings("results"):
+            results.append(path if path.startswith("/") else f"/results/{name}/{path}")
+    with item.at("publish"):
+        ports = tuple(map(Port, item.integers("publish")))
+    with item.at("registers"):
+        registers = item.integers("registers")
+    return {
+        "restarts": item.integer("restarts", 0),
+        "results": tuple(results),
+        "ports": ports,
+        "registers": registers,
+    }
 
 
 def _with_archive(files: tuple[Path, ...], merge: bool, archive: Path) -> tuple[Path, ...]:

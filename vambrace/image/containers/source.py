@@ -1,0 +1,188 @@
+"""Where an image comes from: skopeo copies it, this module reads what it copied.
+
+skopeo knows registries, archives and layouts, picks the platform from an index, and compares digests as it copies. All
+of them are compared here once more: of what this module gives, each part is what the manifest says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import resource
+import subprocess
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from vambrace.debian import tools
+from vambrace.errors import BuildError, ConfigError, ImageError
+from vambrace.image.containers import tar
+
+ARCHITECTURE: Final = "arm64"
+MAX_JSON: Final = 4 << 20  # bytes of a manifest or configuration
+MAX_LAYERS: Final = 256
+MAX_BLOB: Final = 16 << 30
+MAX_ARCHIVE: Final = 10_000  # members of an archive that are looked at to tell what it is
+_SECONDS: Final = 3600  # for the whole copy
+_TRANSPORTS: Final = ("oci:", "oci-archive:", "docker-archive:", "docker://", "dir:")
+_MANIFESTS: Final = (
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+_CONFIGS: Final = (
+    "application/vnd.oci.image.config.v1+json",
+    "application/vnd.docker.container.image.v1+json",
+)
+_LAYERS: Final = re.compile(
+    r"application/vnd\.(oci\.image\.layer\.v1\.tar(\+gzip|\+zstd)?"
+    r"|docker\.image\.rootfs\.diff\.tar(\.gzip|\.zstd)?)"
+)
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_AGAIN: Final = "save or push the image again"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image on this machine: its configuration, decoded and not yet judged, and the blobs of its layers, each with
+    the digest (``sha256:…``) of what it unpacks to."""
+
+    config: dict[str, Any]
+    layers: tuple[tuple[Path, str], ...]
+
+
+def reference(text: str, folder: Path) -> str:
+    """``text`` as skopeo wants it: paths relative to ``folder``, and of a plain path what is there.
+
+    Raises ``ConfigError``.
+    """
+    transport = next((known for known in _TRANSPORTS if text.startswith(known)), "")
+    if transport == "docker://":
+        return text
+    rest = text[len(transport) :]
+    if not transport:
+        if not (folder / rest).exists() or "\0" in rest:
+            raise ConfigError(
+                f"container {rest[:200]!r}: no such file or folder",
+                hint=f"a file of 'docker save' or 'skopeo copy', a folder, or one of {' '.join(_TRANSPORTS)}",
+            )
+        transport = _recognise(folder / rest)
+    path, colon, tag = rest.partition(":") if transport != "dir:" else (rest, "", "")
+    if not (folder / path).exists():
+        raise ConfigError(f"container {path[:200]!r}: no such file or folder", hint="see docs/containers.md")
+    return f"{transport}{(folder / path).resolve()}{colon}{tag}"
+
+
+def _recognise(path: Path) -> str:
+    """The transport of an archive or folder."""
+    if path.is_dir():
+        return "oci:" if (path / "oci-layout").is_file() else "dir:"
+    try:
+        with path.open("rb") as file:
+            if file.read(2) == b"\x1f\x8b":
+                return "docker-archive:"  # 'docker save | gzip'
+            names = {member.name.removeprefix(b"./") for member in islice(tar.read_members(file), MAX_ARCHIVE)}
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint="look at this file and its permissions") from None
+    except ImageError:
+        names = set()
+    # 'docker save' writes both; its own file knows the image's name.
+    if b"manifest.json" in names:
+        return "docker-archive:"
+    if b"oci-layout" in names:
+        return "oci-archive:"
+    raise ConfigError(f"{path} is no container image", hint="a file of 'docker save', 'podman save' or 'skopeo copy'")
+
+
+def fetch(source: str, work: Path) -> Source:
+    """Copy the image ``source`` (see ``reference``), of an index the one for arm64, into the new folder ``work``.
+
+    Raises ``BuildError`` where skopeo cannot, ``ImageError`` for what is not an image that can be run.
+    """
+    command = [tools.find("skopeo"), "copy", "--quiet", f"--override-arch={ARCHITECTURE}", "--override-os=linux"]
+    try:
+        done = subprocess.run(
+            [*command, source, f"dir:{work}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=_SECONDS,
+            preexec_fn=_bound_files,
+        )
+    except subprocess.TimeoutExpired:
+        raise BuildError(f"{source}: not copied within {_SECONDS // 60} minutes", hint="look at the network") from None
+    if done.returncode:
+        raise BuildError(f"{source}: {_reason(done.stderr)}", hint="'skopeo inspect' may tell more")
+    return read(work)
+
+
+def read(folder: Path) -> Source:
+    """The image in a ``folder`` that skopeo wrote (``dir:``), every digest compared. Raises ``ImageError``."""
+    manifest = _json(folder / "manifest.json", "manifest")
+    if manifest.get("mediaType", _MANIFESTS[0]) not in _MANIFESTS:
+        raise ImageError("the image's manifest is of an unknown kind", hint="OCI or Docker schema 2 is needed")
+    described = manifest.get("config")
+    if not isinstance(described, dict) or described.get("mediaType") not in _CONFIGS:
+        raise ImageError("this is no container image: its configuration is of another kind", hint=_AGAIN)
+    config = _json(_blob(folder, described), "configuration")
+    layers = manifest.get("layers")
+    rootfs = config.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if not isinstance(layers, list) or not isinstance(diff_ids, list) or len(layers) != len(diff_ids):
+        raise ImageError("the image's manifest and configuration do not agree on its layers", hint=_AGAIN)
+    if len(layers) > MAX_LAYERS:
+        raise ImageError(f"the image has {len(layers)} layers", hint=f"at most {MAX_LAYERS}")
+    found = []
+    for layer, diff_id in zip(layers, diff_ids, strict=True):
+        if not isinstance(layer, dict) or not _LAYERS.fullmatch(str(layer.get("mediaType"))):
+            kind = str(layer.get("mediaType") if isinstance(layer, dict) else layer)[:80]
+            raise ImageError(f"the image has a layer that cannot be read here: {kind!r}", hint="tar, gzip or zstd")
+        if not isinstance(diff_id, str) or not _DIGEST.fullmatch(diff_id):
+            raise ImageError("the image's configuration has a damaged diff_id", hint=_AGAIN)
+        found.append((_blob(folder, layer), diff_id))
+    return Source(config, tuple(found))
+
+
+def _blob(folder: Path, described: dict[str, Any]) -> Path:
+    digest = described.get("digest")
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ImageError("the image's manifest has a damaged digest", hint=_AGAIN)
+    path = folder / digest.removeprefix("sha256:")
+    try:
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise ImageError(f"the image lacks the blob {digest}", hint=_AGAIN) from None
+    if actual != path.name:
+        raise ImageError(f"the image lies: the blob {digest} has another digest", hint=_AGAIN)
+    return path
+
+
+def _json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON:
+            raise ImageError(f"the image's {what} has {size} bytes", hint=f"at most {MAX_JSON} are read")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ImageError(f"the image has no {what}", hint=_AGAIN) from None
+    except (ValueError, RecursionError):
+        raise ImageError(f"the image's {what} is not JSON, or too deep", hint=_AGAIN) from None
+    if not isinstance(value, dict):
+        raise ImageError(f"the image's {what} is no JSON object", hint=_AGAIN)
+    return value
+
+
+def _bound_files() -> None:
+    """In the child: no file of it grows without bound, whatever a registry sends."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_BLOB, MAX_BLOB))
+
+
+def _reason(stderr: bytes) -> str:
+    """What skopeo says, without its decoration, in one line."""
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    last = lines[-1] if lines else "skopeo failed"
+    message = re.search(r'msg="((?:[^"\\]|\\.)*)"', last)
+    text = message[1].replace('\\"', '"') if message else last
+    return "".join(character for character in text if character.isprintable())[:400]

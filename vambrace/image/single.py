@@ -1,0 +1,81 @@
+"""A Realm of one container, from a command line: the manifest that somebody would have written for it."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vambrace.errors import ConfigError
+from vambrace.image.containers.source import reference
+
+
+@dataclass(frozen=True)
+class Single:
+    """What is asked for. Empty values are left to the image, and to the manifest's defaults; sizes as in a manifest."""
+
+    container: str
+    owner: Path
+    name: str = ""
+    memory: str = ""
+    percent: int | None = None
+    system_memory: str = ""
+    vcpus: int | None = None
+    publish: Sequence[int] = ()
+    command: str = ""
+    user: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    results: Sequence[str] = ()
+    restarts: int | None = None
+
+    def manifest(self) -> dict[str, Any]:
+        """Its manifest; paths relative to the present folder are made absolute. Raises ``ConfigError``."""
+        name = self.name or name_of(self.container)
+        application = {
+            "name": name,
+            "container": reference(self.container, Path.cwd()),
+            "memory": self.memory,
+            "percent": self.percent,
+            "publish": list(self.publish),
+            "command": self.command,
+            "user": self.user,
+            "environment": dict(self.environment),
+            "results": list(self.results),
+            "restarts": self.restarts,
+        }
+        top = {"name": name, "owner": str(self.owner.resolve()), "vcpus": self.vcpus}
+        system = {"system": {"memory": self.system_memory}} if self.system_memory else {}
+        return _given(top) | system | {"applications": [_given(application)]}
+
+
+@contextmanager
+def manifest_file(single: Single) -> Iterator[Path]:
+    """The manifest's file, as long as it is needed; no error inside tells a line of it. Raises ``ConfigError``."""
+    with tempfile.TemporaryDirectory(prefix="vambrace-") as folder:
+        path = Path(folder) / "manifest.yaml"
+        path.write_text(yaml.safe_dump(single.manifest(), sort_keys=False, allow_unicode=True))
+        try:
+            yield path
+        except ConfigError as error:
+            if error.line is None:
+                raise
+            message = error.message.removeprefix(f"line {error.line}: ")
+            raise ConfigError(message, hint=error.hint) from None
+
+
+def name_of(container: str) -> str:
+    """A domain's name from a reference to an image: ``docker://registry/team/web_server:1.2`` is ``web-server``."""
+    rest = re.sub(r"^(docker://|[a-z-]+:)", "", container)
+    last = re.split("[:@]", rest.rstrip("/").rpartition("/")[2].lower())[0]
+    last = re.sub(r"\.(tar|tar\.gz|tgz|oci)$", "", last)
+    return re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:32].strip("-") or "container"
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value not in (None, "", [], {})}
