@@ -191,8 +191,8 @@ class Domain:
         devices.append(Block(os.dup(self.own), "own", writable=True))
         for slot, device in enumerate(devices):
             vm: Any = self.kernel
-            self.machine._add(vm, self.memory, slot, device)
-        self.transports: list[Transport] = self.machine._transports
+            self.machine._devices.add(vm, self.memory, slot, device)
+        self.transports: list[Transport] = self.machine._devices.transports
         self.queues = [(slot, index) for slot, device in enumerate(devices) for index in range(device.queues)]
         self.offered = [0] * len(self.queues)
         self.shadow = bytearray(SIZE)

@@ -15,10 +15,11 @@ from virtio_driver import guest_memory
 
 from vambrace.config import DomainConfig
 from vambrace.errors import ConfigError, KvmError, PagerError, UsageError
-from vambrace.machine import layout, vmm
+from vambrace.machine import devices, layout, vmm
 from vambrace.machine.change import Progress
 from vambrace.machine.descriptors import Descriptors
-from vambrace.machine.vmm import LoadRequest, Machine, State
+from vambrace.machine.request import LoadRequest
+from vambrace.machine.vmm import Machine, State
 from vambrace.pager import Window
 from vambrace.virtio.balloon import Balloon
 from vambrace.virtio.block import Block
@@ -89,7 +90,7 @@ def with_disks(directory: Path, config: DomainConfig, *, more: int = 0) -> LoadR
 def make_devices(machine: Machine, config: DomainConfig, request: LoadRequest) -> Connections:
     connections = Connections()
     vm: Any = connections
-    machine._make_devices(vm, guest_memory(), lambda offset, length: None, config, request)
+    machine._devices.make(vm, guest_memory(), lambda offset, length: None, config, request)
     return connections
 
 
@@ -109,13 +110,13 @@ def name_of(device: Device) -> str:
 
 
 def test_devices_are_where_the_device_tree_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vmm, "Vsock", Vsock)
+    monkeypatch.setattr(devices, "Vsock", Vsock)
     config, machine = make_realm(), new_machine()
     before, request = len(descriptors()), with_disks(tmp_path, config)
     connections = make_devices(machine, config, request)
-    names = [name_of(transport.device) for transport in machine._transports]
+    names = [name_of(transport.device) for transport in machine._devices.transports]
     assert names == list(layout.device_slots(config.disks))
-    for slot, transport in enumerate(machine._transports):
+    for slot, transport in enumerate(machine._devices.transports):
         assert connections.interrupts[transport.interrupt] == slot
         for index, kick in enumerate(transport.kicks):
             assert connections.notifications[kick] == (layout.device_address(slot) + NOTIFY, index)
@@ -129,7 +130,7 @@ def test_a_disk_of_another_size_is_refused(tmp_path: Path) -> None:
     request = with_disks(tmp_path, config, more=512)
     with request.descriptors, pytest.raises(ConfigError, match="instead of"):
         make_devices(machine, config, request)
-    console = machine._transports[0]
+    console = machine._devices.transports[0]
     assert len(descriptors()) == before + 1 + len(console.kicks)  # the console's alone, and none of the request's
     machine.close()
 
@@ -137,7 +138,7 @@ def test_a_disk_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_close_gives_every_descriptor_back() -> None:
     before = descriptors()
     machine = new_machine()
-    machine._transports.append(Transport(Entropy(), guest_memory()))
+    machine._devices.transports.append(Transport(Entropy(), guest_memory()))
     machine.close()
     assert descriptors() == before
     machine.close()
@@ -155,7 +156,7 @@ def test_a_thread_that_does_not_stop_keeps_what_it_uses(monkeypatch: pytest.Monk
     monkeypatch.setattr(vmm, "_JOIN_SECONDS", 0.05)
     machine, go_on = new_machine(), threading.Event()
     transport = Transport(Entropy(), guest_memory())
-    machine._transports.append(transport)
+    machine._devices.transports.append(transport)
     machine._io = threading.Thread(target=go_on.wait)
     machine._io.start()
     machine.close()
@@ -178,7 +179,7 @@ class Broken(Entropy):
 def test_a_broken_device_keeps_nothing_from_being_wiped() -> None:
     window = Window([(64, 0)], bytes(32), bytes(16))
     machine = loaded(window)
-    machine._transports += [Transport(Broken(), guest_memory()), Transport(Entropy(), guest_memory())]
+    machine._devices.transports += [Transport(Broken(), guest_memory()), Transport(Entropy(), guest_memory())]
     machine.close()
     with pytest.raises(PagerError):
         window.stats(0)

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from vambrace.machine.descriptors import MOST, Descriptors
 from vambrace.machine.keys import page_key
-from vambrace.machine.vmm import LoadRequest
+from vambrace.machine.request import LoadRequest
 from vambrace.suite import SM
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from vambrace.errors import PartitionError, UsageError, VambraceError
 from vambrace.machine.descriptors import MOST, Descriptors
-from vambrace.machine.vmm import LoadRequest, Machine, Reason
+from vambrace.machine.request import LoadRequest
+from vambrace.machine.vmm import Machine, Reason
 from vambrace.pager import Place, lock_process
 
 PACKET_LIMIT = 64 << 10
