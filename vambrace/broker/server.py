@@ -29,7 +29,7 @@ from vambrace.broker.settings import Settings
 from vambrace.broker.store import Store
 from vambrace.broker.vault import Vault
 from vambrace.errors import BrokerError, NotReleased, UsageError
-from vambrace.serving.doors import Bounds, listening
+from vambrace.serving.doors import Bounds, serving
 from vambrace.serving.openapi import get_specification
 from vambrace.serving.rates import Rates
 from vambrace.serving.signals import stop_signal
@@ -144,12 +144,9 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         sessions = Sessions(settings.challenge_seconds, settings.session_seconds)
         broker = Broker(store, platforms, sessions, ResultSigner(settings.key, settings.session_seconds))
         runner = web.AppRunner(application(broker, settings), access_log=None, keepalive_timeout=IDLE_SECONDS)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        assert runner.server is not None
-        where = settings.listen, settings.port
         try:
-            port = await stack.enter_async_context(listening(runner.server, where, bounds, context))
+            place = settings.listen, settings.port
+            port = await stack.enter_async_context(serving(runner, place, bounds, context))
         except OSError as error:
             raise BrokerError(
                 f"cannot listen on {settings.listen}:{settings.port}: {error.strerror}", hint="see listen and port"

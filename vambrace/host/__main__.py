@@ -29,6 +29,7 @@ from vambrace.host.settings import Settings, load_settings
 from vambrace.host.store import Store
 from vambrace.host.vsock import Connector, connect_vsock
 from vambrace.jail import linux
+from vambrace.serving.doors import Bounds, serving
 from vambrace.serving.signals import stop_signal
 from vambrace.serving.tls import server_context
 from vambrace.trustzone import TrustZone
@@ -36,6 +37,8 @@ from vambrace.trustzone.insecure import InsecurePlatform
 
 # Two for each stream between Realms, which may be some hundreds for each of them.
 DESCRIPTORS = 1 << 16
+#: Connections to the API, those that have shown no certificate yet, too. A channel lasts as long as its domain.
+BOUNDS = Bounds(2048, 512)
 #: The capabilities that the daemon keeps: to read the page maps of VMMs, which are another user's, to put them into
 #: their places, and end them; to see to cards and devices; and to listen on any port.
 KEPT = (
@@ -121,17 +124,13 @@ async def serve(
         stack.push_async_callback(host.close)
         host.recover()
         runner = web.AppRunner(application(host, connect), access_log=None, shutdown_timeout=2)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        site = web.TCPSite(runner, settings.listen, settings.port, ssl_context=context)
         try:
-            await site.start()
+            port = await stack.enter_async_context(serving(runner, (settings.listen, settings.port), BOUNDS, context))
         except OSError as error:
             raise HostError(
                 f"cannot listen on {settings.listen}:{settings.port}: {error.strerror}",
                 hint="choose another port in the settings",
             ) from error
-        port: int = runner.addresses[0][1]
         log.info("listening on %s:%d%s", settings.listen, port, "" if platform.endorsed else ", not endorsed")
         if ready is not None:
             ready.set_result(port)

@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from aiohttp import web
+
 HANDSHAKE_SECONDS: Final = 10.0
 BACKLOG: Final = 128
 PAUSE: Final = 0.1
@@ -34,24 +36,30 @@ def client_of(address: str) -> str:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Connections in ``total`` and of ``each`` client. One is closed after ``seconds``, whatever it does."""
+    """Connections in ``total`` and of ``each`` client. One is closed after ``seconds``, whatever it does; None: it may
+    last."""
 
     total: int
     each: int
-    seconds: float
+    seconds: float | None = None
 
 
 @contextlib.asynccontextmanager
-async def listening(
-    make: Callable[[], asyncio.Protocol],
-    place: tuple[str, int],
-    bounds: Bounds,
-    context: ssl.SSLContext | None = None,
+async def serving(
+    runner: web.AppRunner, place: tuple[str, int], bounds: Bounds, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
-    """Serve with a protocol that ``make`` gives for each connection; the port. Raises ``OSError``."""
-    keeper = _Gatekeeper(make, bounds, context)
-    with contextlib.ExitStack() as stack:
+    """Serve the application of ``runner`` at an address; the port.
+
+    At the end nobody is let in any more, what was begun is finished as ``runner`` was told, and the rest is cut. Raises
+    ``OSError``: nobody can listen there.
+    """
+    async with contextlib.AsyncExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in await _listeners(*place)]
+        await runner.setup()
+        assert runner.server is not None
+        keeper = _Gatekeeper(runner.server, bounds, context)
+        stack.push_async_callback(keeper.close)
+        stack.push_async_callback(runner.cleanup)
         tasks = [asyncio.create_task(keeper.accept(listener)) for listener in listeners]
         try:
             yield listeners[0].getsockname()[1]
@@ -59,7 +67,6 @@ async def listening(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await keeper.close()
 
 
 async def _listeners(name: str, port: int) -> list[socket.socket]:

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from vambrace.attest import ear
 from vambrace.errors import HostError, UsageError, VerificationError
-from vambrace.serving.doors import Bounds, client_of, listening
+from vambrace.serving.doors import Bounds, client_of, serving
 from vambrace.serving.openapi import get_specification
 from vambrace.serving.problems import Handler, Problems, problem
 from vambrace.serving.rates import Rates
@@ -114,14 +114,11 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda port: 
 @contextlib.asynccontextmanager
 async def _listening(settings: Settings, service: Service) -> AsyncIterator[int]:
     runner = web.AppRunner(application(service, Rates(settings.rate, settings.burst)), access_log=None)
-    await runner.setup()
-    assert runner.server is not None
     bounds = Bounds(settings.connections, settings.connections_each, CONNECTION_SECONDS)
     place = settings.listen, settings.port
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(runner.cleanup)
         try:
-            port = await stack.enter_async_context(listening(runner.server, place, bounds, tls_context(settings)))
+            port = await stack.enter_async_context(serving(runner, place, bounds, tls_context(settings)))
         except OSError as error:
             where = f"{settings.listen}:{settings.port}"
             raise HostError(f"cannot listen on {where}: {error.strerror}", hint="choose another port") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -33,6 +34,7 @@ from vambrace.host import channel
 from vambrace.host.evidence import endorses, parse_chain, with_endorsement
 from vambrace.host.settings import load_settings, parse_settings
 from vambrace.partition.cards import Network
+from vambrace.serving.doors import Bounds
 
 MESSAGE = 64 << 10
 
@@ -71,6 +73,30 @@ def test_tls_1_3_only(tmp_path: Path, certificates: Certificates) -> None:
         async with aiohttp.ClientSession(daemon.url, connector=aiohttp.TCPConnector(ssl=context)) as session:
             with pytest.raises(aiohttp.ClientError):
                 await session.get("/v1/host")
+
+    run(tmp_path, certificates, test)
+
+
+def test_who_shows_no_certificate_keeps_nobody_out(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that never begin TLS are bounded, and end."""
+    monkeypatch.setattr("vambrace.host.__main__.BOUNDS", Bounds(8, 4))
+    monkeypatch.setattr("vambrace.serving.doors.HANDSHAKE_SECONDS", 1.0)
+
+    async def gone(reader: asyncio.StreamReader) -> bool:
+        with contextlib.suppress(ConnectionError):
+            return await reader.read(1) == b""
+        return True
+
+    async def test(daemon: Daemon) -> None:
+        port = int(daemon.url.rpartition(":")[2])
+        made = [await asyncio.open_connection("127.0.0.1", port) for _ in range(20)]
+        async with asyncio.timeout(10):
+            assert all([await gone(reader) for reader, _ in made])
+        assert (await daemon.get("/v1/host")).status == 200
+        for _, writer in made:
+            writer.close()
 
     run(tmp_path, certificates, test)
 
