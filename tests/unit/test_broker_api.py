@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import re
 import socket
 import ssl
@@ -277,6 +278,26 @@ def test_connections_of_one_client_are_bounded(tmp_path: Path) -> None:
             with contextlib.suppress(ConnectionError):
                 assert stream.recv(1) == b""
         assert ask(world, "GET", "/v1/openapi.json")[0] == 200
+
+
+@pytest.mark.parametrize("after", ["%C2%B2", "%D9%A3", "-1", "", "1e3", "9" * 19])
+def test_entries_after_no_number(world: World, after: str) -> None:
+    """Digits of other scripts are digits to Python, and powers, too."""
+    assert ask(world, "GET", f"/v1/audit/patients?after={after}", owner=world.owner)[0] == 400
+
+
+def test_files_are_their_owners(tmp_path: Path) -> None:
+    """Also in a folder that was there, and is open to others."""
+    (tmp_path / "broker").mkdir(mode=0o755)
+    before = os.umask(0)
+    try:
+        with World(tmp_path).running() as world:
+            world.store()
+            modes = {file.name: file.stat().st_mode & 0o777 for file in world.home.iterdir()}
+    finally:
+        os.umask(before)
+    open_to_others = {name for name, mode in modes.items() if mode & 0o077}
+    assert "broker.db" in modes and open_to_others == {"certificate.pem", "owner-patients.pem"}
 
 
 def test_sessions_are_bounded_and_of_one_connection() -> None:

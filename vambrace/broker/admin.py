@@ -55,7 +55,7 @@ async def get_audit(request: web.Request) -> web.StreamResponse:
     """Of the log, what is about this repository, and where the whole log ends."""
     repository = _owned(request)
     after = request.query.get("after", "0")
-    if not after.isdigit() or len(after) > 18:
+    if not (after.isascii() and after.isdigit()) or len(after) > 18:
         raise web.HTTPBadRequest(reason="after is the number of an entry")
     entries, head = await request.app[BROKER].entries(repository, int(after), LOG_LIMIT)
     return web.json_response(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -97,9 +99,17 @@ def connect(url: str) -> Engine:
     if engine.dialect.name not in ("sqlite", "postgresql"):
         raise ConfigError(f"the database is {engine.dialect.name}", hint="SQLite or PostgreSQL")
     if engine.dialect.name == "sqlite":
+        _make_private(engine.url.database)
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_private(path: str | None) -> None:
+    """A new database is its owner's only, and so is what SQLite puts beside it."""
+    if path:
+        with contextlib.suppress(OSError):  # it is there, or SQLite says why it cannot be
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
