@@ -64,7 +64,7 @@ class Box:
         write(self.flash, fuse.OFFSET, burnt.encode())
 
     def machine(self) -> qemu.Machine:
-        return self.server._machine(self.built)
+        return self.server.machine(self.built)
 
     def refusal(self, machine: qemu.Machine | None = None) -> BootRefused:
         """What the machine says that it does not start."""
@@ -182,7 +182,7 @@ def test_what_has_started_is_burnt(box: Box, newer: ServerBuild) -> None:
         assert box.versions == (1, 1)
         box.load(newer.firmware.image)
         assert box.versions == (1, 1)
-        server._start(server._machine(newer), print, cold=True)
+        server.starter.start(server.machine(newer), print, cold=True)
         server.down()
         assert box.versions == (2, 2)
         with pytest.raises(BootRefused) as caught:

@@ -71,7 +71,7 @@ def token(server: Server, policy: Policy | None = None) -> VerifiedRealm:
     with Door(server) as host:
         done = host.python(EVIDENCE, instance.hex(), launch_challenge(nonce, instance).hex())
     assert done.code == 0, done.output
-    trust = Trust.load(server.published / "vendor-root.pem", server.published / "reference-values.corim")
+    trust = Trust.load(server.published.vendor_root, server.published.references)
     return verify_launch(
         bytes.fromhex(done.output),
         nonce=nonce,
@@ -136,4 +136,4 @@ def test_a_machine_s_life(new: Server, machine: Machine, tmp_path: Path) -> None
     with pytest.raises(ServerError, match="decommissioned"):
         new.up(print)
     with pytest.raises(BootRefused, match="decommissioned"):  # nor does the firmware start it
-        new._start(new._machine(new.build(print)), print, cold=True)
+        new.starter.start(new.machine(new.build(print)), print, cold=True)

@@ -62,8 +62,8 @@ def test_a_server_publishes_which_platform_it_is(
     monkeypatch.setattr(building, "build", lambda *_, **__: SimpleNamespace(host=None, firmware=made))
     server = Server(tmp_path / "server", cache=Cache(tmp_path / "cache"))
     server.build(lambda text: None)
-    roots = load_roots((server.published / "vendor-root.pem").read_bytes())
-    values = references.load((server.published / "reference-values.corim").read_bytes(), roots)
+    roots = load_roots(server.published.vendor_root.read_bytes())
+    values = references.load(server.published.references.read_bytes(), roots)
 
     name = re.search(r'^#define IMPLEMENTATION "(.+)"$', PLATFORM_HEADER.read_text(), re.MULTILINE)
     assert name is not None

@@ -138,7 +138,7 @@ def test_a_machine_is_revoked_by_its_identity(tmp_path: Path) -> None:
     key = key_of(vendor)
     instance = platform_instance_id(key)
     assert server.revoke(instance) == 1
-    assert len(load_list((server.published / "vendor.crl").read_bytes()).revoked) == 1
+    assert len(load_list(server.published.revocation_list.read_bytes()).revoked) == 1
     with pytest.raises(ConfigError, match="revoked"):
         vendor.certify(key)
     # A no that looks like a yes would leave a stolen key as good as before.

@@ -77,7 +77,8 @@ def _build(options: argparse.Namespace, output: Output) -> int:
     _check_qemu()
     server = _server(options)
     server.build(output.progress)
-    output.result({"published": str(server.published)}, [f"reference values are in {server.published}"])
+    folder = server.published.directory
+    output.result({"published": str(folder)}, [f"reference values are in {folder}"])
     return 0
 
 
@@ -135,7 +136,7 @@ def _add_host(access: Access, options: argparse.Namespace) -> str:
 def _revoke(options: argparse.Namespace, output: Output) -> int:
     server = _server(options)
     revoked = server.revoke(options.instance)
-    path = server.published / "vendor.crl"
+    path = server.published.revocation_list
     output.result({"revoked": revoked, "list": str(path)}, [f"{revoked} certificates revoked; the list is {path}"])
     return 0
 

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -304,6 +305,23 @@ def running(directory: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return pid if PROGRAM.encode() in command and str(directory).encode() in command else None
+
+
+def stop(directory: Path) -> bool:
+    """Stop the machine in ``directory`` if it runs; whether it did."""
+    pid = running(directory)
+    if pid is None:
+        return False
+    try:
+        with Monitor(directory / "qmp.sock", timeout=10) as monitor:
+            monitor.execute("quit")
+    except ServerError:
+        os.kill(pid, signal.SIGKILL)
+    if not wait_gone(pid, 20):
+        os.kill(pid, signal.SIGKILL)
+        wait_gone(pid, 10)
+    (directory / "qemu.pid").unlink(missing_ok=True)
+    return True
 
 
 class Monitor:

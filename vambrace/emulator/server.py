@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import http.client
 import json
 import os
 import shutil
-import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vambrace.attest.claims import Component
-from vambrace.attest.references import publish
 from vambrace.debian.cache import Cache
 from vambrace.emulator import build as building
-from vambrace.emulator import devicetree, factory, firmware, fuse, plugged, provision, qemu
+from vambrace.emulator import factory, firmware, fuse, provision, qemu
 from vambrace.emulator.api import Api
 from vambrace.emulator.build import Progress, ServerBuild
-from vambrace.emulator.diagnosis import refusal
+from vambrace.emulator.dump import dump_memory
 from vambrace.emulator.hostroot import PRODUCT, Variant
-from vambrace.emulator.saved import SavedState, fingerprint
+from vambrace.emulator.published import Published
+from vambrace.emulator.starting import Starter
 from vambrace.emulator.vendor import Vendor
 from vambrace.errors import NoSpace, ServerError, UsageError
-from vambrace.files import write_whole
 from vambrace.suite import NIST, Suite
 
 PORT = 8443
-READY_SECONDS = 240
-RESUMED_SECONDS = 60
 
 
 def default_home(suite: Suite = NIST) -> Path:
@@ -103,7 +97,8 @@ class Server:
         self.broker = broker
         self.credentials = provision.Credentials(self.home / "credentials")
         self.api = Api(self.credentials, self.running_port)
-        self.published = self.home / "published"
+        self.starter = Starter(self.home, self.api, devices)
+        self.published = Published(self.home / "published")
         self.flash = self.home / "secure-flash.img"
         self.state = self.home / "state.img"
 
@@ -122,21 +117,8 @@ class Server:
             newer=self.newer,
             variant=self.variant,
         )
-        self.published.mkdir(exist_ok=True)
-        (self.published / "vendor-root.pem").write_bytes(authority.certificate_pem)
-        self._publish_revocations(authority)
-        if built.firmware is not None:
-            signer = built.firmware.signer
-            components = [Component(name, bytes.fromhex(digest), signer) for name, digest in built.firmware.components]
-            values = publish(components, authority, implementation_id=firmware.IMPLEMENTATION_ID)
-            (self.published / "reference-values.corim").write_bytes(values)
-        else:
-            # What boots now is not what they describe.
-            (self.published / "reference-values.corim").unlink(missing_ok=True)
+        self.published.publish(built, authority)
         return built
-
-    def _publish_revocations(self, authority: Vendor) -> None:
-        write_whole(self.published / "vendor.crl", authority.present_list(), mode=0o644)
 
     def _vendor(self) -> tuple[Vendor, Path]:
         """The authority for this kind of server, and its firmware signing key.
@@ -161,9 +143,9 @@ class Server:
             self.credentials.client_certificate,
             self.credentials.client_key,
             self.credentials.ca,
-            self.published / "vendor-root.pem",
-            self.published / "reference-values.corim",
-            self.published / "vendor.crl",
+            self.published.vendor_root,
+            self.published.references,
+            self.published.revocation_list,
             provision.platform_owner(self.home, self.suite).key_path,
         )
 
@@ -210,8 +192,8 @@ class Server:
         if pid is not None:
             self._check_running()
             progress("the server is running")
-            self._publish_revocations(self._vendor()[0])
-            self._wait(pid, progress, READY_SECONDS)
+            self.published.publish_revocations(self._vendor()[0])
+            self.starter.wait(pid, progress)
             return self.access()
         built = self.build(progress)
         try:
@@ -220,15 +202,15 @@ class Server:
             if error.errno != errno.ENOSPC:
                 raise
             raise NoSpace(str(self.home), "the server's disks", hint="free some, or set VAMBRACE_SERVER") from error
-        machine = self._machine(built)
+        machine = self.machine(built)
         started = time.monotonic()
         (self.home / "server.json").write_text(json.dumps({"port": self.port, **self._kind()}))
         try:
-            how = self._start(machine, progress, cold=cold)
+            how = self.starter.start(machine, progress, cold=cold)
             factory.begin(self.api, self._vendor()[0], progress, lock=lock and not self.insecure)
             factory.own(self.api, provision.platform_owner(self.home, self.suite), progress)
         except BaseException:
-            self._down()
+            qemu.stop(self.home)
             raise
         progress(f"up after {time.monotonic() - started:.1f} s ({how})")
         return self.access()
@@ -272,8 +254,7 @@ class Server:
                 key = bytes.fromhex(self.api.get("/v1/platform")["platform_key"])
                 authority, _ = self._vendor()
                 revoked = authority.revoke(key)
-        self.published.mkdir(parents=True, exist_ok=True)
-        self._publish_revocations(authority)
+        self.published.publish_revocations(authority)
         return revoked
 
     @contextmanager
@@ -288,22 +269,7 @@ class Server:
     def down(self) -> bool:
         """Stop the server if it runs; whether it did."""
         with self._alone():
-            return self._down()
-
-    def _down(self) -> bool:
-        pid = qemu.running(self.home)
-        if pid is None:
-            return False
-        try:
-            with qemu.Monitor(self.home / "qmp.sock", timeout=10) as monitor:
-                monitor.execute("quit")
-        except ServerError:
-            os.kill(pid, signal.SIGKILL)
-        if not qemu.wait_gone(pid, 20):
-            os.kill(pid, signal.SIGKILL)
-            qemu.wait_gone(pid, 10)
-        (self.home / "qemu.pid").unlink(missing_ok=True)
-        return True
+            return qemu.stop(self.home)
 
     def status(self) -> dict[str, Any]:
         """``running``, ``answers``, and where it is; ``fuse`` of a machine that has one."""
@@ -323,89 +289,16 @@ class Server:
     def reset(self) -> None:
         """Stop it and erase its state: the state disk, the credentials and the fuse. The build stays."""
         with self._alone():
-            self._reset()
-
-    def _reset(self) -> None:
-        self._down()
-        for path in (self.state, self.flash, self.home / "server.json", self.home / "nvme.img"):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.credentials.directory, ignore_errors=True)
-        for saved in (self.home / "saved", self.home / "saved.new"):
-            shutil.rmtree(saved, ignore_errors=True)
+            qemu.stop(self.home)
+            for path in (self.state, self.flash, self.home / "server.json", self.home / "nvme.img"):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.credentials.directory, ignore_errors=True)
+            for saved in (self.home / "saved", self.home / "saved.new"):
+                shutil.rmtree(saved, ignore_errors=True)
 
     def dump(self, path: Path) -> int:
-        """Write the machine's physical memory to ``path``; the number of bytes. A part of it is not left behind."""
-        if qemu.running(self.home) is None:
-            raise ServerError("the server is not running", hint="start it with 'vambrace server up'")
-        size = qemu.RAM_MIB << 20
-        try:
-            if shutil.disk_usage(path.parent).free < size:
-                raise ServerError(f"no space for {size >> 20} MiB in {path.parent}", hint="name another disk")
-            path.unlink(missing_ok=True)
-            # A file of our own: it holds the keys of all Realms.
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        except OSError as error:
-            raise ServerError(f"{path} cannot be written: {error.strerror}", hint="name another file") from error
-        try:
-            with qemu.Monitor(self.home / "qmp.sock", timeout=300) as monitor:
-                monitor.execute("pmemsave", val=qemu.RAM_BASE, size=size, filename=str(path.resolve()))
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return path.stat().st_size
-
-    def _start(self, machine: qemu.Machine, progress: Progress, *, cold: bool) -> str:
-        """Start ``machine`` in the quickest way and wait until its API answers: which way it was."""
-        # The factory step still changes the fuse: a state from before would bring the old one back.
-        settled = machine.flash is None or fuse.read_fuse(machine.flash).secured
-        state = self._saved_state(machine) if settled and not cold else None
-        if state is not None and state.ready():
-            progress("resuming the saved state")
-            try:
-                pid = self._boot(dataclasses.replace(machine, memory=qemu.Memory(state.saved())))
-                self._wait(pid, progress, RESUMED_SECONDS)
-                return "resumed"
-            except ServerError as error:
-                progress(f"the saved state does not resume ({error.message.splitlines()[0]}): starting cold")
-                self._down()
-                state.discard()
-        progress("starting (cold)")
-        if state is None:
-            pid = self._boot(machine)
-        else:
-            # The firmware may have burnt its version into the fuse meanwhile: what is saved is of the machine as it is.
-            pid = self._boot(
-                dataclasses.replace(machine, memory=qemu.Memory()),
-                lambda pid: self._save(pid, self._saved_state(machine), progress),
-            )
-        self._wait(pid, progress, READY_SECONDS)
-        return "cold"
-
-    def _boot(self, machine: qemu.Machine, at_gate: Callable[[int], None] = lambda pid: None) -> int:
-        """Start ``machine``, do ``at_gate`` with its process id while it waits there, and let it through."""
-        pid = qemu.start(machine)
-        with qemu.at_gate(machine, pid, seconds=READY_SECONDS) as gate:
-            # The connection stays open: a machine that is saved waits for a byte from here.
-            at_gate(pid)
-            if self.devices:
-                with qemu.Monitor(self.home / "qmp.sock") as monitor:
-                    plugged.plug(monitor, self.home / "nvme.img")
-            qemu.open_gate(gate, machine, pid)
-        return pid
-
-    def _save(self, pid: int, state: SavedState, progress: Progress) -> None:
-        """Only the next start is the poorer if this fails."""
-        progress("saving the state for the next start")
-        try:
-            with qemu.Monitor(self.home / "qmp.sock") as monitor:
-                state.save(pid, monitor)
-        except ServerError as error:
-            progress(f"{error.message}; the next start will be a cold one")
-
-    def _saved_state(self, machine: qemu.Machine) -> SavedState:
-        # The whole command line, whichever the port is; the cache's names stand for the files' contents.
-        words = [devicetree.qemu_version(), *dataclasses.replace(machine, port=0, broker=0).command()]
-        return SavedState(self.home / "saved", fingerprint(words, [machine.flash] if machine.flash else []))
+        """Write the machine's physical memory to ``path``; the number of bytes."""
+        return dump_memory(self.home, path)
 
     def _prepare(self, built: ServerBuild) -> None:
         if not self.credentials.exist():
@@ -416,7 +309,8 @@ class Server:
         if built.firmware is not None:
             fuse.update_flash(self.flash, built.firmware.image, built.firmware.signer)
 
-    def _machine(self, built: ServerBuild) -> qemu.Machine:
+    def machine(self, built: ServerBuild) -> qemu.Machine:
+        """The hardware, with what was ``built`` in it."""
         host = built.host
         loads: tuple[tuple[Path, int], ...] = ()
         if built.firmware is not None:
@@ -449,30 +343,3 @@ class Server:
                 raise ServerError(
                     f"port {self.port} is in use", hint="choose another with VAMBRACE_PORT=NUMBER"
                 ) from error
-
-    def _wait(self, pid: int, progress: Progress, seconds: float) -> None:
-        progress("waiting for the API")
-        deadline = time.monotonic() + seconds
-        trouble = "no answer"
-        while time.monotonic() < deadline:
-            gone = qemu.wait_gone(pid, 0.5)
-            if (refused := refusal(self.home / "console.log")) is not None:
-                raise refused
-            if gone:
-                raise ServerError(
-                    "the emulated server stopped while starting; the end of its console:\n"
-                    + qemu.tail(self.home / "console.log"),
-                    hint=f"see {self.home}/console.log, secure.log and qemu.log",
-                )
-            try:
-                self.api.get("/v1/host", timeout=10)
-                return
-            except ServerError:
-                raise
-            except (OSError, http.client.HTTPException) as error:
-                trouble = str(error)
-        raise ServerError(
-            f"the API does not answer after {seconds:.0f} s ({trouble}); the end of the console:\n"
-            + qemu.tail(self.home / "console.log"),
-            hint=f"see {self.home}/console.log and secure.log",
-        )
