@@ -26,6 +26,12 @@ PART: Final = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?"
 _RESOURCE = re.compile(f"{PART}/{PART}/{PART}")
 
 
+def check_resource(name: object, where: str) -> None:
+    """A broker's name for what it holds. Raises ``ConfigError``."""
+    if not isinstance(name, str) or not _RESOURCE.fullmatch(name):
+        raise ConfigError(f"{where}: {str(name)[:60]!r} is no resource", hint="repository/type/name")
+
+
 class Secret(Record):
     """What an ``application`` may ask its agent for, by ``name``; ``resource`` is the broker's name for it."""
 
@@ -36,10 +42,7 @@ class Secret(Record):
     def __post_init__(self) -> None:
         check_name(self.name, "secret")
         check_name(self.application, f"secret {self.name}: application")
-        if not isinstance(self.resource, str) or not _RESOURCE.fullmatch(self.resource):
-            raise ConfigError(
-                f"secret {self.name}: {str(self.resource)[:60]!r} is no resource", hint="repository/type/name"
-            )
+        check_resource(self.resource, f"secret {self.name}")
 
     @classmethod
     def read(cls, item: Object) -> Secret:

@@ -27,12 +27,12 @@ LAYERS: dict[str, set[str]] = {
     "broker": {"attest", "canonical", "release", "serving", "suite", "files", "errors"},
     "host": {
         *("advice", "attest", "cache", "checks", "classes", "config", "counts", "image", "jail", "machine"),
-        *("measure", "partition", "release", "serving", "trustzone", "suite", "files", "errors"),
+        *("measure", "partition", "release", "serving", "storage", "trustzone", "suite", "files", "errors"),
     },
     "emulator": {"debian", "attest", "suite", "files", "errors"},
     "image": {
         *("application", "cache", "debian", "measure", "machine", "checks", "config", "container", "canonical"),
-        *("certificate", "classes", "release", "suite", "errors"),
+        *("certificate", "classes", "release", "storage", "suite", "errors"),
     },
     "debian": {"errors"},
     "trustzone": {"attest", "suite", "errors"},
@@ -52,9 +52,10 @@ LAYERS: dict[str, set[str]] = {
     "application": {"canonical", "checks", "container", "record", "errors"},
     "container": {"canonical", "checks", "record", "errors"},
     "config": {
-        *("application", "cache", "canonical", "certificate", "checks", "classes", "record", "release", "suite"),
-        "errors",
+        *("application", "cache", "canonical", "certificate", "checks", "classes", "record", "release", "storage"),
+        *("suite", "errors"),
     },
+    "storage": {"canonical", "checks", "classes", "record", "release", "errors"},
     "release": {"canonical", "certificate", "checks", "record", "errors"},
     "checks": {"canonical", "errors"},
     "canonical": {"errors"},
@@ -82,7 +83,7 @@ ONLY = {
 #: All of vambrace that a VMM process holds, and what else it must not hold: each costs memory or time at its start.
 VMM = {
     *("application", "cache", "canonical", "certificate", "checks", "classes", "config", "container", "errors", "jail"),
-    *("kvm", "machine", "measure", "pager", "pci", "record", "release", "suite", "vfio", "virtio"),
+    *("kvm", "machine", "measure", "pager", "pci", "record", "release", "storage", "suite", "vfio", "virtio"),
 }
 HEAVY = {
     *("aiohttp", "asyncio", "cbor2", "cryptography", "ssl", "urllib3", "websockets", "yaml"),

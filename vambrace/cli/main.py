@@ -26,6 +26,7 @@ from vambrace.cli import (
     session,
     top,
     verify,
+    volume,
 )
 from vambrace.cli.output import Output
 from vambrace.cli.parser import Commands, Parser
@@ -45,7 +46,7 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"vambrace {__version__}")
     commands = Commands(parser)
     about_domains = (server, owner, image, run, realm, advise, attest, connect, console)
-    for group in (*about_domains, verify, broker, secret, partition, top):
+    for group in (*about_domains, volume, verify, broker, secret, partition, top):
         group.add(commands)
     return parser
 

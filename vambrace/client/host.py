@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import urllib3
 
@@ -19,6 +19,7 @@ from vambrace.client.partition import Partition, Verification
 from vambrace.client.progress import Progress, silent
 from vambrace.client.said import plain
 from vambrace.client.usage import Usage
+from vambrace.client.volumes import VolumeInfo
 from vambrace.errors import (
     CapacityError,
     ConfigError,
@@ -178,6 +179,20 @@ class Host:
 
     def delete_image(self, digest: str) -> None:
         self._request("DELETE", f"/v1/images/{digest}")
+
+    # Volumes
+
+    def volumes(self) -> list[VolumeInfo]:
+        """The disks that outlive their Realms, of all owners."""
+        return [VolumeInfo.decode(item) for item in _list(self._json("GET", "/v1/volumes"), "volumes")]
+
+    def create_volume(self, owner: str, name: str, size: int) -> VolumeInfo:
+        """One of ``size`` bytes; the same again changes nothing. ``owner`` is a personalization value (hexadecimal)."""
+        return VolumeInfo.decode(self._json("PUT", f"/v1/volumes/{owner}/{quote(name, '')}", json={"size": size}))
+
+    def remove_volume(self, owner: str, name: str) -> None:
+        """For ever; not while a Realm has it."""
+        self._request("DELETE", f"/v1/volumes/{owner}/{quote(name, '')}")
 
     # Realms
 

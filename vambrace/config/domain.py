@@ -22,6 +22,7 @@ from vambrace.config.zone import MAX_MEMORY, Zone
 from vambrace.errors import ConfigError
 from vambrace.record import Record, json_value
 from vambrace.release import Broker, Sealing
+from vambrace.storage import Storage, Store
 from vambrace.suite import BY_HASH, NIST, Suite
 
 SCHEMA: Final = "vambrace.domain/1"
@@ -63,6 +64,7 @@ class DomainConfig(Record):
     devices: tuple[Device, ...] = ()
     broker: Broker | None = None
     sealing: Sealing | None = None
+    storage: Storage | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, self.kind.title)
@@ -98,11 +100,14 @@ class DomainConfig(Record):
         check_ports(self.applications, listening_ports(self.endpoints))
         check_networks(self.networks)
         check_devices(self.devices, self.zones)
+        names = [application.name for application in self.applications]
         if self.broker:
-            self.broker.check_applications([application.name for application in self.applications])
+            self.broker.check_applications(names)
         for part in _PARTS:
             if not part.belongs_to(self.kind) and getattr(self, part.name) != getattr(DomainConfig, part.name):
                 raise ConfigError(f"{part.name}: a {self.kind} has none", hint="take it out")
+        if self.storage:
+            self.storage.check(names, self.kind, broker=bool(self.broker), sealing=bool(self.sealing))
 
     def _check_zones(self) -> None:
         if self.kind.attested:
@@ -126,6 +131,16 @@ class DomainConfig(Record):
     def memory(self) -> int:
         """Bytes of all zones together."""
         return sum(zone.memory for zone in self.zones)
+
+    @property
+    def stores(self) -> tuple[Store, ...]:
+        """The disks of its own that it writes to, beside plain ones."""
+        return self.storage.stores if self.storage else ()
+
+    @property
+    def block_devices(self) -> tuple[Disk | Store, ...]:
+        """All of its disks, in the order in which it finds them."""
+        return (*self.disks, *self.stores)
 
     @property
     def console(self) -> bool:
@@ -247,4 +262,5 @@ _PARTS: Final = (
     _Part("devices", "", _each(Device.read), optional=True),
     _Part("broker", "verdict", _one(Broker.read), optional=True),
     _Part("sealing", "verdict", _one(Sealing.read), optional=True),
+    _Part("storage", "attested", _one(Storage.read), optional=True),
 )

@@ -22,7 +22,18 @@ NETWORK_MODULES = ("virtio_net",)
 # Loaded, behind those, where it says vambrace.devices: the IOMMU's driver, which PCI devices wait for, and one for
 # network cards (NVMe is built in).
 DEVICE_MODULES = ("virtio_iommu", "ixgbevf")
+# Loaded where it says vambrace.storage: what encrypts and authenticates disks that the host keeps.
+STORAGE_MODULES = ("dm-crypt", "dm-integrity", "xts")
+# And these, where the processor has the instructions that they need.
+STORAGE_HELPERS = ("aes-ce-blk", "sha2-ce")
 _PACKAGES = ("busybox-static", "dmsetup")
+_WHERE_ASKED = {
+    "network": NETWORK_MODULES,
+    "devices": DEVICE_MODULES,
+    "storage": STORAGE_MODULES,
+    "helpers": STORAGE_HELPERS,
+}
+_BEHIND = {"devices": "network", "helpers": "storage"}
 _APPLETS = ("sh", "mount", "umount", "insmod", "cat", "sleep", "poweroff", "switch_root")
 
 
@@ -33,9 +44,9 @@ def make_initrd(archive: Archive, cache: Cache, kernel: Kernel, modules: Sequenc
     inputs = {
         "packages": archive.key(packages),
         "kernel": hashlib.sha256(kernel.image.read_bytes()).hexdigest(),
-        "modules": " ".join((*modules, "network:", *NETWORK_MODULES, "devices:", *DEVICE_MODULES)),
+        "modules": " ".join((*modules, *(f"{name}: {' '.join(more)}" for name, more in _WHERE_ASKED.items()))),
         "script": hashlib.sha256(script).hexdigest(),
-        "recipe": "2",
+        "recipe": "3",
     }
 
     def build(work: Path) -> None:
@@ -51,13 +62,15 @@ def make_initrd(archive: Archive, cache: Cache, kernel: Kernel, modules: Sequenc
         for applet in _APPLETS:
             (out / "bin" / applet).symlink_to("busybox")
         _copy(tree / "usr/sbin/dmsetup", out / "bin/dmsetup")
-        for library in _libraries(tree, tree / "usr/sbin/dmsetup"):
+        for library in libraries(tree, tree / "usr/sbin/dmsetup"):
             _copy(library, out / "lib" / library.name)
         always = kernel.closure(list(modules))
-        network = [module for module in kernel.closure([*modules, *NETWORK_MODULES]) if module not in always]
-        both = (*always, *network)
-        devices = [m for m in kernel.closure([*modules, *NETWORK_MODULES, *DEVICE_MODULES]) if m not in both]
-        for name, files in (("order", always), ("network", network), ("devices", devices)):
+        lists = {"order": always}
+        for name, more in _WHERE_ASKED.items():
+            # What a list needs of an earlier one is loaded before it.
+            before = [*always, *(lists[_BEHIND[name]] if name in _BEHIND else [])]
+            lists[name] = [module for module in kernel.closure([*modules, *more]) if module not in before]
+        for name, files in lists.items():
             for module in files:
                 _copy(module, out / "modules" / module.name)
             (out / "modules" / name).write_text("".join(f"{module.name}\n" for module in files))
@@ -94,7 +107,7 @@ def _copy(source: Path, target: Path) -> None:
     target.chmod(0o755)
 
 
-def _libraries(tree: Path, program: Path) -> list[Path]:
+def libraries(tree: Path, program: Path) -> list[Path]:
     """The shared libraries that ``program`` needs, loader included, by their sonames."""
     found: dict[str, Path] = {}
     waiting = [program]

@@ -5,6 +5,7 @@
 #   vambrace.init=PROGRAM
 #   vambrace.network             (a machine without network cards has no driver for them)
 #   vambrace.devices             (a machine without PCI devices has no drivers for them)
+#   vambrace.storage             (nor one without disks of its own what encrypts them)
 # Whatever goes wrong ends the machine: there is no shell to fall into.
 
 export PATH=/bin
@@ -34,6 +35,13 @@ load /modules/order
 case " $(cat /proc/cmdline) " in
 *" vambrace.devices "*) load /modules/network; load /modules/devices ;;
 *" vambrace.network "*) load /modules/network ;;
+esac
+case " $(cat /proc/cmdline) " in
+*" vambrace.storage "*)
+    load /modules/storage
+    # What makes it quicker, where the processor can.
+    while read -r module; do insmod "/modules/$module"; done < /modules/helpers 2> /dev/null
+    ;;
 esac
 
 # A console may be a module; where there is none, output goes nowhere, but to open descriptors.

@@ -50,7 +50,7 @@ PARTS = (
 FILES = (
     *("__init__.py", "advice.py", "application.py", "cache.py", "canonical.py", "certificate.py", "checks.py"),
     *("classes.py", "container.py", "counts.py", "errors.py", "files.py", "record.py", "release.py"),
-    "suite.py",
+    *("storage.py", "suite.py"),
 )
 INIT = "/usr/lib/vambrace/host-init"
 SITE = "usr/lib/python3/dist-packages"

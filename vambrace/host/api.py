@@ -7,6 +7,7 @@ import json
 import re
 import uuid as uuids
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
@@ -57,6 +58,9 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
             web.head("/v1/images/{sha256}", head_image),
             web.put("/v1/images/{sha256}", put_image),
             web.delete("/v1/images/{sha256}", delete_image),
+            web.get("/v1/volumes", get_volumes),
+            web.put("/v1/volumes/{owner}/{name}", put_volume),
+            web.delete("/v1/volumes/{owner}/{name}", delete_volume),
             web.get("/v1/domains", get_domains),
             web.get("/v1/domains/{uuid}", get_domain),
             web.put("/v1/domains/{uuid}", put_domain),
@@ -179,6 +183,27 @@ async def delete_image(request: web.Request) -> web.Response:
 
 def _image_view(image: StoredImage) -> dict[str, Any]:
     return {"sha256": image.digest, "name": image.name, "size": image.size, "stored": image.stored}
+
+
+# Volumes: the event loop's, as admission is; all that they do are a few calls for a file
+
+
+async def get_volumes(request: web.Request) -> web.Response:
+    volumes = request.app[HOST].store.lasting.volumes()
+    return web.json_response({"volumes": [asdict(volume) for volume in volumes]})
+
+
+async def put_volume(request: web.Request) -> web.Response:
+    body = await _json_object(request, {"size"})
+    if type(body["size"]) is not int:
+        raise UsageError("size must be a number of bytes")
+    volume = request.app[HOST].store.lasting.create(*_volume(request), body["size"])
+    return web.json_response(asdict(volume))
+
+
+async def delete_volume(request: web.Request) -> web.Response:
+    request.app[HOST].store.lasting.remove(*_volume(request))
+    return web.Response(status=204)
 
 
 # Domains
@@ -314,13 +339,24 @@ def _unless(request: web.Request) -> State | None:
         raise UsageError(f"unless must be one of {', '.join(state.value for state in State)}") from None
 
 
-async def _domain_request(request: web.Request) -> DomainRequest:
+def _volume(request: web.Request) -> tuple[str, str]:
+    """The owner and the name of a volume."""
+    return request.match_info["owner"], request.match_info["name"]
+
+
+async def _json_object(request: web.Request, keys: set[str]) -> dict[str, Any]:
+    """The body, which has these keys."""
     try:
         body = json.loads(await request.read())
     except (ValueError, RecursionError):
         raise UsageError("the body is not JSON") from None
-    if not isinstance(body, dict) or set(body) != {"name", "image", "nonce"}:
-        raise UsageError("the body must be an object with name, image and nonce, and nothing else")
+    if not isinstance(body, dict) or set(body) != keys:
+        raise UsageError(f"the body must be an object with {', '.join(sorted(keys))}, and nothing else")
+    return body
+
+
+async def _domain_request(request: web.Request) -> DomainRequest:
+    body = await _json_object(request, {"name", "image", "nonce"})
     name, image, nonce = body["name"], body["image"], body["nonce"]
     check_domain_name(name)
     for key, value in (("image", image), ("nonce", nonce)):

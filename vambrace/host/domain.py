@@ -29,6 +29,7 @@ from vambrace.host.shares import Place
 from vambrace.host.standby import Standby
 from vambrace.host.store import DomainRecord, Store, StoredImage
 from vambrace.host.vmm import Choose, ConsoleBytes, Died, Ended, Event, Vmm, printable, started_at
+from vambrace.storage import Storage
 
 CONSOLE_LIMIT = 256 << 10
 #: Events that are no states, of one domain: its guest decides how many there are.
@@ -172,9 +173,15 @@ class Domain(ABC):
     async def _clear(self) -> None:
         """Nothing of it runs any more: give back what it had."""
         await self._place.leave()
+        if self.config.storage:
+            # The VMM is gone, so nobody writes to them any more.
+            await asyncio.to_thread(self._store.volumes.release, self.record.uuid)
+            self._store.lasting.release(self.record.uuid)
 
     async def _first_stages(self) -> None:
         await self._save()
+        if self.config.storage:
+            await asyncio.to_thread(self._make_scratch, self.config.storage)
         await self._stages()
 
     async def _spawn(self) -> None:
@@ -204,11 +211,18 @@ class Domain(ABC):
             handed = await self._place.open_devices(stack)
             its = stack.enter_context(
                 opened(
-                    self._image, self.config, self._disks(), self._place.networks, self._settings.devices, handed
+                    self._image,
+                    self.config,
+                    {**self._disks(), **self._stores()},
+                    self._place.networks,
+                    self._settings.devices,
+                    handed,
                 )
             )
-            if self._vmm is not None and (volumes := [disk.size for disk in self.config.disks if disk.plain]):
-                self._vmm.allow_writes(max(volumes))
+            written = [disk.size for disk in self.config.disks if disk.plain]
+            written += [store.size for store in self.config.stores]
+            if self._vmm is not None and written:
+                self._vmm.allow_writes(max(written))
             answer = await self._request(
                 "load",
                 descriptors=its.descriptors,
@@ -225,6 +239,21 @@ class Domain(ABC):
     def _disks(self) -> Mapping[str, Path]:
         """The files that are its disks, by their names."""
         return {disk.name: path for disk, path in zip(self.config.disks, self._image.disks, strict=False)}
+
+    def _make_scratch(self, storage: Storage) -> None:
+        for each, store in zip(storage.scratch, storage.stores, strict=False):
+            self._store.volumes.create_empty(self.record.uuid, store.serial, each.size)
+
+    def _stores(self) -> Mapping[str, Path]:
+        """The files that its scratch space and volumes are, by their names."""
+        storage = self.config.storage
+        if storage is None:
+            return {}
+        owner = self.config.personalization().hex()
+        scratch = [self._store.volumes.path(self.record.uuid, store.serial) for store in storage.stores]
+        lasting = [self._store.lasting.path(owner, volume.name) for volume in storage.volumes]
+        paths = [*scratch[: len(storage.scratch)], *lasting]
+        return {store.name: path for store, path in zip(storage.stores, paths, strict=True)}
 
     async def _start(self) -> None:
         self.record.executed = True

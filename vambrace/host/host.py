@@ -166,8 +166,7 @@ class Host:
             memory += ENDPOINT_MEMORY * len(config.endpoints)
             memory += CARD_MEMORY * len(config.networks)
             memory += OUTLET_MEMORY * (config.broker is not None)
-            disks = sum(disk.size for disk in config.disks if disk.plain)
-            self.store.volumes.reserve(uuid, disks, self.store.free())
+            self._reserve_disks(uuid, config)
             try:
                 place = await self.shares.reserve(
                     uuid,
@@ -181,6 +180,7 @@ class Host:
                 )
             except BaseException:
                 self.store.volumes.release(uuid)
+                self.store.lasting.release(uuid)
                 raise
             record = DomainRecord(
                 uuid=uuid,
@@ -198,6 +198,19 @@ class Host:
             domain.begin()
             asyncio.create_task(self._retire(domain)).add_done_callback(_log_failure)
             return domain, True
+
+    def _reserve_disks(self, uuid: str, config: DomainConfig) -> None:
+        """What it writes to: space for what ends with it, and its owner's volumes. Raises ``CapacityError``,
+        ``Conflict``: then it gets nothing."""
+        scratch, volumes = (config.storage.scratch, config.storage.volumes) if config.storage else ((), ())
+        ending = sum(disk.size for disk in config.disks if disk.plain) + sum(each.size for each in scratch)
+        self.store.volumes.reserve(uuid, ending, self.store.free())
+        try:
+            if volumes:
+                self.store.lasting.attach(uuid, config.personalization().hex(), volumes)
+        except BaseException:
+            self.store.volumes.release(uuid)
+            raise
 
     def domain(self, uuid: str) -> Domain | DomainRecord:
         """A living domain, or the record of a past one; raises ``NotFound``."""

@@ -3,6 +3,7 @@
     images/<sha256>/          the parts of a bundle, and image.json
     domains/<uuid>.json        a DomainRecord
     volumes/                  disks that living domains write to; emptied at start
+    lasting/                  volumes, which outlive their domains
     tmp/                      uploads under way; emptied at start
 
 Everything is written aside, synced and renamed, so that a power cut leaves the old or the new.
@@ -27,6 +28,7 @@ from vambrace.classes import REALM, domain_class
 from vambrace.config import DomainConfig
 from vambrace.errors import CapacityError, ConfigError, ImageError, NotFound
 from vambrace.files import sync, write_whole
+from vambrace.host.lasting import Lasting
 from vambrace.host.lifecycle import State
 from vambrace.host.volumes import Volumes
 from vambrace.image import Bundle
@@ -100,6 +102,7 @@ class Store:
         self.domains = directory / "domains"
         self.temporary = directory / "tmp"
         self.volumes = Volumes(directory / "volumes")
+        self.lasting = Lasting(directory / "lasting", self.free)
         for path in (directory, self.images, self.domains, self.temporary):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -162,8 +165,9 @@ class Store:
 
     def free(self) -> int:
         """Bytes that may still be written."""
+        outstanding = self.volumes.outstanding + self.lasting.outstanding
         status = os.statvfs(self.images)
-        return max(0, status.f_bavail * status.f_frsize - SPARE - self.volumes.outstanding)
+        return max(0, status.f_bavail * status.f_frsize - SPARE - outstanding)
 
     def require_space(self, size: int) -> None:
         if size > self.free():

@@ -1,4 +1,5 @@
-"""Disks that domains write to: copies of an image's, sparse, on the state disk, gone when their domain has ended.
+"""Disks that domains write to, sparse, on the state disk, gone when their domain has ended: copies of an image's, and
+scratch space. What outlives a domain is in ``vambrace/host/lasting.py``.
 
     volumes/<uuid>/<name>     one for each disk of a domain
 
@@ -66,6 +67,17 @@ class Volumes:
                 f"the disk {name} cannot be copied: {error.strerror}", hint="look at the host's state disk"
             ) from error
 
+    def create_empty(self, uuid: str, name: str, size: int) -> None:
+        """Raises ``CapacityError``."""
+        target = self.path(uuid, name)
+        try:
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            make_sparse(target, size)
+        except OSError as error:
+            raise CapacityError(
+                f"the disk {name} cannot be made: {error.strerror}", hint="look at the host's state disk"
+            ) from error
+
     def stop(self, uuid: str) -> None:
         """The domain ends: what ``create`` does for it in another thread ends soon."""
         self._reserved.pop(uuid, None)
@@ -80,8 +92,21 @@ class Volumes:
         # Its domain may end meanwhile, and its folder go.
         with contextlib.suppress(FileNotFoundError):
             for path in (self._directory / uuid).iterdir():
-                total += path.stat().st_blocks * BLOCK
+                total += allocated(path)
         return total
+
+
+def make_sparse(path: Path, size: int) -> None:
+    """A new file of zeros that takes no space. Raises ``OSError``."""
+    with path.open("xb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
+def allocated(path: Path) -> int:
+    """Bytes that a file takes. Raises ``OSError``."""
+    return path.stat().st_blocks * BLOCK
 
 
 def _chunks(file: int) -> Iterator[tuple[int, bytes]]:

@@ -19,9 +19,10 @@ from vambrace.debian.archive import Archive, Package
 from vambrace.debian.cache import Cache, hash_tree
 from vambrace.debian.configure import configure
 from vambrace.debian.erofs import VerityDisk, make_erofs
-from vambrace.debian.initrd import DISK_MODULES, make_initrd
+from vambrace.debian.initrd import DISK_MODULES, libraries, make_initrd
 from vambrace.debian.kernel import kernel
 from vambrace.errors import BuildError
+from vambrace.storage import DATA, SCRATCH
 
 PACKAGES = (
     "base-files",
@@ -35,6 +36,8 @@ PACKAGES = (
 #: For containers: what runs them, and what opens the disks that they are on.
 CONTAINER_PACKAGES = ("crun", "dmsetup")
 CONTAINER_MODULES = ("overlay",)
+# Of other packages the base has these programs alone, with the libraries that they need: what makes file systems.
+TOOLS = {"storage": ("e2fsprogs", "usr/sbin/mke2fs")}
 MODULES = (*DISK_MODULES, "virtio_console", "virtio-rng", "virtio_balloon", "vsock", "vmw_vsock_virtio_transport")
 APPLETS = ("sh", "awk", "cmp", "find", "grep", "gzip", "sed", "tar", "vi", "xargs")
 INIT = "/usr/lib/vambrace/init"
@@ -118,7 +121,8 @@ def _usual(archive: Archive, containers: bool) -> list[Package]:
 def _inputs(archive: Archive, packages: Sequence[Package], containers: bool) -> dict[str, str]:
     """What decides how Debian's part of the base comes out."""
     found = archive.key(packages or _usual(archive, containers))
-    inputs = {"packages": found, "applets": " ".join(APPLETS), "recipe": "2"}
+    tools = archive.key([package for group, (name, _) in TOOLS.items() for package in archive.binaries(group, [name])])
+    inputs = {"packages": found, "tools": tools, "applets": " ".join(APPLETS), "recipe": "3"}
     return inputs | {"accounts": " ".join(_ACCOUNTS), "configured": "1"} if packages else inputs
 
 
@@ -130,6 +134,12 @@ def _debian(archive: Archive, cache: Cache, further: Sequence[Package], containe
         tree = work / "tree"
         files = archive.fetch(packages)
         root.build_root(files, tree)
+        for group, (package, program) in TOOLS.items():
+            root.unpack(archive.fetch(archive.binaries(group, [package])), work / group)
+            _add_program(work / group, program, tree)
+            shutil.rmtree(work / group)
+        for place in (SCRATCH, DATA):
+            (tree / place[1:]).mkdir()
         if further:
             configure(files, tree, _ACCOUNTS)
         for pattern in _UNUSED if further else (*_UNUSED, *_UNUSED_ALONE):
@@ -143,6 +153,16 @@ def _debian(archive: Archive, cache: Cache, further: Sequence[Package], containe
         _strip_privileges(tree)
 
     return cache.build("realm-debian", _inputs(archive, further, containers), build) / "tree"
+
+
+def _add_program(packages: Path, program: str, tree: Path) -> None:
+    """Copy ``program`` and its libraries, as far as ``tree`` has not got them."""
+    for source in (packages / program, *libraries(packages, packages / program)):
+        target = tree / source.relative_to(packages)
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+            target.chmod(0o755)
 
 
 def _strip_privileges(tree: Path) -> None:

@@ -24,6 +24,7 @@ from vambrace.image.containers.program import settle
 from vambrace.image.manifest import Hardware, Manifest, Program, read_manifest
 from vambrace.image.programs import check_program
 from vambrace.machine.plan import plan_boot
+from vambrace.storage import SCRATCH, Storage
 
 SETTINGS = "vambrace.json"  # read by the agent as /app/vambrace.json
 _FIRST_IMAGE = ord("c")  # behind base and apps
@@ -108,6 +109,7 @@ def make_config(manifest: Manifest, disks: dict[str, VerityDisk]) -> DomainConfi
         disks["base"].mount_word("/dev/vda", "/"),
         disks["apps"].mount_word("/dev/vdb", "/app"),
         *(["vambrace.network"] if manifest.networks else []),
+        *(["vambrace.storage"] if manifest.storage else []),
         # Drivers of devices wait for the IOMMU's, however long that takes: without it nothing is mapped for them.
         # And one way leads to a disk.
         *(["vambrace.devices", "deferred_probe_timeout=-1", "nvme_core.multipath=N"] if manifest.devices else []),
@@ -134,6 +136,7 @@ def make_config(manifest: Manifest, disks: dict[str, VerityDisk]) -> DomainConfi
         devices=tuple(hardware.device for hardware in manifest.devices),
         broker=manifest.broker,
         sealing=manifest.sealing,
+        storage=manifest.storage,
     )
 
 
@@ -176,7 +179,16 @@ def agent_settings(manifest: Manifest, images: dict[str, VerityDisk] | None = No
         settings["broker"] = manifest.broker.as_object()
     if manifest.sealing:
         settings["sealing"] = manifest.sealing.as_dict()
+    if manifest.storage:
+        settings["disks"] = _disk_settings(manifest.storage)
     return settings
+
+
+def _disk_settings(storage: Storage) -> list[dict[str, Any]]:
+    """Of each disk to write to, in order: what it is for, and how the agent finds it."""
+    scratch = [{"name": s.application, "mount": SCRATCH, "key": "", **s.as_object()} for s in storage.scratch]
+    disks = [*scratch, *(volume.as_object() for volume in storage.volumes)]
+    return [disk | {"serial": store.serial} for disk, store in zip(disks, storage.stores, strict=True)]
 
 
 def _device_settings(hardware: Hardware) -> dict[str, str]:

@@ -30,9 +30,10 @@ def expected(config: DomainConfig) -> tuple[str, ...]:
     """The names of all that a domain of this configuration gets."""
     cards = (f"{kind}:{number}" for number in range(len(config.networks)) for kind in CARD)
     disks = (f"{'volume' if disk.plain else 'disk'}:{disk.name}" for disk in config.disks)
+    stores = (f"volume:{store.name}" for store in config.stores)
     agent = ("vhost-vsock",) if config.kind.attested else ()
     devices = (name for device in config.devices for name in device_names(device.name))
-    return ("config", "kernel", "initrd", *disks, "kvm", "userfaultfd", *agent, *cards, *devices)
+    return ("config", "kernel", "initrd", *disks, *stores, "kvm", "userfaultfd", *agent, *cards, *devices)
 
 
 def device_names(device: str) -> tuple[str, str, str]:

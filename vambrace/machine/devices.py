@@ -8,7 +8,7 @@ import select
 from collections.abc import Callable
 from functools import partial
 
-from vambrace.config import Disk, DomainConfig
+from vambrace.config import DomainConfig
 from vambrace.errors import ConfigError
 from vambrace.kvm import Vm
 from vambrace.machine import layout
@@ -62,13 +62,16 @@ class Devices:
             "balloon": lambda: Balloon(discard),
         }
         for disk in config.disks:
-            makers[f"disk {disk.name}"] = partial(_disk, files, disk)
+            makers[f"disk {disk.name}"] = partial(_disk, files, disk.name, disk.name, disk.size, writable=disk.plain)
+        for store in config.stores:
+            makers[f"disk {store.name}"] = partial(_disk, files, store.name, store.serial, store.size, writable=True)
         for number, (name, card) in enumerate(zip(config.networks, request.cards, strict=True)):
             makers[f"network {name}"] = partial(_card, files, number, *card)
         pci = self._pci
         if pci is not None:
             makers["iommu"] = lambda: pci.iommu
-        slots = layout.device_slots(config.disks, config.networks, agent=config.kind.attested, pci=pci is not None)
+        attested, disks = config.kind.attested, config.block_devices
+        slots = layout.device_slots(disks, config.networks, agent=attested, pci=pci is not None)
         for slot, name in enumerate(slots):
             self.add(vm, memory, slot, makers[name]())
 
@@ -156,10 +159,9 @@ def _card(files: Descriptors, number: int, mac: bytes, mtu: int) -> Net:
     return Net(Card(tap, vhost, mac, mtu))
 
 
-def _disk(files: Descriptors, disk: Disk) -> Block:
-    kind = "volume" if disk.plain else "disk"
-    block = Block(files.take(f"{kind}:{disk.name}"), disk.name, writable=disk.plain)
-    if block.size != disk.size:
+def _disk(files: Descriptors, name: str, serial: str, size: int, *, writable: bool) -> Block:
+    block = Block(files.take(f"{'volume' if writable else 'disk'}:{name}"), serial, writable=writable)
+    if block.size != size:
         block.close()
-        raise ConfigError(f"disk {disk.name}: {block.size} bytes instead of {disk.size}")
+        raise ConfigError(f"disk {name}: {block.size} bytes instead of {size}")
     return block

@@ -78,12 +78,13 @@ def plan_boot(config: DomainConfig, kernel: bytes | memoryview, initrd: bytes | 
             f"kernel and initrd do not fit in the system's {zones[0].size >> 20} MiB",
             hint=f"they alone take {needed >> 20} MiB: give the system more memory",
         )
+    slots = layout.device_slots(config.block_devices, config.networks, agent=config.kind.attested, pci=pci)
     tree = build_tree(
         cmdline=config.cmdline,
         vcpus=config.vcpus,
         zones=[(zone.base, zone.size) for zone in zones],
         initrd=(initrd_start, initrd_end),
-        devices=len(layout.device_slots(config.disks, config.networks, agent=config.kind.attested, pci=pci)),
+        devices=len(slots),
         pci=pci,
     )
     if len(tree) > layout.BLOCK:

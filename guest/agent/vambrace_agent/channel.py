@@ -13,7 +13,7 @@ import ssl
 import threading
 from collections.abc import Callable
 
-from vambrace_agent import AgentError
+from vambrace_agent import AgentError, programs
 from vambrace_agent.ports import Ports
 from vambrace_agent.service import Service
 from vambrace_agent.streams import MAX_WINDOW, WINDOW, Streams
@@ -36,16 +36,7 @@ def make_key(directory: str) -> tuple[str, str]:
         "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -sha256 -days 3650"
         f" -subj /CN=vambrace-realm -keyout {key} -out {certificate}"
     ).split()
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    streams = [(os.POSIX_SPAWN_DUP2, null, target) for target in (0, 1, 2)]
-    environment = {"PATH": "/usr/bin:/bin", "RANDFILE": "/dev/null"}
-    try:
-        pid = os.posix_spawnp(command[0], command, environment, file_actions=streams)
-    except OSError:
-        raise AgentError("openssl cannot be run") from None
-    finally:
-        os.close(null)
-    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+    if not programs.run(command):
         raise AgentError("openssl could not make the channel's key")
     return key, certificate
 

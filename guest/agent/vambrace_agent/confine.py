@@ -19,9 +19,11 @@ from vambrace_agent.settings import Application
 CGROUPS = "/sys/fs/cgroup"
 MAX_PROCESSES = 512
 MAX_FILES = 4096
+#: A folder of the measured base in which an application finds what it is given under names of its own choice.
+DATA = "/data"
 
 _CLONE_NEWNS, _CLONE_NEWIPC = 0x00020000, 0x08000000
-_MS_NOSUID, _MS_NODEV, _MS_SLAVE, _MS_REC = 2, 4, 1 << 19, 1 << 14
+_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_SLAVE, _MS_REC = 2, 4, 1 << 12, 1 << 19, 1 << 14
 _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 22, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL, _SECCOMP_MODE_FILTER = 4, 2
 _AUDIT_ARCH_AARCH64, _NR_SOCKET, _NR_IO_URING_SETUP, _AF_VSOCK = 0xC00000B7, 198, 425, 40
@@ -46,6 +48,9 @@ def mount_tmpfs(path: str, node: int, size: int, *, mode: int, uid: int) -> None
 
 def prepare(application: Application, logs: str) -> None:
     """Make the cgroup and the directories of ``application`` and its ``logs``. Raises ``AgentError``."""
+    for _, target in application.mounts:
+        if not target.startswith(f"{DATA}/") and not os.path.isdir(target):
+            raise AgentError(f"application {application.name}: there is no folder {target}: mount it below {DATA}")
     try:
         group = _group(application)
         os.mkdir(group)
@@ -115,6 +120,7 @@ def _enter(application: Application) -> None:
     call("mount", b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
     for path in ("/tmp", "/dev/shm"):
         mount_tmpfs(path, application.index, application.memory // 4, mode=0o700, uid=application.uid)
+    _mount_disks(application)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_FILES, MAX_FILES))
     call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -129,6 +135,16 @@ def _enter(application: Application) -> None:
     os.setresgid(application.uid, application.uid, application.uid)
     os.setresuid(application.uid, application.uid, application.uid)
     _forbid_vsock()
+
+
+def _mount_disks(application: Application) -> None:
+    """What of the disks is this application's, where it wants to find it: below ``DATA``, or in place of a folder."""
+    if any(target.startswith(f"{DATA}/") for _, target in application.mounts):
+        mount_tmpfs(DATA, application.index, 1 << 20, mode=0o755, uid=0)
+    for source, target in application.mounts:
+        if target.startswith(f"{DATA}/"):
+            os.makedirs(target, mode=0o755)
+        call("mount", source.encode(), target.encode(), None, _MS_BIND, None)
 
 
 def _forbid_vsock() -> None:

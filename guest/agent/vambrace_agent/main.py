@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import os
 import select
@@ -23,7 +24,7 @@ from vambrace_agent.release import Broker
 from vambrace_agent.sealing import Sealing
 from vambrace_agent.secrets import Secrets
 from vambrace_agent.service import Service
-from vambrace_agent.settings import Application
+from vambrace_agent.settings import Application, Settings
 from vambrace_agent.supervisor import Process, Supervisor
 
 SETTINGS = "/app/vambrace.json"
@@ -117,7 +118,8 @@ def main() -> None:
     try:
         port = Monitor(monitor.open_port())  # first, so that the rest can be told
         system.harden()
-        state, detail = _life(port)
+        with contextlib.ExitStack() as stack:
+            state, detail = _life(port, stack)
     except AgentError as error:
         state, detail = "failed", f"agent: {error}"
     except Exception as error:  # whatever it is, the Realm must end, and say no secret
@@ -132,7 +134,8 @@ def main() -> None:
         system.power_off()
 
 
-def _life(port: Monitor) -> tuple[str, str]:
+def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
+    """From the settings to the end; what is to be closed then, before anybody is told, is on ``stack``."""
     wanted = settings.load(SETTINGS)
     system.enable_controllers()
     if wanted.networks:
@@ -154,6 +157,9 @@ def _life(port: Monitor) -> tuple[str, str]:
         dial = functools.partial(streams.dial, port.broker)
         broker = Broker(wanted.broker.url, wanted.broker.certificate, dial, port.attest, instance)
     secrets = Secrets(broker, wanted.broker.secrets if wanted.broker else [])
+    sealing = Sealing(wanted.sealing, port.sealing_key)
+    if wanted.disks:
+        _attach(wanted, broker, sealing, stack)
     processes = []
     for application in wanted.applications:
         logs = f"{STATE}/logs/{application.name}"
@@ -170,9 +176,19 @@ def _life(port: Monitor) -> tuple[str, str]:
     service = Service(supervisor, port, events, key_info, instance, loop.wake, digests=digests)
     ports = Ports(wanted.applications)
     doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
-    sealing = Sealing(wanted.sealing, port.sealing_key)
     Desk(settings.DESK, wanted.applications, handlers(events, secrets, sealing)).start()
     return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds, wanted.lasting)
+
+
+def _attach(wanted: Settings, broker: Broker | None, sealing: Sealing, stack: contextlib.ExitStack) -> None:
+    """Open and mount all disks of this Realm, until ``stack`` ends. Raises ``AgentError``."""
+    from vambrace_agent.volumes import Volumes  # not every Realm has any
+
+    volumes = Volumes(broker, sealing)
+    stack.callback(volumes.close)
+    named = {application.name: application for application in wanted.applications}
+    for disk in wanted.disks:
+        volumes.attach(disk, named[disk.application])
 
 
 def handlers(events: Events, secrets: Secrets, sealing: Sealing) -> dict[str, Handler]:

@@ -28,6 +28,8 @@ class Application:
         self.ports: list[int] = [port["port"] for port in fields.get("ports", ())]
         self.registers: list[int] = fields.get("registers", [])
         self.uid = 1000 + index - 1
+        #: What is mounted for it alone once its disks are open: a folder, and where it finds that.
+        self.mounts: list[tuple[str, str]] = []
 
     @property
     def results_directory(self) -> str:
@@ -73,6 +75,23 @@ class Device:
         return identity == self.identity if self.identity else code.startswith(self.code)
 
 
+class Disk:
+    """A disk to write to, that the guest knows by its ``serial``; ``size`` in bytes. ``key`` is the broker's name for a
+    volume's key, or "sealed"; it is empty for scratch space."""
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.name: str = fields["name"]
+        self.serial: str = fields["serial"]
+        self.application: str = fields["application"]
+        self.size: int = fields["size"]
+        self.mount: str = fields["mount"]
+        self.key: str = fields["key"]
+
+    @property
+    def title(self) -> str:
+        return f"volume {self.name}" if self.key else f"scratch space of {self.application}"
+
+
 class Secret:
     """What an application may ask for by ``name``; ``resource`` is the broker's name for it."""
 
@@ -109,6 +128,7 @@ class Settings:
         #: Of this image among its owner's, for what is sealed; None where nothing is.
         self.sealing: int | None = fields["sealing"]["version"] if "sealing" in fields else None
         self.broker = BrokerPlace(fields["broker"]) if "broker" in fields else None
+        self.disks = [Disk(item) for item in fields.get("disks", ())]
         self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]
         for application in self.applications:
             told = {"VAMBRACE_AGENT": DESK, **dict(endpoint.variable for endpoint in self.endpoints)}

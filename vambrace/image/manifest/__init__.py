@@ -14,6 +14,7 @@ applications:
     results: [result.txt]        # below /results/analysis
     publish: [5432]              # TCP ports on which it serves its owner, docs/connect.md
     registers: [1]               # measurement registers that it may extend, 1 to 3: docs/events.md
+    scratch: 512M                # disk for this run, at /scratch: docs/volumes.md
     packages: [postgresql]       # Debian's, in the root of this Realm, docs/images.md
     python: {requirements: requirements.txt}
   - name: service
@@ -42,6 +43,12 @@ broker:                          # where secrets come from, docs/broker.md
       application: analysis
       resource: patients/secret/password
 sealing: {to: owner, version: 2} # or to: measurement, without version
+volumes:                         # disks that outlive the Realm, docs/volumes.md
+  - name: records
+    application: analysis
+    size: 1G
+    mount: /data/records         # where the application finds it
+    key: patients/volume/records # the broker's, or sealed
 
 A Normal VM is somebody's system as it is:
 

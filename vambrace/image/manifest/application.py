@@ -14,9 +14,11 @@ from vambrace.errors import ConfigError
 from vambrace.image.manifest.container import Wish, read_wish
 from vambrace.image.manifest.languages import read_java, read_python
 from vambrace.image.manifest.lines import Mapping
+from vambrace.image.manifest.storage import read_scratch
 from vambrace.image.manifest.zones import read_zone
 from vambrace.image.packages import check_packages
 from vambrace.image.python import environment_of
+from vambrace.storage import Scratch
 
 _UNKNOWN: Final = ("(as the image says)",)
 
@@ -27,7 +29,7 @@ class Program:
     Python ``requirements`` are.
 
     Of a container, which has ``container`` and none of these, ``application`` is what is known before its image is
-    read.
+    read. ``scratch`` is its space on a disk.
     """
 
     application: Application
@@ -37,6 +39,7 @@ class Program:
     packages: tuple[str, ...] = ()
     requirements: Path | None = None
     container: Wish | None = None
+    scratch: Scratch | None = None
 
 
 def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Program, ...]:
@@ -57,8 +60,9 @@ def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Progra
 def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -> Program:
     name = item.name("application")
     zone = read_zone(item, name, kind, pinning=pinning)
+    scratch = read_scratch(item, name)
     if "container" in item:
-        return _container(item, folder, zone)
+        return _container(item, folder, zone, scratch)
     files, merge = _files(item, folder, f"application {name}")
     java, requirements = read_java(item, folder), read_python(item, folder)
     common = _common(item, name)
@@ -79,10 +83,10 @@ def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -
     if java:
         packages = java.packages(packages)
         files = _with_archive(files, merge, java.path)
-    return Program(application, zone, files, merge, packages, requirements)
+    return Program(application, zone, files, merge, packages, requirements, scratch=scratch)
 
 
-def _container(item: Mapping, folder: Path, zone: Zone) -> Program:
+def _container(item: Mapping, folder: Path, zone: Zone, scratch: Scratch | None) -> Program:
     """A container: what its image says is not known yet."""
     wish = read_wish(item, folder, _command(item) if "command" in item else None)
     common = _common(item, zone.name)
@@ -96,7 +100,7 @@ def _container(item: Mapping, folder: Path, zone: Zone) -> Program:
             **common,
         )
     item.done()
-    return Program(application, zone, (), merge=False, container=wish)
+    return Program(application, zone, (), merge=False, container=wish, scratch=scratch)
 
 
 def _common(item: Mapping, name: str) -> dict[str, Any]:

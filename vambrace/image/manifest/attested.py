@@ -24,8 +24,10 @@ from vambrace.image.manifest.application import Program, read_programs
 from vambrace.image.manifest.devices import Hardware, NetworkCard, read_cards, read_hardware
 from vambrace.image.manifest.lines import Mapping
 from vambrace.image.manifest.realm import read_broker, read_endpoint
+from vambrace.image.manifest.storage import read_storage
 from vambrace.image.manifest.zones import read_system_zone
 from vambrace.release import SEALS, Broker, Sealing
+from vambrace.storage import Storage
 from vambrace.suite import NIST, Suite, suite_named
 
 
@@ -51,6 +53,7 @@ class Manifest:
     devices: tuple[Hardware, ...] = ()
     broker: Broker | None = None
     sealing: Sealing | None = None
+    storage: Storage | None = None
 
 
 def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
@@ -84,6 +87,10 @@ def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
     if kind.verdict:
         broker = read_broker(top, folder, names)
         sealing = top.choice_and_number("sealing", Sealing, ("to", SEALS), "version")
+    storage = read_storage(top, [program.scratch for program in programs if program.scratch], names)
+    with top.at("volumes"):
+        if storage:
+            storage.check(names, kind, broker=bool(broker), sealing=bool(sealing))
     top.done()
     return Manifest(
         path=path,
@@ -104,6 +111,7 @@ def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         devices=devices,
         broker=broker,
         sealing=sealing,
+        storage=storage,
     )
 
 

@@ -1,0 +1,192 @@
+"""A file system on a disk that the host keeps: encrypted, and every block of it authenticated (docs/volumes.md).
+
+    | header 1 MiB | A: tags and journal | B: tags and journal | data                                |
+
+    ext4 ─ dm-crypt (AES-256-XTS) ─ dm-integrity (HMAC-SHA256 of ciphertext and place) ┬ data
+                                                                                      └ dm-crypt ─ A or B
+
+Only one of A and B is in use. What dm-integrity writes there is encrypted under a key of its own, so that who opens the
+disk anew under another key makes everything that was there before worthless: a block of data that is put back as it was
+has no tag any more. A block that was changed, or never written, is an I/O error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+
+from vambrace_agent import AgentError, programs
+from vambrace_agent.devicemapper import SECTOR, Device
+
+MIB = 1 << 20
+BLOCK = 4096
+HEADER = MIB
+TAG_BYTES = 32
+MOST_JOURNAL = 4 * MIB  # the kernel keeps all of it in memory
+LEAST = 32 * MIB
+_CHUNK = MIB
+_INODE_RATIO = 32 << 10
+
+
+class Layout:
+    """Where things are on a disk of ``size`` bytes, in bytes. Raises ``AgentError``: it is too small."""
+
+    def __init__(self, size: int) -> None:
+        if size < LEAST or size % MIB:
+            raise AgentError(f"a disk of {size} bytes is too small, or no whole number of MiB")
+        self.size = size
+        self.journal = min(MOST_JOURNAL, size // 32 // MIB * MIB)
+        tags = size // BLOCK * TAG_BYTES
+        self.tags = -(-(BLOCK + self.journal + tags + MIB) // MIB) * MIB
+        self.data = HEADER + 2 * self.tags
+        self.data_size = size - self.data
+
+    def tags_at(self, which: int) -> int:
+        """The beginning of A (0) or B (1)."""
+        return HEADER + which * self.tags
+
+
+class Keys:
+    """Of one disk, derived from its own key (32 bytes) and the random salt that it was made with."""
+
+    def __init__(self, key: bytes, salt: bytes) -> None:
+        self._key = key
+        self.cipher = derive(key, salt, b"cipher", 64)
+        self.tag = derive(key, salt, b"tag", 32)
+        self.journal = derive(key, salt, b"journal", 32)
+        self.header = derive(key, salt, b"header", 32)
+
+    def tags(self, salt: bytes) -> bytes:
+        """The key of A or B while ``salt`` is the salt of what is there."""
+        return derive(self._key, salt, b"tags", 64)
+
+
+def derive(key: bytes, salt: bytes, label: bytes, length: int) -> bytes:
+    """HKDF-SHA256 (RFC 5869); ``label`` is one of this file's."""
+    extracted = hmac.digest(salt, key, "sha256")
+    found = block = b""
+    while len(found) < length:
+        counter = bytes([len(found) // 32 + 1])
+        block = hmac.new(extracted, block + b"vambrace-volume-1 " + label + counter, hashlib.sha256).digest()
+        found += block
+    return found[:length]
+
+
+class Stack:
+    """The devices over one disk ``path``, named after ``name``. ``close`` ends them; what was written is below then."""
+
+    def __init__(self, name: str, path: str, layout: Layout, keys: Keys) -> None:
+        self.name = name
+        self._path = path
+        self._layout = layout
+        self._keys = keys
+        self._devices: list[Device] = []
+
+    @property
+    def path(self) -> str:
+        """The device with the file system."""
+        return self._devices[-1].path
+
+    def make(self, which: int, salt: bytes, *, lasting: bool) -> None:
+        """As ``open``, with nothing in it: what the disk had is worthless."""
+        tags = self._open_tags(which, salt)
+        try:
+            overwrite(tags.path, 0, BLOCK)  # dm-integrity begins anew where it finds zeros
+        finally:
+            tags.remove()
+        self.open(which, salt, lasting=lasting)
+        # The tools read these blocks before they write all of them.
+        overwrite(self.path, 0, MIB)
+        overwrite(self.path, self._layout.data_size - MIB, MIB)
+
+    def open(self, which: int, salt: bytes, *, lasting: bool) -> None:
+        """Set up the devices over A or B, encrypted with ``salt``. ``lasting``: by way of a journal, so that blocks and
+        their tags change together. Raises ``AgentError``: the kernel refuses, or there is no such thing on the disk."""
+        layout, keys = self._layout, self._keys
+        sectors = layout.data_size // SECTOR
+        try:
+            tags = self._open_tags(which, salt)
+            self._devices.append(tags)
+            data = Device(f"{self.name}-data", sectors, "linear", f"{self._path} {layout.data // SECTOR}")
+            self._devices.append(data)
+            options = (
+                f"meta_device:{tags.path}",
+                f"block_size:{BLOCK}",
+                f"journal_sectors:{layout.journal // SECTOR}",
+                f"internal_hash:hmac(sha256):{keys.tag.hex()}",
+                f"journal_mac:hmac(sha256):{keys.journal.hex()}",
+                "fix_hmac",
+            )
+            mode = "J" if lasting else "D"
+            table = f"{data.path} 0 - {mode} {len(options)} {' '.join(options)}"
+            self._devices.append(Device(f"{self.name}-whole", sectors, "integrity", table))
+            self._devices.append(_crypt(self.name, self._devices[-1].path, 0, sectors, keys.cipher))
+        except BaseException:
+            self.close()
+            raise
+
+    def renew(self, which: int, old: bytes, new: bytes) -> None:
+        """Copy A to B or B to A, ``which`` being where it is now, encrypted with the salt ``new`` and no more ``old``;
+        on the disk when this returns. What is copied does not change."""
+        source = self._open_tags(which, old)
+        try:
+            target = self._open_tags(1 - which, new)
+            try:
+                copy(source.path, target.path, self._layout.tags)
+            finally:
+                target.remove()
+        finally:
+            source.remove()
+
+    def close(self) -> None:
+        """Raises ``AgentError``: something still uses it."""
+        while self._devices:
+            self._devices[-1].remove()
+            self._devices.pop()
+
+    def _open_tags(self, which: int, salt: bytes) -> Device:
+        place, sectors = self._layout.tags_at(which) // SECTOR, self._layout.tags // SECTOR
+        return _crypt(f"{self.name}-{'ab'[which]}", self._path, place, sectors, self._keys.tags(salt))
+
+
+def _crypt(name: str, path: str, offset: int, sectors: int, key: bytes) -> Device:
+    table = f"aes-xts-plain64 {key.hex()} 0 {path} {offset} 2 sector_size:{BLOCK} iv_large_sectors"
+    return Device(name, sectors, "crypt", table)
+
+
+def make_file_system(path: str, *, lasting: bool) -> None:
+    """ext4; everything that it may read later is written. Raises ``AgentError``."""
+    journal = [] if lasting else ["-O", "^has_journal"]
+    initialised = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK), "-m", "0", "-i", str(_INODE_RATIO)]
+    if not programs.run([*command, "-E", initialised, *journal, path]):
+        raise AgentError("no file system could be made")
+
+
+def overwrite(path: str, offset: int, length: int) -> None:
+    """With zeros, on the disk when this returns."""
+    with _Opened(path, os.O_WRONLY) as file:
+        os.pwrite(file.fd, bytes(length), offset)
+        os.fsync(file.fd)
+
+
+def copy(source: str, target: str, length: int) -> None:
+    """The first ``length`` bytes, on the disk when this returns. Raises ``OSError``."""
+    with _Opened(source, os.O_RDONLY) as old, _Opened(target, os.O_WRONLY) as new:
+        for offset in range(0, length, _CHUNK):
+            data = os.pread(old.fd, min(_CHUNK, length - offset), offset)
+            if os.pwrite(new.fd, data, offset) != min(_CHUNK, length - offset):
+                raise OSError("a disk was cut short")
+        os.fsync(new.fd)
+
+
+class _Opened:
+    def __init__(self, path: str, flags: int) -> None:
+        self.fd = os.open(path, flags | os.O_CLOEXEC)
+
+    def __enter__(self) -> _Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
