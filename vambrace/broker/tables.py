@@ -74,6 +74,13 @@ for _action in ("UPDATE", "DELETE"):
         f"CREATE TRIGGER audit_no_{_action.lower()} BEFORE {_action} ON audit "
         "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
     )
+# What REPLACE takes away, no trigger for DELETE sees.
+_after_create(
+    "sqlite",
+    "CREATE TRIGGER audit_no_replace BEFORE INSERT ON audit "
+    "WHEN EXISTS (SELECT 1 FROM audit WHERE sequence = NEW.sequence) "
+    "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+)
 _after_create(
     "postgresql",
     "CREATE OR REPLACE FUNCTION audit_append_only() RETURNS trigger LANGUAGE plpgsql AS "
@@ -83,6 +90,11 @@ _after_create(
     "postgresql",
     "CREATE TRIGGER audit_append_only BEFORE UPDATE OR DELETE ON audit "
     "FOR EACH ROW EXECUTE FUNCTION audit_append_only()",
+)
+_after_create(
+    "postgresql",
+    "CREATE TRIGGER audit_not_emptied BEFORE TRUNCATE ON audit "
+    "FOR EACH STATEMENT EXECUTE FUNCTION audit_append_only()",
 )
 
 
