@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
 import cbor2
 import pytest
-from attest_factory import COMPONENTS, NOW, Platform, collection, published, verify
+from attest_factory import COMPONENTS, NOW, Platform, collection, dumps, published, verify
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +38,35 @@ def test_every_bit_of_a_token_counts() -> None:
         except VerificationError:
             continue
         pytest.fail(f"bit {position % 8} of byte {position // 8} does not count")
+
+
+@pytest.mark.parametrize("place", ["loose", "protected", "another profile"])
+def test_nothing_is_kept_of_what_strangers_send(place: str) -> None:
+    """What costs a token's bytes once must not cost a hundred times as many for as long as the verifier runs."""
+    halves = Platform().halves()
+    header, loose, payload, signature = cbor2.loads(halves[44234]).value
+
+    def send(number: int) -> None:
+        junk = {"junk": [{0: 0}] * 1000, "number": number}
+        parts = {
+            "loose": [header, {**loose, **junk}, payload, signature],
+            "protected": [dumps({1: -7, **junk}), loose, payload, signature],
+            "another profile": [header, {**loose, **junk}, dumps({265: f"profile {number}"}), signature],
+        }
+        with pytest.raises(MalformedEvidence):
+            decode_evidence(collection({**halves, 44234: dumps(cbor2.CBORTag(18, parts[place]))}))
+
+    send(0)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(1, 30):
+            send(number)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1 << 20
 
 
 def test_unused_bits_of_a_certificate_signature() -> None:

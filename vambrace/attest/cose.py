@@ -46,6 +46,7 @@ _DETACHED: Final = (bytes, dict, type(None), bytes)
 OF_SUITES: Final = frozenset(BY_ALGORITHM)
 _MAX_SIGN1: Final = 64 << 10
 _MAX_HEADER: Final = 16 << 10  # the header of a CoRIM has certificates
+_SHORT_HEADER: Final = 64
 
 
 @dataclass(frozen=True)
@@ -192,14 +193,22 @@ def check_headers(
     if message.protected[ALGORITHM] not in algorithms:
         names = sorted({ALGORITHMS[algorithm].name for algorithm in algorithms})
         raise MalformedEnvelope(f"the {what} is not signed with {' or '.join(names)}")
+    if (unknown := unknown_header(message, protected, unprotected)) is not None:
+        raise MalformedEnvelope(f"the {what} has a header parameter that is not known: {unknown[:32]!a}")
+
+
+def unknown_header(message: Sign1, protected: frozenset[int], unprotected: frozenset[int]) -> str | None:
+    """The first parameter that is not one of these, and not the algorithm."""
     unknown = (set(message.protected) - protected - {ALGORITHM}) | (set(message.unprotected) - unprotected)
-    if unknown:
-        first = min(str(parameter) for parameter in unknown)[:32]
-        raise MalformedEnvelope(f"the {what} has a header parameter that is not known: {first!a}")
+    return min((str(parameter) for parameter in unknown), default=None)
+
+
+def _parameters(header: bytes) -> tuple[Mapping[int | str, Any] | None, str | None]:
+    return _few_parameters(header) if len(header) <= _SHORT_HEADER else _few_parameters.__wrapped__(header)
 
 
 @lru_cache(maxsize=256)  # it mostly names an algorithm, and there are few
-def _parameters(header: bytes) -> tuple[Mapping[int | str, Any] | None, str | None]:
+def _few_parameters(header: bytes) -> tuple[Mapping[int | str, Any] | None, str | None]:
     value, variation = decode_tolerant(header, limit=_MAX_HEADER) if header else ({}, None)
     return MappingProxyType(value) if isinstance(value, dict) else None, variation
 

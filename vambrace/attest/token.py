@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from vambrace.attest import claims, profiles
 from vambrace.attest.cbor import Tag, decode_tolerant, encode
 from vambrace.attest.chain import MAX_CHAIN
-from vambrace.attest.cose import X5CHAIN, X5T, Sign1, check_headers, decode_sign1_tolerant
+from vambrace.attest.cose import X5CHAIN, X5T, Sign1, check_headers, decode_sign1_tolerant, unknown_header
 from vambrace.attest.profiles import Collection, Profile
 from vambrace.errors import MalformedCbor, MalformedEnvelope
 from vambrace.suite import BY_HASH, NIST, Suite
@@ -112,17 +112,34 @@ class _PlatformHalf(NamedTuple):
         return self.decoded
 
 
-# A monitor has its platform half signed once at each boot, and puts it into all tokens: reading it once is enough, and
-# so is checking its signature (``Sign1.verify``). What was malformed is not kept.
-@lru_cache(maxsize=128)
+class _NotKept(Exception):
+    def __init__(self, half: _PlatformHalf) -> None:
+        self.half = half
+
+
 def _platform_half(data: bytes, accepted: tuple[Profile, ...]) -> _PlatformHalf:
+    try:
+        return _kept_half(data, accepted)
+    except _NotKept as other:
+        return other.half
+
+
+# A monitor has its platform half signed once at each boot, and puts it into all tokens: reading it once is enough, and
+# so is checking its signature (``Sign1.verify``). What was malformed is not kept, nor are headers that will be refused:
+# a stranger could fill memory with them.
+@lru_cache(maxsize=128)
+def _kept_half(data: bytes, accepted: tuple[Profile, ...]) -> _PlatformHalf:
     message = decode_sign1_tolerant(data, "platform token")
     value, variation = decode_tolerant(message.payload, limit=MAX_CLAIMS)
     name = _profile(value)
-    decode = next((profile.decode_platform for profile in accepted if profile.platform == name), None)
+    profile = next((profile for profile in accepted if profile.platform == name), None)
     x5chain = read_x5chain(message.unprotected)
     _check_thumbprint(message.protected, x5chain)
-    return _PlatformHalf(message, name, message.variation or variation, decode(value) if decode else None, x5chain)
+    decoded = profile.decode_platform(value) if profile else None
+    half = _PlatformHalf(message, name, message.variation or variation, decoded, x5chain)
+    if profile is None or unknown_header(message, profile.protected, profile.platform_loose) is not None:
+        raise _NotKept(half)
+    return half
 
 
 def _collection(token: bytes) -> tuple[Collection, dict[int, bytes], str | None]:
