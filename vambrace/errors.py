@@ -40,6 +40,7 @@
     ├── BrokerError                 the broker failed, cannot be reached, or refused
     │   └── NotReleased             the broker did not hand out a secret
     ├── MessageRefused              an owner's message is forged, replayed, late or for another instance
+    ├── RegistryError               a registry cannot be reached, refused, or sent something else than it stated
     ├── PagerError                  the encrypted window failed
     │   └── PageAuthenticationError a page's ciphertext was changed
     ├── PartitionError              something cannot be partitioned, or is not partitioned as it should be
@@ -276,6 +277,10 @@ class BrokerError(VambraceError):
 
 class NotReleased(BrokerError):
     pass
+
+
+class RegistryError(VambraceError):
+    exit_code = 11
 
 
 class PagerError(VambraceError):

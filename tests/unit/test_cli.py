@@ -81,7 +81,7 @@ def test_every_command_of_the_specification_is_there() -> None:
         *(("server", name) for name in ("build", "up", "factory", "renew", "revoke", "retire")),
         *(("server", name) for name in ("down", "status", "reset", "dump")),
         *(("owner", name) for name in ("create", "show")),
-        *(("image", name) for name in ("build", "sign", "measure", "inspect")),
+        *(("image", name) for name in ("build", "sign", "measure", "inspect", "push", "pull")),
         *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "advise", "partition", "top")),
         *((name,) for name in ("logs", "results", "connect", "console", "destroy")),
         ("token", "show"),

@@ -6,19 +6,24 @@ A signature on an image is over what is measured: what was loaded is compared wi
 
 from __future__ import annotations
 
+import base64
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography import x509
+
 from vambrace.attest.cbor import decode, encode
 from vambrace.attest.cose import decode_sign1, sign1
 from vambrace.attest.policy import DEBUG, DECOMMISSIONED
-from vambrace.attest.suites import PrivateKey, PublicKey, load_private, load_public, spki
-from vambrace.errors import ConfigError, MalformedEvidence, MessageRefused, SignatureInvalid
+from vambrace.attest.suites import PrivateKey, PublicKey, certificate_key, load_private, load_public, spki
+from vambrace.errors import ConfigError, MalformedEvidence, MessageRefused, SignatureInvalid, VambraceError
 from vambrace.suite import BY_HASH
 
 MAX_SIGNATURE: Final = 4096
 MAX_COUNTER: Final = (1 << 63) - 1
+_PUBLIC = re.compile(rb"-----BEGIN PUBLIC KEY-----\s+([A-Za-z0-9+/=\s]+?)-----END PUBLIC KEY-----")
 #: Where a platform's owner may take its life cycle.
 OWNERS_STATES: Final = {"debug": DEBUG, "decommissioned": DECOMMISSIONED}
 
@@ -119,6 +124,21 @@ def load_key(path: Path) -> PrivateKey:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", hint=hint) from None
     except (ConfigError, TypeError, ValueError):
+        raise ConfigError(f"{path} holds no such key", hint=hint) from None
+
+
+def load_public_key(path: Path) -> PublicKey:
+    """Who signs, by a public key or a certificate (PEM). Raises ``ConfigError``."""
+    hint = "a public key or a certificate, of ECDSA P-256 or SM2, in PEM form"
+    try:
+        pem = path.read_bytes()
+        if b"BEGIN CERTIFICATE" in pem:
+            return certificate_key(x509.load_pem_x509_certificate(pem))
+        match = _PUBLIC.search(pem)
+        return load_public(base64.b64decode(b"".join(match[1].split()), validate=True) if match else b"")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", hint=hint) from None
+    except (VambraceError, TypeError, ValueError):
         raise ConfigError(f"{path} holds no such key", hint=hint) from None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vambrace.classes import REQUIRED
+from vambrace.cli import registry
 from vambrace.cli.container import add_container, wanted_manifest
 from vambrace.cli.output import Output, size, table
 from vambrace.cli.parser import Commands
@@ -49,8 +50,10 @@ def add(commands: Commands) -> None:
         _inspect,
         "vambrace image inspect patients.vambrace",
     )
-    for parser in (measure, inspect):
-        parser.add_argument("bundle", type=Path)
+    measure.add_argument("bundle", type=Path)
+    inspect.add_argument("bundle", help="a bundle, or one in a registry: docker://REGISTRY/NAME:TAG")
+    registry.registry_options(inspect)
+    registry.add(group)
 
 
 def build_image(manifest: Path, bundle: Path, progress: Progress, *, newer: bool = False) -> Bundle:
@@ -138,6 +141,8 @@ def _measure(options: argparse.Namespace, output: Output) -> int:
 def _inspect(options: argparse.Namespace, output: Output) -> int:
     from vambrace.image import Bundle
 
+    if options.bundle.startswith(registry.PREFIX):
+        return registry.inspect_remote(options, output)
     output.progress("checking")
     bundle = Bundle.open(options.bundle)
     value = bundle.inspect()

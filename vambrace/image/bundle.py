@@ -45,7 +45,7 @@ _TITLE: Final = "org.opencontainers.image.title"
 _EMPTY: Final = "application/vnd.oci.empty.v1+json"
 _LAYOUT: Final = {"imageLayoutVersion": "1.0.0"}
 _MAX_JSON: Final = 64 << 10
-_MAX_MEMBERS: Final = 2 + 2 + 2 + MAX_DISKS + 3
+MAX_MEMBERS: Final = 2 + 2 + 2 + MAX_DISKS + 3
 _CHUNK: Final = 1 << 20
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
@@ -118,7 +118,7 @@ class Bundle:
         path = Path(path)
         try:
             with path.open("rb") as file:
-                members = ustar.read_members(file, most=_MAX_MEMBERS)
+                members = ustar.read_members(file, most=MAX_MEMBERS)
         except OSError as error:
             raise ImageError(f"{path}: {error.strerror}", hint="give the file of 'image build'") from None
         return _Reader(path, members).bundle()
@@ -214,7 +214,7 @@ def write_bundle(
     try:
         with temporary.open("xb") as file:
             for name, content in (("oci-layout", canonical(_LAYOUT)), ("index.json", canonical(index))):
-                ustar.write_member(file, name, len(content), _writer(content))
+                ustar.write_member(file, name, len(content), writer(content))
             written = set()
             for digest, size, copy in blobs:
                 if digest not in written:
@@ -242,7 +242,7 @@ def _add(
         blobs.append((digest, size, content.copy))
     elif isinstance(content, bytes):
         digest, size = hashlib.sha256(content).hexdigest(), len(content)
-        blobs.append((digest, size, _writer(content)))
+        blobs.append((digest, size, writer(content)))
     else:
         try:
             size = content.stat().st_size
@@ -254,7 +254,9 @@ def _add(
     return {"mediaType": kind, "digest": f"sha256:{digest}", "size": size}
 
 
-def _writer(content: bytes) -> Callable[[BinaryIO], None]:
+def writer(content: bytes) -> Callable[[BinaryIO], None]:
+    """What writes ``content`` as a member's, or a blob's."""
+
     def copy(out: BinaryIO) -> None:
         out.write(content)
 

@@ -1,0 +1,76 @@
+"""A folder in the form of an OCI image layout (version 1.0.0), by which skopeo takes and gives images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from vambrace.canonical import canonical, decode_json
+from vambrace.errors import ConfigError, ImageError
+from vambrace.image.bundle import Part
+
+INDEX: Final = "application/vnd.oci.image.index.v1+json"
+MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+LAYOUT: Final = {"imageLayoutVersion": "1.0.0"}
+_NAME: Final = "org.opencontainers.image.ref.name"
+
+
+class Layout:
+    """The layout in ``folder``, which is made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._named: list[dict[str, Any]] = []
+        (folder / "blobs/sha256").mkdir(parents=True)
+        (folder / "oci-layout").write_bytes(canonical(LAYOUT))
+
+    def blob(self, digest: str) -> Path:
+        """Where the blob with ``digest`` (hex) is, or would be."""
+        return self.folder / "blobs/sha256" / digest
+
+    def put(self, kind: str, content: bytes | Part) -> dict[str, Any]:
+        """Add a blob; its descriptor. Raises ``ImageError`` where a part has changed."""
+        if isinstance(content, Part):
+            digest, size = content.digest, content.size
+            with self.blob(digest).open("wb") as file:
+                content.copy(file)
+        else:
+            digest, size = hashlib.sha256(content).hexdigest(), len(content)
+            self.blob(digest).write_bytes(content)
+        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": size}
+
+    def name(self, name: str, descriptor: dict[str, Any]) -> None:
+        """Make the manifest or index of ``descriptor`` known as ``name``."""
+        self._named.append(descriptor | {"annotations": {_NAME: name}})
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": self._named}
+        (self.folder / "index.json").write_bytes(canonical(index))
+
+    def take(self, digest: str, size: int) -> bytes:
+        """A small blob that skopeo has put there. Raises ``ImageError``: not there, or not that."""
+        try:
+            content = self.blob(digest).read_bytes()
+        except OSError:
+            raise ImageError("the registry did not send all of the image", hint="fetch it again") from None
+        if len(content) != size or hashlib.sha256(content).hexdigest() != digest:
+            raise ImageError("the registry sent something else than its manifest states", hint="fetch it again")
+        return content
+
+
+def read_object(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object of anybody's. Raises ``ImageError``."""
+    try:
+        value = decode_json(data)
+    except ConfigError:
+        value = None
+    if not isinstance(value, dict):
+        raise ImageError(f"{what} is no JSON object", hint="this is no image of vambrace")
+    return value
+
+
+def image_config(layers: list[dict[str, Any]]) -> bytes:
+    """The configuration of an image that is not run, as cosign writes it: nothing but which layers it has."""
+    ids = [layer["digest"] for layer in layers]
+    config = {"architecture": "", "config": {}, "os": "", "rootfs": {"type": "layers", "diff_ids": ids}}
+    return json.dumps(config, sort_keys=True).encode()

@@ -1,0 +1,141 @@
+"""skopeo, which carries images to and from registries: its own settings for names, credentials and certificates.
+
+A registry is anybody's: every answer is bounded in size and time here, and in what it must be in ``registry``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from vambrace.debian.tools import find
+from vambrace.errors import NoSpace, RegistryError
+
+MAX_MANIFEST: Final = 64 << 10
+_ANSWER_SECONDS: Final = 60
+_SLOWEST: Final = 128 << 10  # bytes per second, below which a registry takes too long
+_MESSAGE = re.compile(r'level=fatal msg="((?:[^"\\]|\\.)*)"')
+#: What skopeo says, what it means here, and what to do.
+_TROUBLES: Final = (
+    ("file too large", "sends more than its manifest states", "do not use this image"),
+    ("Digest did not match", "sends something that has not the digest asked for", "do not use this image"),
+    ("does not match", "sends something that has not the digest asked for", "do not use this image"),
+    ("Source image rejected", "holds an image that the policy refuses", "see containers-policy.json(5)"),
+    ("x509", "has a certificate that is not trusted", "--cert-dir names a folder with its CA's"),
+    ("server gave HTTP response", "speaks no TLS", "--no-tls-verify, if that is meant"),
+    ("unauthorized", "wants other credentials", "'skopeo login', or --authfile"),
+    ("authentication required", "wants other credentials", "'skopeo login', or --authfile"),
+    ("context deadline exceeded", "took too long", "try again"),
+    ("redirects", "redirects without end", "correct the reference"),
+    ("connection refused", "cannot be reached", "correct the reference, or try again"),
+    ("no such host", "cannot be reached", "correct the reference, or try again"),
+)
+_UNKNOWN: Final = ("manifest unknown", "name unknown", "not found", "404")
+
+
+@dataclass(frozen=True)
+class Skopeo:
+    """How to reach registries; what is None is as skopeo's own configuration has it. ``policy`` is what an image must
+    satisfy to be copied from one (containers-policy.json(5))."""
+
+    authfile: Path | None = None
+    cert_dir: Path | None = None
+    tls_verify: bool | None = None
+    policy: Path | None = None
+
+    def manifest(self, reference: str) -> bytes | None:
+        """The manifest of ``reference`` (docker://…), None where there is none. Raises ``RegistryError``."""
+        words = [*self._global(_ANSWER_SECONDS), "inspect", "--raw", *self._reach(""), reference]
+        done = self._run(words, None)
+        if done.returncode:
+            message = _message(done)
+            if any(word in message for word in _UNKNOWN):
+                return None
+            raise _explained(reference, message)
+        if len(done.stdout) > MAX_MANIFEST:
+            raise RegistryError(f"{reference}: its manifest has {len(done.stdout)} bytes", hint="this is no such image")
+        return done.stdout
+
+    def config(self, reference: str) -> bytes:
+        """The configuration's blob of ``reference``, and nothing else of it. Raises ``RegistryError``."""
+        words = [*self._global(_ANSWER_SECONDS), "inspect", "--config", "--raw", *self._reach(""), reference]
+        done = self._run(words, None)
+        if done.returncode:
+            raise _explained(reference, _message(done))
+        return done.stdout
+
+    def fetch(
+        self, reference: str, layout: Path, name: str, *, largest: int, total: int, trusted: bool = False
+    ) -> None:
+        """Copy ``reference`` to the OCI layout in the folder ``layout``, as ``name``. No file becomes larger than
+        ``largest`` bytes; the time is bounded by ``total``. ``trusted``: only if the policy says so.
+
+        Raises ``RegistryError``, ``NoSpace``.
+        """
+        words = [*self._global(_ANSWER_SECONDS + total // _SLOWEST, trusted=trusted)]
+        words += ["copy", "--quiet", "--preserve-digests", *self._reach("src-"), reference, f"oci:{layout}:{name}"]
+        self._check(self._run(words, largest + MAX_MANIFEST), reference, layout)
+
+    def send(self, layout: Path, name: str, reference: str, *, total: int, index: bool = False) -> None:
+        """Copy ``name`` of the OCI layout to ``reference``; of an ``index`` nothing but itself.
+
+        Raises ``RegistryError``.
+        """
+        words = [*self._global(_ANSWER_SECONDS + total // _SLOWEST), "copy", "--quiet"]
+        # An index is written anew by skopeo, and by older ones without artifact types.
+        words += [*(["--multi-arch", "index-only"] if index else ["--preserve-digests"]), *self._reach("dest-")]
+        self._check(self._run([*words, f"oci:{layout}:{name}", reference], None), reference, layout)
+
+    def _global(self, seconds: int, *, trusted: bool = False) -> list[str]:
+        words = ["--command-timeout", f"{seconds}s"]
+        return [*words, "--policy", str(self.policy)] if trusted and self.policy else [*words, "--insecure-policy"]
+
+    def _reach(self, side: str) -> list[str]:
+        words = []
+        if self.authfile:
+            words += ["--authfile", str(self.authfile)]
+        if self.cert_dir:
+            words += [f"--{side}cert-dir", str(self.cert_dir)]
+        if self.tls_verify is not None:
+            words.append(f"--{side}tls-verify={str(self.tls_verify).lower()}")
+        return words
+
+    def _run(self, words: Sequence[str], largest: int | None) -> subprocess.CompletedProcess[bytes]:
+        def bound() -> None:
+            if largest is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+
+        command = [find("skopeo"), *words]
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, "LC_ALL": "C"}, preexec_fn=bound
+        )
+
+    def _check(self, done: subprocess.CompletedProcess[bytes], reference: str, place: Path) -> None:
+        if done.returncode:
+            message = _message(done)
+            if "no space left" in message:
+                raise NoSpace(str(place), "the image", hint="free some")
+            raise _explained(reference, message)
+
+
+def _message(done: subprocess.CompletedProcess[bytes]) -> str:
+    """The last words of skopeo, which may repeat a registry's: one line, no control characters."""
+    text = done.stderr.decode(errors="replace")
+    found = _MESSAGE.findall(text)
+    said = found[-1].replace('\\"', '"') if found else text.strip()[-300:]
+    return "".join(sign if sign.isprintable() else " " for sign in said)
+
+
+def _explained(reference: str, message: str) -> RegistryError:
+    for words, meaning, hint in _TROUBLES:
+        if words in message:
+            return RegistryError(f"{reference}: the registry {meaning}", hint=hint)
+    if any(word in message for word in _UNKNOWN):
+        return RegistryError(f"{reference}: the registry has no such image", hint="correct the reference")
+    return RegistryError(f"{reference}: {message[-300:]}", hint="see skopeo(1)")
