@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from broker_world import PASSWORD, SECRET, VOLUME, World
-from openapi_schema_validator import OAS30Validator
+from described import Answer, check
 from openapi_spec_validator import validate
 
 from vambrace.attest.owner import OwnerIdentity
@@ -54,26 +54,10 @@ def ask(
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
     connection.request(method, path, data, {"Cookie": cookie} if cookie else {})
     response = connection.getresponse()
-    raw = response.read()
+    answer = Answer(response.status, dict(response.getheaders()), response.read())
     connection.close()
-    answer = json.loads(raw) if raw else None
-    described(method, path, response.status, response.getheader("Content-Type", ""), answer)
-    return response.status, answer
-
-
-def described(method: str, path: str, status: int, kind: str, answer: Any) -> None:
-    for template, item in SPECIFICATION["paths"].items():
-        if re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), path.partition("?")[0]) and method.lower() in item:
-            responses = item[method.lower()]["responses"]
-            break
-    else:
-        responses = {"404": SPECIFICATION["components"]["responses"]["Problem"]} | {"405": {}}
-    if status < 400:
-        assert str(status) in responses
-    response = responses.get(str(status)) or SPECIFICATION["components"]["responses"]["Problem"]
-    if "content" in response:
-        schema = response["content"][kind.partition(";")[0]]["schema"]
-        OAS30Validator({**schema, "components": SPECIFICATION["components"]}).validate(answer)
+    check(SPECIFICATION, method, path, answer)
+    return answer.status, answer.json if answer.body else None
 
 
 def test_the_description_is_valid_and_complete(world: World) -> None:

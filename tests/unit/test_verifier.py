@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicNumbers
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ReasonFlags
-from openapi_schema_validator import OAS30Validator
+from described import Answer, check
 
 from vambrace.attest import ear, references
 from vambrace.attest.challenge import channel_challenge, launch_challenge
@@ -72,17 +72,6 @@ def world(tmp_path: Path) -> World:
     return World(platform, tmp_path, load_settings(tmp_path / "verifier.toml"))
 
 
-@dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
-
 class Client:
     def __init__(self, session: aiohttp.ClientSession, base: str) -> None:
         self._session = session
@@ -92,15 +81,7 @@ class Client:
         """A request whose answer must be one that openapi.yaml describes."""
         async with self._session.request(method, self._base + path, **options) as response:
             answer = Answer(response.status, dict(response.headers), await response.read())
-        operation = SPECIFICATION["paths"].get(path, {}).get(method.lower())
-        described = operation["responses"] if operation else {"default": {"$ref": "#/components/responses/Problem"}}
-        chosen = described.get(str(answer.status)) or described["default"]
-        if "$ref" in chosen:
-            chosen = SPECIFICATION["components"]["responses"][chosen["$ref"].rpartition("/")[2]]
-        kind = answer.headers["Content-Type"].partition(";")[0]
-        schema = chosen["content"][kind]["schema"]
-        if kind.endswith("json"):
-            OAS30Validator({**schema, "components": SPECIFICATION["components"]}).validate(answer.json)
+        check(SPECIFICATION, method, path, answer)
         return answer
 
     async def appraise(self, question: Any, **options: Any) -> Answer:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
-import re
 import socket
 import sys
 import uuid
@@ -18,8 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+from described import Answer, check
 from harness_certificates import Certificates
-from openapi_schema_validator import OAS30Validator
 
 from vambrace.application import Application
 from vambrace.attest.owner import OwnerIdentity
@@ -40,17 +38,6 @@ PATIENCE = 15.0
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
 PROCESSORS: dict[str, Any] = {"vmm_cpus": CPUS, "shared_cpus": CPUS, "allow_affinity": True}
 SPECIFICATION = json.loads((Path(__file__).parents[3] / "vambrace" / "host" / "openapi.yaml").read_text())
-
-
-@dataclasses.dataclass
-class Answer:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 class Vmm:
@@ -209,7 +196,7 @@ class Daemon:
     async def call(self, method: str, path: str, **options: Any) -> Answer:
         async with self.session.request(method, path, **options) as response:
             answer = Answer(response.status, dict(response.headers), await response.read())
-        check(method, path, answer)
+        check(SPECIFICATION, method, path, answer)
         return answer
 
     # Realms
@@ -339,32 +326,6 @@ T = TypeVar("T")
 async def soon(what: Awaitable[T]) -> T:
     async with asyncio.timeout(PATIENCE):
         return await what
-
-
-def check(method: str, path: str, answer: Answer) -> None:
-    """Fail unless openapi.yaml describes this answer to this request."""
-    operation = next(
-        (
-            item[method.lower()]
-            for template, item in SPECIFICATION["paths"].items()
-            if re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), path.partition("?")[0]) and method.lower() in item
-        ),
-        None,
-    )
-    responses = operation["responses"] if operation else {}
-    response = responses.get(str(answer.status)) or {"$ref": "#/components/responses/Problem"}
-    if reference := response.get("$ref"):
-        response = SPECIFICATION["components"]["responses"][reference.rpartition("/")[2]]
-    if answer.status < 400:
-        assert str(answer.status) in responses, f"{method} {path}: {answer.status} is not described"
-    if method == "HEAD" or "content" not in response:
-        assert not answer.body
-        return
-    kind = answer.headers["Content-Type"].partition(";")[0]
-    assert kind in response["content"], f"{method} {path}: {kind}"
-    schema = response["content"][kind]["schema"]
-    if kind.endswith("json"):
-        OAS30Validator({**schema, "components": SPECIFICATION["components"]}).validate(answer.json)
 
 
 def alive(pid: int) -> bool:

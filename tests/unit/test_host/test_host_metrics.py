@@ -12,7 +12,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness import Answer, Daemon, Vmm, run
+from described import Answer
+from harness import Daemon, Vmm, run
 from harness_certificates import Certificates
 from hypothesis import given
 from hypothesis import strategies as st

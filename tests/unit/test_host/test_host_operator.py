@@ -16,7 +16,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness import SPECIFICATION, Answer, Daemon, Vmm, check, run, soon
+from described import Answer, check
+from harness import SPECIFICATION, Daemon, Vmm, run, soon
 from harness_certificates import Certificates
 
 from vambrace.host import metrics
@@ -79,7 +80,7 @@ async def call(daemon: Daemon, method: str, template: str, body: bytes, **names:
     async with daemon.session.request(method, path, data=body or None) as response:
         answer = Answer(response.status, dict(response.headers), await response.read())
     if method.lower() in SPECIFICATION["paths"].get(template, {}):
-        check(method, path, answer)
+        check(SPECIFICATION, method, path, answer)
     return answer
 
 
