@@ -1,4 +1,5 @@
-"""A Realm's data on the host's disk: it lasts, nobody else reads it, and what was changed or is old is refused."""
+"""A Realm's data on the host's disk: it lasts, nobody else reads it, and what was changed or is old is refused. And its
+program, which is encrypted, too."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ from vambrace.emulator.qemu import BROKER
 from vambrace.emulator.server import Server
 from vambrace.errors import DomainError
 from vambrace.image.base import RuntimeBase
+from vambrace.image.build import key_file
 from vambrace.image.bundle import Bundle
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
@@ -33,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
 from vambrace_agent.storage import Layout  # noqa: E402
 
 CUTS = int(os.environ.get("VAMBRACE_SOAK_CUTS", "20"))
-CANARY = f"canary-{os.urandom(16).hex()}"
+PROGRAM = b"confirms each new one when it is on the disk"  # in its text
 MIB = 1 << 20
-KEY = "tests/volume/records"
+KEY, FILES = "tests/volume/records", "tests/key/files"
 
 FLIP = """
 import os, sys
@@ -51,9 +53,9 @@ def image(user: User, outside: Outside, *words: str) -> Path:
     folder = user.home / "image"
     folder.mkdir(exist_ok=True)
     (folder / "broker.pem").write_bytes((outside.home / "certificate.pem").read_bytes())
-    command = ["python3", "keeper.py", CANARY, *words]
+    command = ["python3", "keeper.py", *words]
     return user.bundle(
-        {"name": "keeper", "command": command, "scratch": "32M", "memory": "48M"},
+        {"name": "keeper", "command": command, "scratch": "32M", "memory": "48M", "encrypt": {"resource": FILES}},
         broker={"url": f"https://{BROKER[0]}:{BROKER[1]}", "certificate": "broker.pem"},
         volumes=[
             {"name": "records", "application": "keeper", "size": "32M", "mount": "/data/records", "key": KEY}
@@ -61,12 +63,12 @@ def image(user: User, outside: Outside, *words: str) -> Path:
     )
 
 
-def admit(user: User, outside: Outside, *bundles: Path) -> None:
-    """Only these images are given the volume's key."""
-    images = [Bundle.open(bundle) for bundle in bundles]
-    measurements = frozenset(image.measurement() for image in images) or frozenset({bytes(32)})
+def store(user: User, outside: Outside, bundle: Path) -> None:
+    """The keys of its files and of its volume, for this image."""
+    policy = Policy(measurements=frozenset({Bundle.open(bundle).measurement()})).table()
     with outside.client(user) as client:
-        client.put(KEY, None, Policy(measurements=measurements).table())
+        client.put(FILES, key_file(bundle, FILES).read_bytes(), policy)
+        client.put(KEY, None, policy)
 
 
 @contextmanager
@@ -102,20 +104,20 @@ def disk(user: User) -> str:
 def test_a_volume_s_life(user: User, server: Server, tmp_path: Path) -> None:
     with Outside(tmp_path / "broker", user, server.broker) as outside, Door(server) as host:
         bundle = image(user, outside)
-        admit(user, outside, bundle)
+        store(user, outside, bundle)
         with started(user, bundle) as realm:
             first = said(realm, b"\ndone")
-            assert (first["records"], first["file"], first["scratch"]) == (
-                "No such file or directory", "No such file or directory"[: len(CANARY)], "[]",
-            )  # fmt: skip
-            found = files_with(server, host, CANARY.encode())
-            assert found == [], "what a Realm wrote is on the host's disk"
+            nothing = "No such file or directory"
+            assert (first["records"], first["file"], first["scratch"]) == (nothing, nothing, "[]")
+            canary = first["canary"]
+            for needle in (canary.encode(), PROGRAM):
+                assert files_with(server, host, needle) == [], "what a Realm wrote, or runs, is on the host's disk"
         kept = disk(user)
         assert host.shell(f"busybox cp {kept} /state/older").code == 0
 
         with started(user, bundle) as realm:
             second = said(realm, b"\ndone")
-            assert (second["records"], second["file"], second["scratch"]) == ("1", CANARY, "[]")
+            assert (second["records"], second["file"], second["scratch"]) == ("1", canary, "[]")
             assert second["kept"] == "2"
 
         # An older copy, as an operator could put it back.
@@ -131,7 +133,8 @@ def test_a_volume_s_life(user: User, server: Server, tmp_path: Path) -> None:
             assert (third["records"], third["file"]) == ("1,2", "Input/output error")
 
         # Its broker does not release its key to this image any more.
-        admit(user, outside)
+        with outside.client(user) as client:
+            client.put(KEY, None, Policy(measurements=frozenset({bytes(32)})).table())
         assert "volume records: the broker refuses: the secret is not for this Realm" in failure(user, bundle)
         (volume,) = user.host.volumes()
         assert (volume.name, volume.size, volume.domain) == ("records", 32 * MIB, "")
@@ -152,7 +155,7 @@ def test_power_cuts_lose_nothing_that_was_kept(machine: Machine, base: RuntimeBa
         with Outside(tmp_path / "broker", user, server.broker) as outside:
             bundle = image(user, outside, "appending")
             if not cut:
-                admit(user, outside, bundle)
+                store(user, outside, bundle)
             try:
                 realm = user.create(bundle, name="keeper")
                 realm.verify()

@@ -98,10 +98,22 @@ def _build(options: argparse.Namespace, output: Output) -> int:
         output.progress("measuring")
         value["measurement"] = bundle.measurement().hex()
         lines.append(f"measurement: {value['measurement']}")
+    keys, further = _keys_to_store(bundle)
+    value |= {"keys": keys} if keys else {}
+    lines += further
     if bundle.config.kind.signature == REQUIRED:
         lines.append(f"a {bundle.config.kind} starts only if the platform's owner has signed it: 'vambrace image sign'")
     output.result(value, lines)
     return 0
+
+
+def _keys_to_store(bundle: Bundle) -> tuple[dict[str, str], list[str]]:
+    """The files with the keys of encrypted disks, by the broker's names for them, and what is to be done with each."""
+    from vambrace.image.build import key_file
+
+    keys = {disk.key: str(key_file(bundle.path, disk.key)) for disk in bundle.config.disks if disk.key}
+    advice = [f"vambrace secret put {name} --value {file} --bundle {bundle.path}" for name, file in keys.items()]
+    return keys, [f"the broker needs the key of an encrypted disk: {command}" for command in advice]
 
 
 def _sign(options: argparse.Namespace, output: Output) -> int:

@@ -103,6 +103,8 @@ class DomainConfig(Record):
         names = [application.name for application in self.applications]
         if self.broker:
             self.broker.check_applications(names)
+        elif any(disk.key for disk in self.disks):
+            raise ConfigError("disks: one is encrypted, and there is no broker", hint="name one: broker")
         for part in _PARTS:
             if not part.belongs_to(self.kind) and getattr(self, part.name) != getattr(DomainConfig, part.name):
                 raise ConfigError(f"{part.name}: a {self.kind} has none", hint="take it out")

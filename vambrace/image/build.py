@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vambrace.canonical import canonical
+from vambrace.checks import check_unique
 from vambrace.config import DEVICE_KINDS, Disk, DomainConfig
 from vambrace.debian.erofs import BLOCK, VerityDisk, make_erofs
 from vambrace.errors import BuildError, ConfigError, NoSpace
@@ -21,12 +22,14 @@ from vambrace.image import python
 from vambrace.image.base import INIT, RuntimeBase
 from vambrace.image.bundle import Bundle, write_bundle
 from vambrace.image.containers.program import settle
+from vambrace.image.encrypted import encrypt_disk, obtain_key
 from vambrace.image.manifest import Hardware, Manifest, Program, read_manifest
 from vambrace.image.programs import check_program
 from vambrace.machine.plan import plan_boot
 from vambrace.storage import SCRATCH, Storage
 
 SETTINGS = "vambrace.json"  # read by the agent as /app/vambrace.json
+FILES = "files-{}"  # the disk with an application's files, where they are encrypted
 _FIRST_IMAGE = ord("c")  # behind base and apps
 
 
@@ -58,15 +61,24 @@ def build_bundle(
         tree.mkdir()
         programs, images = settle(manifest.programs, work)
         manifest = dataclasses.replace(manifest, programs=programs)
-        for program in manifest.programs:
+        disks = {name: image.verity for name, image in images.items()}
+        paths = {name: image.disk for name, image in images.items()}
+        for number, program in enumerate(manifest.programs):
             if program.container:
                 continue
-            target = tree / program.zone.name
+            name = program.zone.name
+            # What is encrypted is on a disk of its own, and mounted at an empty folder.
+            target = work / FILES.format(number) if program.key else tree / name
             _stage(program, target)
             if program.requirements is not None:
-                shutil.copytree(environments[program.zone.name], target / python.FOLDER, symlinks=True)
+                shutil.copytree(environments[name], target / python.FOLDER, symlinks=True)
             check_program(program.application, base.tree, target)
-        disks = {name: image.verity for name, image in images.items()}
+            if program.key:
+                (tree / name).mkdir(mode=0o755)
+                paths[target.name] = work / f"{target.name}.erofs"
+                disks[target.name] = make_erofs(target, paths[target.name])
+        for name, resource in encrypted_disks(manifest).items():
+            disks[name] = encrypt_disk(paths[name], disks[name], obtain_key(key_file(out_path, resource)))
         settings = tree / SETTINGS
         settings.write_bytes(canonical(agent_settings(manifest, disks)))
         settings.chmod(0o600)
@@ -76,7 +88,7 @@ def build_bundle(
         config = make_config(manifest, {"base": base.disk_info, "apps": verity, **disks})
         # Whoever launches this would get the same refusal, but later.
         plan_boot(config, base.kernel.read_bytes(), base.initrd.read_bytes())
-        files = [base.disk, apps, *(image.disk for image in images.values())]
+        files = [base.disk, apps, *(paths[name] for name in disks)]
         return write_bundle(out_path, config, base.kernel, base.initrd, files)
     except (OSError, NoSpace) as error:
         if isinstance(error, NoSpace) or error.errno == errno.ENOSPC:
@@ -98,7 +110,9 @@ def read_attested_manifest(path: Path) -> Manifest:
 
 
 def make_config(manifest: Manifest, disks: dict[str, VerityDisk]) -> DomainConfig:
-    """The measured configuration for ``manifest`` on these disks: base, apps, and the images of containers."""
+    """The measured configuration for ``manifest`` on these disks: base, apps, the images of containers, and files that
+    are encrypted."""
+    keys = encrypted_disks(manifest)
     words = [
         "console=hvc0",
         "loglevel=7 vambrace.debug" if manifest.debug else "quiet loglevel=0",
@@ -109,7 +123,7 @@ def make_config(manifest: Manifest, disks: dict[str, VerityDisk]) -> DomainConfi
         disks["base"].mount_word("/dev/vda", "/"),
         disks["apps"].mount_word("/dev/vdb", "/app"),
         *(["vambrace.network"] if manifest.networks else []),
-        *(["vambrace.storage"] if manifest.storage else []),
+        *(["vambrace.storage"] if manifest.storage or keys else []),
         # Drivers of devices wait for the IOMMU's, however long that takes: without it nothing is mapped for them.
         # And one way leads to a disk.
         *(["vambrace.devices", "deferred_probe_timeout=-1", "nvme_core.multipath=N"] if manifest.devices else []),
@@ -123,7 +137,7 @@ def make_config(manifest: Manifest, disks: dict[str, VerityDisk]) -> DomainConfi
         channel=manifest.channel,
         zones=(manifest.system, *(program.zone for program in manifest.programs)),
         applications=tuple(program.application for program in manifest.programs),
-        disks=tuple(_disk(name, verity) for name, verity in disks.items()),
+        disks=tuple(_disk(name, verity, keys.get(name, "")) for name, verity in disks.items()),
         debug=manifest.debug,
         hash=manifest.suite.hash,
         cipher=manifest.suite.cipher if manifest.kind.encrypted else DomainConfig.cipher,
@@ -142,10 +156,12 @@ def make_config(manifest: Manifest, disks: dict[str, VerityDisk]) -> DomainConfi
 
 def agent_settings(manifest: Manifest, images: dict[str, VerityDisk] | None = None) -> dict[str, Any]:
     """What the agent reads: the configuration's part that is its business, covered by the disk's verity. ``images`` are
-    the disks of containers, in their order."""
+    the disks behind base and apps, in their order."""
+    keys = encrypted_disks(manifest)
     applications = []
-    for program in manifest.programs:
-        applications.append(program.application.as_object() | {"memory": program.zone.memory})
+    for number, program in enumerate(manifest.programs):
+        own = {"files": FILES.format(number)} if program.key and not program.container else {}
+        applications.append(program.application.as_object() | {"memory": program.zone.memory, **own})
     settings: dict[str, Any] = {
         "name": manifest.name,
         # The only certificate that the channel takes, and what the hashes of its challenges are called in Python.
@@ -163,6 +179,7 @@ def agent_settings(manifest: Manifest, images: dict[str, VerityDisk] | None = No
                 "blocks": verity.data_size // BLOCK,
                 "root": verity.verity_root,
                 "salt": verity.verity_salt,
+                **({"key": keys[name], "size": verity.size} if name in keys else {}),
             }
             for number, (name, verity) in enumerate(images.items())
         }
@@ -184,6 +201,28 @@ def agent_settings(manifest: Manifest, images: dict[str, VerityDisk] | None = No
     return settings
 
 
+def encrypted_disks(manifest: Manifest) -> dict[str, str]:
+    """The broker's names for the keys of disks, by the names of these. ``manifest`` is settled. Raises
+    ``ConfigError``."""
+    found: dict[str, str] = {}
+    for number, program in enumerate(manifest.programs):
+        container = program.application.container
+        name = container.disk if container else FILES.format(number)
+        if found.setdefault(name, program.key) != program.key:
+            raise ConfigError(
+                f"application {program.zone.name}: another container of this image has another key, or none",
+                hint="encrypt it for one key, in all applications that are made of it",
+            )
+    found = {name: resource for name, resource in found.items() if resource}
+    check_unique(list(found.values()), "key of a disk")  # alike blocks of two disks would look alike
+    return found
+
+
+def key_file(bundle: Path, resource: str) -> Path:
+    """Where the key is that a disk of ``bundle`` was encrypted with, and that the broker calls ``resource``."""
+    return bundle.with_name(f"{bundle.name}.{resource.replace('/', '.')}.key")
+
+
 def _disk_settings(storage: Storage) -> list[dict[str, Any]]:
     """Of each disk to write to, in order: what it is for, and how the agent finds it."""
     scratch = [{"name": s.application, "mount": SCRATCH, "key": "", **s.as_object()} for s in storage.scratch]
@@ -203,7 +242,7 @@ def _device_settings(hardware: Hardware) -> dict[str, str]:
     }
 
 
-def _disk(name: str, verity: VerityDisk) -> Disk:
+def _disk(name: str, verity: VerityDisk, key: str) -> Disk:
     return Disk(
         name=name,
         sha256=verity.sha256,
@@ -211,6 +250,7 @@ def _disk(name: str, verity: VerityDisk) -> Disk:
         data_size=verity.data_size,
         verity_root=verity.verity_root,
         verity_salt=verity.verity_salt,
+        key=key,
     )
 
 

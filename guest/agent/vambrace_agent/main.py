@@ -158,6 +158,11 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
         broker = Broker(wanted.broker.url, wanted.broker.certificate, dial, port.attest, instance)
     secrets = Secrets(broker, wanted.broker.secrets if wanted.broker else [])
     sealing = Sealing(wanted.sealing, port.sealing_key)
+    for application in wanted.applications:
+        if application.files:
+            from vambrace_agent.images import mount_image  # as seldom
+
+            mount_image(wanted.images[application.files], broker, f"/app/{application.name}")
     if wanted.disks:
         _attach(wanted, broker, sealing, stack)
     processes = []

@@ -27,6 +27,8 @@ class Application:
         self.memory: int = fields["memory"]
         self.ports: list[int] = [port["port"] for port in fields.get("ports", ())]
         self.registers: list[int] = fields.get("registers", [])
+        #: The image with its files, where these are on a disk of their own.
+        self.files: str = fields.get("files", "")
         self.uid = 1000 + index - 1
         #: What is mounted for it alone once its disks are open: a folder, and where it finds that.
         self.mounts: list[tuple[str, str]] = []
@@ -73,6 +75,20 @@ class Device:
     def fits(self, code: str, identity: str) -> bool:
         """Whether a device with this class code and identity can be it."""
         return identity == self.identity if self.identity else code.startswith(self.code)
+
+
+class Image:
+    """A disk of the image, at ``device``: ``blocks`` of a file system, and the hash tree with this ``root`` and
+    ``salt`` behind them. With a ``key``, the broker's name for it, all ``size`` bytes are encrypted."""
+
+    def __init__(self, name: str, fields: dict) -> None:  # type: ignore[type-arg]
+        self.name = name
+        self.device: str = fields["device"]
+        self.blocks: int = fields["blocks"]
+        self.root: str = fields["root"]
+        self.salt: str = fields["salt"]
+        self.key: str = fields.get("key", "")
+        self.size: int = fields.get("size", 0)
 
 
 class Disk:
@@ -128,6 +144,7 @@ class Settings:
         #: Of this image among its owner's, for what is sealed; None where nothing is.
         self.sealing: int | None = fields["sealing"]["version"] if "sealing" in fields else None
         self.broker = BrokerPlace(fields["broker"]) if "broker" in fields else None
+        self.images = {name: Image(name, item) for name, item in fields.get("images", {}).items()}
         self.disks = [Disk(item) for item in fields.get("disks", ())]
         self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]
         for application in self.applications:

@@ -15,6 +15,7 @@ applications:
     publish: [5432]              # TCP ports on which it serves its owner, docs/connect.md
     registers: [1]               # measurement registers that it may extend, 1 to 3: docs/events.md
     scratch: 512M                # disk for this run, at /scratch: docs/volumes.md
+    encrypt: {resource: patients/key/files} # its files, for a key of the broker's
     packages: [postgresql]       # Debian's, in the root of this Realm, docs/images.md
     python: {requirements: requirements.txt}
   - name: service

@@ -14,7 +14,7 @@ from vambrace.errors import ConfigError
 from vambrace.image.manifest.container import Wish, read_wish
 from vambrace.image.manifest.languages import read_java, read_python
 from vambrace.image.manifest.lines import Mapping
-from vambrace.image.manifest.storage import read_scratch
+from vambrace.image.manifest.storage import read_encryption, read_scratch
 from vambrace.image.manifest.zones import read_zone
 from vambrace.image.packages import check_packages
 from vambrace.image.python import environment_of
@@ -29,7 +29,8 @@ class Program:
     Python ``requirements`` are.
 
     Of a container, which has ``container`` and none of these, ``application`` is what is known before its image is
-    read. ``scratch`` is its space on a disk.
+    read. ``scratch`` is its space on a disk, ``key`` the broker's name for the key of its files where
+    these are encrypted.
     """
 
     application: Application
@@ -40,6 +41,7 @@ class Program:
     requirements: Path | None = None
     container: Wish | None = None
     scratch: Scratch | None = None
+    key: str = ""
 
 
 def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Program, ...]:
@@ -60,9 +62,9 @@ def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Progra
 def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -> Program:
     name = item.name("application")
     zone = read_zone(item, name, kind, pinning=pinning)
-    scratch = read_scratch(item, name)
+    disks: dict[str, Any] = {"scratch": read_scratch(item, name), "key": read_encryption(item)}
     if "container" in item:
-        return _container(item, folder, zone, scratch)
+        return _container(item, folder, zone, disks)
     files, merge = _files(item, folder, f"application {name}")
     java, requirements = read_java(item, folder), read_python(item, folder)
     common = _common(item, name)
@@ -83,10 +85,10 @@ def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -
     if java:
         packages = java.packages(packages)
         files = _with_archive(files, merge, java.path)
-    return Program(application, zone, files, merge, packages, requirements, scratch=scratch)
+    return Program(application, zone, files, merge, packages, requirements, **disks)
 
 
-def _container(item: Mapping, folder: Path, zone: Zone, scratch: Scratch | None) -> Program:
+def _container(item: Mapping, folder: Path, zone: Zone, disks: dict[str, Any]) -> Program:
     """A container: what its image says is not known yet."""
     wish = read_wish(item, folder, _command(item) if "command" in item else None)
     common = _common(item, zone.name)
@@ -100,7 +102,7 @@ def _container(item: Mapping, folder: Path, zone: Zone, scratch: Scratch | None)
             **common,
         )
     item.done()
-    return Program(application, zone, (), merge=False, container=wish, scratch=scratch)
+    return Program(application, zone, (), merge=False, container=wish, **disks)
 
 
 def _common(item: Mapping, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from vambrace.config import (
     check_endpoints,
     listening_ports,
 )
+from vambrace.errors import ConfigError
 from vambrace.image.certificates import read_owner
 from vambrace.image.manifest.application import Program, read_programs
 from vambrace.image.manifest.devices import Hardware, NetworkCard, read_cards, read_hardware
@@ -88,6 +89,9 @@ def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         broker = read_broker(top, folder, names)
         sealing = top.choice_and_number("sealing", Sealing, ("to", SEALS), "version")
     storage = read_storage(top, [program.scratch for program in programs if program.scratch], names)
+    with top.at("applications"):
+        if broker is None and any(program.key for program in programs):
+            raise ConfigError("encrypt: there is no broker that has the key", hint="name one: broker")
     with top.at("volumes"):
         if storage:
             storage.check(names, kind, broker=bool(broker), sealing=bool(sealing))

@@ -8,6 +8,7 @@ from vambrace.checks import check_choice, check_name
 from vambrace.errors import ConfigError
 from vambrace.image.manifest.lines import Mapping
 from vambrace.image.manifest.zones import parse_memory
+from vambrace.release import check_resource
 from vambrace.storage import Scratch, Storage, Volume, check_disk_size, check_mount
 
 
@@ -16,6 +17,19 @@ def read_scratch(item: Mapping, name: str) -> Scratch | None:
     with item.at("scratch"):
         size = item.scalar("scratch", 0)
         return Scratch(name, parse_memory(size)) if size else None
+
+
+def read_encryption(item: Mapping) -> str:
+    """The broker's name for the key of the application's files; empty where they are not encrypted. Raises
+    ``ConfigError``."""
+    inner = item.map("encrypt")
+    if inner is None:
+        return ""
+    with inner.at("resource"):
+        resource = inner.string("resource")
+        check_resource(resource, "encrypt")
+    inner.done()
+    return resource
 
 
 def read_storage(top: Mapping, scratch: Sequence[Scratch], applications: Sequence[str]) -> Storage | None:
