@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from vambrace.classes import REQUIRED
 from vambrace.cli import registry
-from vambrace.cli.container import add_container, wanted_manifest
 from vambrace.cli.output import Output, size, table
 from vambrace.cli.parser import Commands
+from vambrace.cli.single import add_single, wanted_manifest
 from vambrace.client.progress import Progress
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ def add(commands: Commands) -> None:
     group = commands.group("image", "secure images: bundles of kernel, initrd, disks and configuration")
     build = group.add(
         "build",
-        "build the bundle of a manifest, or of one container",
+        "build the bundle of a manifest, or of one container or program",
         _build,
         "vambrace image build patients.yaml -o patients.vambrace",
     )
-    build.add_argument("manifest", type=Path, nargs="?")
+    build.add_argument("manifest", nargs="?")
     build.add_argument("-o", "--output", type=Path, help="the bundle (default: the manifest's name + .vambrace)")
     build.add_argument("--newer", action="store_true", help="take newer packages where the recorded are gone")
-    add_container(build)
+    add_single(build)
     sign = group.add(
         "sign",
         "sign what a bundle measures as, with the platform owner's key",
@@ -56,8 +56,11 @@ def add(commands: Commands) -> None:
     registry.add(group)
 
 
-def build_image(manifest: Path, bundle: Path, progress: Progress, *, newer: bool = False) -> Bundle:
-    """Build ``manifest`` into ``bundle`` on the runtime base, which is built if the cache has it not."""
+def build_image(
+    manifest: Path, bundle: Path, progress: Progress, *, newer: bool = False, beside: Path | None = None
+) -> Bundle:
+    """Build ``manifest`` into ``bundle`` on the runtime base, which is built if the cache has it not; locks are put
+    ``beside`` another manifest, if that is given."""
     import vambrace.debian
     from vambrace.debian.archive import Archive
     from vambrace.debian.cache import Cache
@@ -78,8 +81,8 @@ def build_image(manifest: Path, bundle: Path, progress: Progress, *, newer: bool
         progress("building the image")
         return build_normal(wanted, bundle, system)
     progress("preparing the runtime base")
-    base = manifest_base(wanted, archive, cache)
-    found = environments(wanted, base, cache, newer=newer)
+    base = manifest_base(wanted, archive, cache, beside)
+    found = environments(wanted, base, cache, beside, newer=newer)
     progress("building the image")
     return build_bundle(wanted, bundle, base, found)
 
@@ -91,7 +94,7 @@ def default_bundle(manifest: Path) -> Path:
 def _build(options: argparse.Namespace, output: Output) -> int:
     with wanted_manifest(options) as (manifest, named):
         path = options.output or default_bundle(named)
-        bundle = build_image(manifest, path, output.progress, newer=options.newer)
+        bundle = build_image(manifest, path, output.progress, newer=options.newer, beside=named)
     value: dict[str, Any] = {"bundle": str(path), "size": path.stat().st_size, "class": bundle.config.kind.name}
     lines = [f"{path}: {size(path.stat().st_size)}"]
     if bundle.config.kind.measured:

@@ -1,4 +1,7 @@
-"""What a manifest's applications need beside their own files, made ready before the image is built."""
+"""What a manifest's applications need beside their own files, made ready before the image is built.
+
+Locks are beside the manifest, or ``beside`` where one would be that was never written.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from vambrace.image.manifest import Manifest
 from vambrace.image.packages import locked_packages
 
 
-def manifest_base(manifest: Manifest, archive: Archive, cache: Cache) -> RuntimeBase:
+def manifest_base(manifest: Manifest, archive: Archive, cache: Cache, beside: Path | None = None) -> RuntimeBase:
     """The base for ``manifest``: the usual one, or one with the packages that its applications name, and one that runs
     containers only if there are any.
 
@@ -24,11 +27,13 @@ def manifest_base(manifest: Manifest, archive: Archive, cache: Cache) -> Runtime
         return runtime_base(archive, cache, containers=containers)
     if containers:
         names.update(CONTAINER_PACKAGES)
-    packages = locked_packages(names, manifest.path, archive.directory, newer=archive.newer)
+    packages = locked_packages(names, beside or manifest.path, archive.directory, newer=archive.newer)
     return runtime_base(archive, cache, packages, containers=containers)
 
 
-def environments(manifest: Manifest, base: RuntimeBase, cache: Cache, *, newer: bool = False) -> dict[str, Path]:
+def environments(
+    manifest: Manifest, base: RuntimeBase, cache: Cache, beside: Path | None = None, *, newer: bool = False
+) -> dict[str, Path]:
     """The virtual environment of each application that has requirements, by the application's name.
 
     Raises ``ConfigError``, ``BuildError`` (``ToolMissing``, ``NoSpace``).
@@ -37,7 +42,7 @@ def environments(manifest: Manifest, base: RuntimeBase, cache: Cache, *, newer: 
     for program in manifest.programs:
         if program.requirements is not None:
             name, guest = program.zone.name, python.Guest.of(base.tree)
-            lock = python.lock_path(manifest.path, name)
+            lock = python.lock_path(beside or manifest.path, name)
             wheels = python.locked_wheels(program.requirements, lock, guest, newer=newer)
             found[name] = python.environment(wheels, name, guest, cache)
     return found

@@ -1,4 +1,4 @@
-"""A Realm of one container, from a command line: the manifest that somebody would have written for it."""
+"""A Realm of one container or program, from a command line: the manifest that somebody would have written for it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,34 @@ from vambrace.image.containers.source import reference
 
 
 @dataclass(frozen=True)
+class Files:
+    """A program of files: the folder, file or Java archive at ``path``, its command's ``words`` (a Java archive's
+    arguments), the ``packages`` of Debian that it needs, and the file of its Python ``requirements``."""
+
+    path: Path
+    words: Sequence[str] = ()
+    packages: Sequence[str] = ()
+    requirements: Path | None = None
+
+    def entries(self) -> dict[str, Any]:
+        """What a manifest says of it, with absolute paths. Raises ``ConfigError``."""
+        path = str(self.path.resolve())
+        found: dict[str, Any] = {"packages": list(self.packages)}
+        if self.requirements:
+            found["python"] = {"requirements": str(self.requirements.resolve())}
+        if self.path.suffix == ".jar":
+            return found | {"java": {"archive": path, "arguments": list(self.words)} if self.words else path}
+        if self.path.is_dir():
+            if not self.words:
+                raise ConfigError(f"{self.path} is a folder", hint="say what runs in it: -- COMMAND…")
+            return found | {"files": path, "command": list(self.words)}
+        return found | {"files": [path], "command": list(self.words) or [f"./{self.path.name}"]}
+
+
+@dataclass(frozen=True)
 class Single:
-    """What is asked for. Empty values are left to the image, and to the manifest's defaults; sizes as in a manifest."""
+    """What is asked for. Empty values are left to the image, and to the manifest's defaults; sizes as in a manifest.
+    It is a ``container``, or a program of ``files``."""
 
     container: str
     owner: Path
@@ -33,18 +59,17 @@ class Single:
     environment: Mapping[str, str] = field(default_factory=dict)
     results: Sequence[str] = ()
     restarts: int | None = None
+    files: Files | None = None
 
     def manifest(self) -> dict[str, Any]:
         """Its manifest; paths relative to the present folder are made absolute. Raises ``ConfigError``."""
-        name = self.name or name_of(self.container)
+        name = self.name or name_of(str(self.files.path.resolve()) if self.files else self.container)
         application = {
             "name": name,
-            "container": reference(self.container, Path.cwd()),
+            **(self.files.entries() if self.files else self._container()),
             "memory": self.memory,
             "percent": self.percent,
             "publish": list(self.publish),
-            "command": self.command,
-            "user": self.user,
             "environment": dict(self.environment),
             "results": list(self.results),
             "restarts": self.restarts,
@@ -52,6 +77,10 @@ class Single:
         top = {"name": name, "owner": str(self.owner.resolve()), "vcpus": self.vcpus}
         system = {"system": {"memory": self.system_memory}} if self.system_memory else {}
         return _given(top) | system | {"applications": [_given(application)]}
+
+    def _container(self) -> dict[str, Any]:
+        container = reference(self.container, Path.cwd())
+        return {"container": container, "command": self.command, "user": self.user}
 
 
 @contextmanager
@@ -73,7 +102,7 @@ def name_of(container: str) -> str:
     """A domain's name from a reference to an image: ``docker://registry/team/web_server:1.2`` is ``web-server``."""
     rest = re.sub(r"^(docker://|[a-z-]+:)", "", container)
     last = re.split("[:@]", rest.rstrip("/").rpartition("/")[2].lower())[0]
-    last = re.sub(r"\.(tar|tar\.gz|tgz|oci)$", "", last)
+    last = re.sub(r"\.(tar|tar\.gz|tgz|oci|jar)$", "", last)
     return re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:32].strip("-") or "container"
 
 
