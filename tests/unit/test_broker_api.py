@@ -247,6 +247,21 @@ def test_nor_does_it_in_the_database(tmp_path: Path) -> None:
         assert len(world.log()) - before <= 65
 
 
+def test_what_strangers_send_is_not_in_the_log(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither what is no HTTP, nor a request that breaks off: else anybody fills the log, with what they like."""
+    context = ssl.create_default_context(cafile=str(world.home / "certificate.pem"))
+    half = b"POST /kbs/v0/auth HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    for data in (b"GET / HTTP/1.1\r\nNO HEADER\r\n\r\n", b"\r\n\r\nNONSENSE\r\n\r\n", b"G\0T / HTTP/1.1\r\n\r\n", half):
+        with socket.create_connection(("localhost", world.port), 10) as stream:
+            tls = context.wrap_socket(stream, server_hostname="localhost")
+            tls.sendall(data)
+            if data is not half:
+                assert tls.recv(100)
+            tls.close()
+    assert ask(world, "GET", "/v1/openapi.json")[0] == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_connections_of_one_client_are_bounded(tmp_path: Path) -> None:
     """From the first packet on: some never begin their handshake, and one has it behind it and asks nothing."""
     world = World(tmp_path)

@@ -41,8 +41,6 @@ VERSIONS: Final = ("0.1.", "0.2.", "0.3.", "0.4.")
 #: A token in base64, a secret in base64, and what is around them.
 BODY_LIMIT: Final = MAX_TOKEN * 4 // 3 + (16 << 10)
 BURST_SECONDS: Final = 2
-#: From one request to the next of a connection.
-IDLE_SECONDS: Final = 75.0
 
 log = logging.getLogger(__name__)
 
@@ -143,10 +141,10 @@ async def running(settings: Settings) -> AsyncIterator[int]:
         list(platforms)  # what is wrong with them is told now
         sessions = Sessions(settings.challenge_seconds, settings.session_seconds)
         broker = Broker(store, platforms, sessions, ResultSigner(settings.key, settings.session_seconds))
-        runner = web.AppRunner(application(broker, settings), access_log=None, keepalive_timeout=IDLE_SECONDS)
         try:
             place = settings.listen, settings.port
-            port = await stack.enter_async_context(serving(runner, place, bounds, context))
+            app = application(broker, settings)
+            port = await stack.enter_async_context(serving(app, place, bounds, context))
         except OSError as error:
             raise BrokerError(
                 f"cannot listen on {settings.listen}:{settings.port}: {error.strerror}", hint="see listen and port"

@@ -18,8 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-from aiohttp import web
-
 from vambrace.errors import HostError, VambraceError
 from vambrace.host.api import application
 from vambrace.host.host import Host
@@ -123,9 +121,9 @@ async def serve(
         host = Host(settings, store, platform, launcher, connect)
         stack.push_async_callback(host.close)
         host.recover()
-        runner = web.AppRunner(application(host, connect), access_log=None, shutdown_timeout=2)
         try:
-            port = await stack.enter_async_context(serving(runner, (settings.listen, settings.port), BOUNDS, context))
+            place, app = (settings.listen, settings.port), application(host, connect)
+            port = await stack.enter_async_context(serving(app, place, BOUNDS, context))
         except OSError as error:
             raise HostError(
                 f"cannot listen on {settings.listen}:{settings.port}: {error.strerror}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import socket
 import ssl
 from collections import Counter
@@ -18,8 +19,16 @@ from typing import Final
 from aiohttp import web
 
 HANDSHAKE_SECONDS: Final = 10.0
+#: From one request to the next of a connection.
+IDLE_SECONDS: Final = 75.0
+FINISH_SECONDS: Final = 2.0
 BACKLOG: Final = 128
 PAUSE: Final = 0.1
+
+# aiohttp has some lines and a traceback for each request that is none or breaks off, in which strangers write what they
+# like. What goes wrong in a service itself, its own middleware says (``problems``).
+_strangers = logging.getLogger(__name__)
+_strangers.setLevel(logging.CRITICAL)
 
 
 def client_of(address: str) -> str:
@@ -46,13 +55,17 @@ class Bounds:
 
 @contextlib.asynccontextmanager
 async def serving(
-    runner: web.AppRunner, place: tuple[str, int], bounds: Bounds, context: ssl.SSLContext | None = None
+    app: web.Application, place: tuple[str, int], bounds: Bounds, context: ssl.SSLContext | None = None
 ) -> AsyncIterator[int]:
-    """Serve the application of ``runner`` at an address; the port.
+    """Serve ``app`` at an address; the port.
 
-    At the end nobody is let in any more, what was begun is finished as ``runner`` was told, and the rest is cut. Raises
-    ``OSError``: nobody can listen there.
+    At the end nobody is let in any more, what was begun has ``FINISH_SECONDS``, and the rest is cut.
+
+    Raises ``OSError``: nobody can listen there.
     """
+    runner = web.AppRunner(
+        app, access_log=None, logger=_strangers, keepalive_timeout=IDLE_SECONDS, shutdown_timeout=FINISH_SECONDS
+    )
     async with contextlib.AsyncExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in await _listeners(*place)]
         await runner.setup()

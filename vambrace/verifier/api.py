@@ -113,12 +113,12 @@ async def serve(settings: Settings, ready: Callable[[int], None] = lambda port: 
 
 @contextlib.asynccontextmanager
 async def _listening(settings: Settings, service: Service) -> AsyncIterator[int]:
-    runner = web.AppRunner(application(service, Rates(settings.rate, settings.burst)), access_log=None)
+    app = application(service, Rates(settings.rate, settings.burst))
     bounds = Bounds(settings.connections, settings.connections_each, CONNECTION_SECONDS)
     place = settings.listen, settings.port
     async with contextlib.AsyncExitStack() as stack:
         try:
-            port = await stack.enter_async_context(serving(runner, place, bounds, tls_context(settings)))
+            port = await stack.enter_async_context(serving(app, place, bounds, tls_context(settings)))
         except OSError as error:
             where = f"{settings.listen}:{settings.port}"
             raise HostError(f"cannot listen on {where}: {error.strerror}", hint="choose another port") from None
