@@ -90,6 +90,7 @@ def test_what_does_not_go_together(folder: Path, capsys: pytest.CaptureFixture[s
 def test_the_command_goes_behind_two_hyphens(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its own options are not vambrace's; and of a program nothing is built that could not run."""
     (folder / "server").write_bytes(make_elf(machine=62))
+    (folder / "server").chmod(0o755)
     words = ["--app", "server", "--owner", "owner.pem", "-o", "out", "--", "./server", "--memory", "x", "--json"]
     assert main(["image", "build", *words]) == 3
     assert "server is for x86-64" in capsys.readouterr().err
