@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from machine import DOOR, Machine, copy_sparse, new_server
 from probe import build_probe
 
@@ -121,7 +122,12 @@ def test_a_machine_s_life(new: Server, machine: Machine, tmp_path: Path) -> None
     with pytest.raises(ServerError, match="403"):  # the owner has not signed that for what it is now
         new.api.request("PUT", "/v1/platform/lifecycle", b"nonsense")
     assert not new.api.get("/v1/platform")["endorsed"]
-    new.renew(print)  # a vendor who certifies even this
+    with pytest.raises(ServerError, match="out of service"):
+        new.renew(print)
+    # A vendor who certifies even this.
+    opened_key = bytes.fromhex(new.api.get("/v1/platform")["platform_key"])
+    certificate = new._vendor()[0].certify(opened_key)
+    new.api.request("PUT", "/v1/platform/endorsement?lock=0", certificate.public_bytes(Encoding.PEM))
     opened = token(new, Policy(lifecycles=frozenset({DEBUG})))
     # It is another platform: what was sealed to the first, or endorsed as the first, is out of its reach.
     assert opened.platform_instance_id != secured.platform_instance_id

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,12 +20,15 @@ from cryptography import x509
 from vambrace import Realm, Trust
 from vambrace.attest.cose import encode_key
 from vambrace.attest.endorsement import platform_instance_id
-from vambrace.attest.policy import NOT_PROVISIONED, Policy
+from vambrace.attest.image import OWNERS_STATES, verify_lifecycle
+from vambrace.attest.owner import OwnerIdentity
+from vambrace.attest.policy import DEBUG, DECOMMISSIONED, NOT_PROVISIONED, Policy
 from vambrace.attest.revocation import load_list
-from vambrace.emulator import factory, provision
+from vambrace.certificate import owner_public_key
+from vambrace.emulator import factory, provision, qemu
 from vambrace.emulator.server import Server
 from vambrace.emulator.vendor import Vendor
-from vambrace.errors import CertificateRevoked, ConfigError, RevocationUnknown, ServerError
+from vambrace.errors import CertificateRevoked, ConfigError, MessageRefused, RevocationUnknown, ServerError
 
 
 @pytest.fixture
@@ -83,8 +88,10 @@ def test_no_revocation_is_lost_to_another(vendor: Vendor) -> None:
 class Reached:
     """A server's API, of which the vendor reads the platform's key and sends its certificate there."""
 
+    owner: OwnerIdentity
+
     def __init__(self, key: bytes, *, insecure: bool) -> None:
-        self.platform = {"platform_key": key.hex(), "insecure": insecure, "lifecycle": NOT_PROVISIONED}
+        self.platform: dict[str, Any] = {"platform_key": key.hex(), "insecure": insecure, "lifecycle": NOT_PROVISIONED}
         self.platform["endorsed"] = False
         self.sent: list[bytes] = []
 
@@ -93,6 +100,9 @@ class Reached:
 
     def request(self, method: str, path: str, body: bytes) -> bytes:
         self.sent.append(body)
+        if path == "/v1/platform/lifecycle":
+            key = bytes.fromhex(self.platform["platform_key"])
+            self.platform["lifecycle"] = verify_lifecycle(body, owner_public_key(self.owner.certificate_pem), key)
         return b""
 
 
@@ -129,6 +139,61 @@ def test_no_server_runs(tmp_path: Path) -> None:
         with pytest.raises(ServerError, match="is not running") as error:
             act()
         assert error.value.hint
+
+
+@pytest.mark.parametrize("lifecycle", [DEBUG, DECOMMISSIONED])
+def test_no_machine_that_is_out_of_service_is_certified(vendor: Vendor, lifecycle: int) -> None:
+    """Who may debug a machine may find its key, and say with it that the machine is secured."""
+    api = Reached(encode_key(new_key().public_key()), insecure=False)
+    api.platform["lifecycle"] = lifecycle
+    with pytest.raises(ServerError, match="out of service"):
+        factory.certify(api, vendor, print, lock=False)  # type: ignore[arg-type]
+    assert not api.sent and not (vendor.directory / "issued").exists()
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Server]:
+    """A server that runs, as far as its process tells: ``api`` is to be set."""
+    server = Server(tmp_path / "server", vendor=tmp_path / "vendor")
+    server.home.mkdir()
+    words = ["bash", "-c", f"exec -a '{qemu.PROGRAM} {server.home}' sleep 100"]
+    with subprocess.Popen(words) as process:
+        (server.home / "qemu.pid").write_text(str(process.pid))
+        while qemu.running(server.home) is None:
+            time.sleep(0.01)
+        yield server
+        process.kill()
+
+
+@pytest.mark.parametrize("state", ["debug", "decommissioned"])
+def test_what_is_retired_is_revoked(running: Server, state: str) -> None:
+    """Whoever gets at the key of a machine that is out of service speaks for no machine in service."""
+    vendor = provision.vendor(running.vendor)[0]
+    key = key_of(vendor)
+    api = Reached(key, insecure=False)
+    api.owner = provision.platform_owner(running.home)
+    running.api = api  # type: ignore[assignment]
+    running.retire(state, print)
+    assert api.platform["lifecycle"] == OWNERS_STATES[state]
+    published = load_list(running.published.revocation_list.read_bytes())
+    assert list(published.revoked.values()) == ["cessationOfOperation"]
+    with pytest.raises(ConfigError, match="revoked"):
+        vendor.certify(key)
+    unknown = Reached(encode_key(new_key().public_key()), insecure=False)
+    unknown.owner = api.owner
+    running.api = unknown  # type: ignore[assignment]
+    running.retire(state, print)  # nobody has certified it
+    assert len(load_list(vendor.present_list()).revoked) == 1
+
+
+def test_what_is_not_retired_is_not_revoked(running: Server) -> None:
+    vendor = provision.vendor(running.vendor)[0]
+    api = Reached(key_of(vendor), insecure=False)
+    api.owner = OwnerIdentity.create(running.home / "another")
+    running.api = api  # type: ignore[assignment]
+    with pytest.raises(MessageRefused):
+        running.retire("debug", print)
+    assert not load_list(vendor.present_list()).revoked
 
 
 def test_a_machine_is_revoked_by_its_identity(tmp_path: Path) -> None:

@@ -23,6 +23,15 @@ def require_unlocked(fuse: Fuse) -> None:
         )
 
 
+def require_in_service(lifecycle: int) -> None:
+    """Raises ``ServerError``: whoever may debug a machine may find its key, and could say that it is secured."""
+    if lifecycle not in (NOT_PROVISIONED, SECURED):
+        raise ServerError(
+            f"this machine is out of service, its life cycle is {lifecycle_name(lifecycle)}: nobody certifies its key",
+            hint="'vambrace server reset' makes a new machine",
+        )
+
+
 def begin(api: Api, authority: Vendor, progress: Progress, *, lock: bool) -> None:
     """What a new machine needs, or one that has lost its state disk; nothing for any other."""
     platform = api.get("/v1/platform")
@@ -43,10 +52,11 @@ def complete(api: Api, authority: Vendor, progress: Progress, *, lock: bool) -> 
 def certify(api: Api, authority: Vendor, progress: Progress, *, lock: bool) -> None:
     """Have the vendor certify the platform's key; with ``lock``, for ever secured.
 
-    Raises ``ServerError`` for a key in software, unless the vendor is for those: whoever has one could sign with it
-    that it is in TrustZone.
+    Raises ``ServerError`` for a machine that is out of service; and for a key in software, unless the vendor is for
+    those: whoever has one could sign with it that it is in TrustZone.
     """
     platform = api.get("/v1/platform")
+    require_in_service(platform["lifecycle"])
     if platform["insecure"] != authority.software:
         where = "in software" if platform["insecure"] else "in TrustZone"
         raise ServerError(f"this vendor certifies no key that is {where}", hint="see --insecure-no-trustzone")

@@ -231,14 +231,23 @@ class Server:
             return access
 
     def renew(self, progress: Progress) -> None:
-        """Have the vendor certify the running platform's key anew, whatever the state of its life cycle."""
+        """Have the vendor certify the running platform's key anew, as long as it is in service."""
         with self._platform():
+            if self.flash.exists():  # who has opened a machine also has a say in what its API answers
+                factory.require_in_service(fuse.read_fuse(self.flash).lifecycle)
             factory.certify(self.api, self._vendor()[0], progress, lock=False)
 
     def retire(self, state: str, progress: Progress) -> None:
-        """Take the running platform to ``state``, "debug" or "decommissioned", for ever, by its owner's word."""
+        """Take the running platform to ``state``, "debug" or "decommissioned", for ever, by its owner's word.
+
+        Its vendor revokes the key that it had in service.
+        """
         with self._platform():
+            key = bytes.fromhex(self.api.get("/v1/platform")["platform_key"])
             factory.retire(self.api, provision.platform_owner(self.home, self.suite), state, progress)
+            authority, _ = self._vendor()
+            authority.retire(key)
+            self.published.publish_revocations(authority)
 
     def revoke(self, instance: bytes | None = None) -> int:
         """Have the vendor revoke all certificates of the platform ``instance`` (UEID, as its tokens have it), or of the

@@ -71,6 +71,11 @@ class Vendor(VendorAuthority):
             self._publish(before, dict.fromkeys(new, reason))
         return len(new)
 
+    def retire(self, cose_key: bytes) -> None:
+        """What was certified for a platform's key, if anything was, is revoked: the platform is out of service."""
+        if self._serials(_instance(cose_key)):
+            self.revoke(cose_key, ReasonFlags.cessation_of_operation)
+
     def present_list(self) -> bytes:
         """``vendor.crl``, made anew if it is a day old."""
         with self._alone():
