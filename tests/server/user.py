@@ -15,10 +15,12 @@ from vambrace.client.context import Context
 from vambrace.client.host import Host
 from vambrace.client.realm import Realm
 from vambrace.client.trust import Trust
+from vambrace.debian.cache import Cache
 from vambrace.debian.initrd import cpio
 from vambrace.emulator.server import Server
 from vambrace.image.base import RuntimeBase
-from vambrace.image.build import build_bundle
+from vambrace.image.build import build_bundle, read_attested_manifest
+from vambrace.image.prepare import environments
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -59,7 +61,8 @@ class User:
             initrd.write_bytes(base.initrd.read_bytes() + cpio(tree))
             base = dataclasses.replace(base, initrd=initrd)
         out = folder / "image.vambrace"
-        build_bundle(folder / "manifest.yaml", out, base)
+        read = read_attested_manifest(folder / "manifest.yaml")
+        build_bundle(read, out, base, environments(read, base, Cache(), PROGRAMS / "test.yaml"))
         return out
 
     def create(self, bundle: Path, **options: object) -> Realm:
