@@ -1,11 +1,12 @@
-"""The measured initrd, for the host and for Realms: mount verity disks named on the command line, hand over."""
+"""The measured initrd, for the host and for Realms: mount verity disks named on the command line, hand over. And one
+for a Normal VM, which mounts a disk as it is."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -26,7 +27,6 @@ DEVICE_MODULES = ("virtio_iommu", "ixgbevf")
 STORAGE_MODULES = ("dm-crypt", "dm-integrity", "xts")
 # And these, where the processor has the instructions that they need.
 STORAGE_HELPERS = ("aes-ce-blk", "sha2-ce")
-_PACKAGES = ("busybox-static", "dmsetup")
 _WHERE_ASKED = {
     "network": NETWORK_MODULES,
     "devices": DEVICE_MODULES,
@@ -39,30 +39,12 @@ _APPLETS = ("sh", "mount", "umount", "insmod", "cat", "sleep", "poweroff", "swit
 
 def make_initrd(archive: Archive, cache: Cache, kernel: Kernel, modules: Sequence[str] = DISK_MODULES) -> Path:
     """An uncompressed newc archive (the same bits for the same inputs). Raises BuildError."""
-    script = resources.files(__package__).joinpath("initrd.sh").read_bytes()
-    packages = archive.binaries("initrd", _PACKAGES)
-    inputs = {
-        "packages": archive.key(packages),
-        "kernel": hashlib.sha256(kernel.image.read_bytes()).hexdigest(),
-        "modules": " ".join((*modules, *(f"{name}: {' '.join(more)}" for name, more in _WHERE_ASKED.items()))),
-        "script": hashlib.sha256(script).hexdigest(),
-        "recipe": "3",
-    }
 
-    def build(work: Path) -> None:
-        tree = work / "packages"
-        root.unpack(archive.fetch(packages), tree)
-        out = work / "tree"
-        for folder in ("bin", "lib", "modules", "dev", "proc", "sys", "root"):
-            (out / folder).mkdir(parents=True)
+    def fill(out: Path, packages: Path) -> None:
+        (out / "lib").mkdir()
         (out / "lib64").symlink_to("lib")
-        (out / "init").write_bytes(script)
-        (out / "init").chmod(0o755)
-        _copy(tree / "usr/bin/busybox", out / "bin/busybox")
-        for applet in _APPLETS:
-            (out / "bin" / applet).symlink_to("busybox")
-        _copy(tree / "usr/sbin/dmsetup", out / "bin/dmsetup")
-        for library in libraries(tree, tree / "usr/sbin/dmsetup"):
+        _copy(packages / "usr/sbin/dmsetup", out / "bin/dmsetup")
+        for library in libraries(packages, packages / "usr/sbin/dmsetup"):
             _copy(library, out / "lib" / library.name)
         always = kernel.closure(list(modules))
         lists = {"order": always}
@@ -71,14 +53,64 @@ def make_initrd(archive: Archive, cache: Cache, kernel: Kernel, modules: Sequenc
             before = [*always, *(lists[_BEHIND[name]] if name in _BEHIND else [])]
             lists[name] = [module for module in kernel.closure([*modules, *more]) if module not in before]
         for name, files in lists.items():
-            for module in files:
-                _copy(module, out / "modules" / module.name)
-            (out / "modules" / name).write_text("".join(f"{module.name}\n" for module in files))
+            _list_modules(out, name, files)
+
+    inputs = {"modules": " ".join((*modules, *(f"{name}: {' '.join(more)}" for name, more in _WHERE_ASKED.items())))}
+    return _make(archive, cache, kernel, "initrd", ("busybox-static", "dmsetup"), fill, inputs | {"recipe": "3"})
+
+
+def make_system_initrd(archive: Archive, cache: Cache, kernel: Kernel, modules: Sequence[str]) -> Path:
+    """Loads the ``modules`` that a root is behind, mounts what ``root=`` names and hands over. Raises BuildError."""
+
+    def fill(out: Path, _packages: Path) -> None:
+        _list_modules(out, "order", kernel.closure(list(modules)))
+
+    inputs = {"modules": " ".join(modules), "recipe": "2"}
+    return _make(archive, cache, kernel, "system-initrd", ("busybox-static",), fill, inputs)
+
+
+def _make(
+    archive: Archive,
+    cache: Cache,
+    kernel: Kernel,
+    name: str,
+    wanted: Sequence[str],
+    fill: Callable[[Path, Path], None],
+    inputs: dict[str, str],
+) -> Path:
+    """The initrd ``name``: busybox, ``name``.sh as its init, and what ``fill`` puts into its tree, given also that of
+    the unpacked packages. ``inputs`` decide on what."""
+    script = resources.files(__package__).joinpath(f"{name}.sh").read_bytes()
+    packages = archive.binaries("initrd", wanted)
+    ours = {
+        "packages": archive.key(packages),
+        "kernel": hashlib.sha256(kernel.image.read_bytes()).hexdigest(),
+        "script": hashlib.sha256(script).hexdigest(),
+    }
+
+    def build(work: Path) -> None:
+        tree, out = work / "packages", work / "tree"
+        root.unpack(archive.fetch(packages), tree)
+        for folder in ("bin", "modules", "dev", "proc", "sys", "root"):
+            (out / folder).mkdir(parents=True)
+        (out / "init").write_bytes(script)
+        (out / "init").chmod(0o755)
+        _copy(tree / "usr/bin/busybox", out / "bin/busybox")
+        for applet in _APPLETS:
+            (out / "bin" / applet).symlink_to("busybox")
+        fill(out, tree)
         (work / "initrd").write_bytes(cpio(out))
         shutil.rmtree(tree)
         shutil.rmtree(out)
 
-    return cache.build("initrd", inputs, build) / "initrd"
+    return cache.build(name, ours | inputs, build) / "initrd"
+
+
+def _list_modules(out: Path, name: str, modules: Sequence[Path]) -> None:
+    """Copy them, and write the list ``name`` of them in the order in which they are loaded."""
+    for module in modules:
+        _copy(module, out / "modules" / module.name)
+    (out / "modules" / name).write_text("".join(f"{module.name}\n" for module in modules))
 
 
 def cpio(tree: Path) -> bytes:

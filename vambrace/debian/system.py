@@ -6,19 +6,18 @@ scripts would set up for a first boot is done here: accounts, PAM, name services
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-from vambrace.debian import initrd, root, tools
+from vambrace.debian import root, tools
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
-from vambrace.debian.kernel import Kernel, kernel
+from vambrace.debian.initrd import make_system_initrd
+from vambrace.debian.kernel import kernel
 from vambrace.errors import BuildError
 
 #: Debian's essential packages, and what makes them a machine: an init, devices, logins, network tools, apt.
@@ -31,7 +30,6 @@ PACKAGES = (
 )
 MODULES = ("virtio_mmio", "virtio_blk", "ext4", "virtio_console", "virtio-rng", "virtio_balloon", "virtio_iommu")
 SLACK = 48 << 20  # bytes that are free on the disk
-_APPLETS = ("sh", "mount", "umount", "insmod", "cat", "sleep", "poweroff", "switch_root")
 _UUID = "76616d62-7261-6365-8000-000000000002"
 # What pam-auth-update writes where no further module is installed.
 _PAM = {
@@ -74,7 +72,7 @@ def stock_system(archive: Archive, cache: Cache) -> System:
 
     product = cache.build("debian-system", inputs, build)
     image = kernel(archive, cache)
-    return System(image.image, _make_initrd(archive, cache, image), product / "tree", product.name)
+    return System(image.image, make_system_initrd(archive, cache, image, MODULES), product / "tree", product.name)
 
 
 def make_ext4(trees: Sequence[Path], out: Path, slack: int = SLACK) -> None:
@@ -143,39 +141,3 @@ def _configure(tree: Path) -> None:
     tools.run(["qemu-aarch64-static", "-L", tree, sysusers, f"--root={tree}"])
     for name in ("root", "var/log", "var/tmp", "mnt", "media", "srv", "opt", "home"):
         (tree / name).mkdir(parents=True, exist_ok=True)
-
-
-def _make_initrd(archive: Archive, cache: Cache, image: Kernel) -> Path:
-    """Loads the modules that the root is behind, mounts what ``root=`` names and hands over."""
-    script = resources.files(__package__).joinpath("system-initrd.sh").read_bytes()
-    packages = archive.binaries("initrd", ("busybox-static",))
-    inputs = {
-        "packages": archive.key(packages),
-        "kernel": hashlib.sha256(image.image.read_bytes()).hexdigest(),
-        "modules": " ".join(MODULES),
-        "script": hashlib.sha256(script).hexdigest(),
-        "recipe": "1",
-    }
-
-    def build(work: Path) -> None:
-        tree = work / "packages"
-        root.unpack(archive.fetch(packages), tree)
-        out = work / "tree"
-        for folder in ("bin", "modules", "dev", "proc", "sys", "root"):
-            (out / folder).mkdir(parents=True)
-        (out / "init").write_bytes(script)
-        (out / "init").chmod(0o755)
-        shutil.copyfile(tree / "usr/bin/busybox", out / "bin/busybox")
-        (out / "bin/busybox").chmod(0o755)
-        for applet in _APPLETS:
-            (out / "bin" / applet).symlink_to("busybox")
-        order = []
-        for module in image.closure(list(MODULES)):
-            shutil.copyfile(module, out / "modules" / module.name)
-            order.append(module.name)
-        (out / "modules/order").write_text("\n".join(order) + "\n")
-        (work / "initrd").write_bytes(initrd.cpio(out))
-        shutil.rmtree(tree)
-        shutil.rmtree(out)
-
-    return cache.build("system-initrd", inputs, build) / "initrd"
