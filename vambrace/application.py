@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from vambrace.canonical import Object
 from vambrace.checks import (
@@ -54,6 +54,8 @@ class Application(Record):
     ``ports`` are those that it publishes: nobody reaches another one. ``registers`` are the measurement registers that
     it may extend while it runs.
     """
+
+    OPTIONAL = frozenset({"ports", "registers", "container"})
 
     name: str
     command: tuple[str, ...]
@@ -103,14 +105,6 @@ class Application(Record):
             registers=item.integers("registers") if "registers" in item else (),
             container=Container.read(item.object("container")) if "container" in item else None,
         )
-
-    def as_object(self) -> dict[str, Any]:
-        """The same in the configuration and for the agent; what few have is there only if it is."""
-        found = super().as_object()
-        for name in ("ports", "registers", "container"):
-            if not found[name]:
-                del found[name]
-        return found
 
 
 def check_application_count(count: int) -> None:

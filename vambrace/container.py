@@ -5,7 +5,7 @@ Standard library only, and few modules of it: the VMM process imports this file.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from vambrace.canonical import Object
 from vambrace.checks import check_choice, check_integer, check_name, check_strings, check_text, check_unique
@@ -58,6 +58,8 @@ class Container(Record):
     """The root file system is the disk of this name, under a layer of the run that is gone with it. Processes begin as
     ``uid`` and ``gid``, with the further ``groups``, and ``capabilities`` if they are root."""
 
+    OPTIONAL = frozenset({"health"})
+
     disk: str
     uid: int = 0
     gid: int = 0
@@ -82,13 +84,6 @@ class Container(Record):
         check_integer(self.stop_seconds, 0, MAX_SECONDS, "container: stop_seconds")
         check_integer(self.processes, 1, 1 << 15, "container: processes")
         check_integer(self.files, 16, 1 << 20, "container: files")
-
-    def as_object(self) -> dict[str, Any]:
-        """The same in the configuration and for the agent; a health check is there only if there is one."""
-        found = super().as_object()
-        if not self.health:
-            del found["health"]
-        return found
 
     @classmethod
     def read(cls, item: Object) -> Container:

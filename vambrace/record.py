@@ -18,6 +18,8 @@ class Record:
     """
 
     FIELDS: ClassVar[tuple[str, ...]] = ()
+    #: Those that ``as_object`` leaves out where they are empty.
+    OPTIONAL: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls) -> None:
         cls.FIELDS = cls.__match_args__ = tuple(cls.__annotations__)  # type: ignore[misc, attr-defined]
@@ -49,7 +51,9 @@ class Record:
 
     def as_object(self) -> dict[str, Any]:
         """The values by name, as JSON has them."""
-        return {name: json_value(value) for name, value in self.__dict__.items()}
+        return {
+            name: json_value(value) for name, value in self.__dict__.items() if value or name not in self.OPTIONAL
+        }
 
     def replace(self, **changes: Any) -> Any:
         """A copy with other values for some fields."""

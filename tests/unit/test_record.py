@@ -46,3 +46,17 @@ def test_what_is_wrong_is_refused() -> None:
     with pytest.raises(AttributeError):
         del point.x
     assert point == Point(1)
+
+
+class Shape(Record):
+    OPTIONAL = frozenset({"points", "title"})
+
+    sides: tuple[int, ...]
+    points: tuple[Point, ...] = ()
+    title: str = ""
+
+
+def test_as_json_has_them() -> None:
+    assert Shape.FIELDS == ("sides", "points", "title")
+    assert Shape(()).as_object() == {"sides": []}
+    assert Shape((3,), (Point(1),), "a").as_object() == {"sides": [3], "points": [{"x": 1, "y": 7}], "title": "a"}
