@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ from vambrace.broker.refusals import Refusals
 from vambrace.broker.requests import bounded
 from vambrace.broker.sessions import MAX_SESSIONS, Sessions
 from vambrace.broker.settings import parse_settings
-from vambrace.errors import BrokerError, ConfigError, NotFound, NotReleased
+from vambrace.client.broker import BrokerClient
+from vambrace.errors import BrokerError, ConfigError, NotFound, NotReleased, UsageError
 from vambrace.serving.openapi import specification
 from vambrace.serving.rates import CLIENTS, Rates
 
@@ -324,6 +326,31 @@ def test_sessions_are_bounded_and_of_one_connection() -> None:
     for _ in range(64):
         sessions.begin(connection)
     assert len(sessions) <= 4
+
+
+def test_an_owner_sends_no_secret_in_the_clear(world: World) -> None:
+    files = world.home / "certificate.pem", *world.owner.channel_paths
+    with pytest.raises(UsageError, match="https"):
+        BrokerClient(f"http://127.0.0.1:{world.port}", *files)
+    # Nor in an older TLS than the broker has, to somebody who stands in its place.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(world.home / "certificate.pem", world.home / "key.pem")
+    said: list[bytes] = []
+
+    def serve(listener: socket.socket) -> None:
+        stream, _ = listener.accept()
+        with stream, contextlib.suppress(OSError):
+            said.append(context.wrap_socket(stream, server_side=True).recv(1000))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        port = listener.getsockname()[1]
+        with BrokerClient(f"https://127.0.0.1:{port}", *files) as client, pytest.raises(BrokerError):
+            client.put(SECRET, b"x", None)
+        thread.join()
+    assert not said
 
 
 def test_settings(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -23,6 +24,8 @@ class BrokerClient:
     """
 
     def __init__(self, url: str, certificate: Path, owner_certificate: Path, owner_key: Path) -> None:
+        if not url.startswith("https://"):
+            raise UsageError(f"{url[:80]!a} is no broker's URL", hint="https://NAME:PORT")
         for path in (certificate, owner_certificate, owner_key):
             if not path.is_file():
                 raise UsageError(f"{path} is not there", hint="see 'vambrace secret --help'")
@@ -31,6 +34,7 @@ class BrokerClient:
             ca_certs=str(certificate),
             cert_file=str(owner_certificate),
             key_file=str(owner_key),
+            ssl_minimum_version=ssl.TLSVersion.TLSv1_3,
             timeout=TIMEOUT,
             retries=False,
         )
