@@ -87,6 +87,7 @@ def test_every_command_of_the_specification_is_there() -> None:
         ("token", "show"),
         *(("broker", name) for name in ("init", "serve", "audit")),
         *(("secret", name) for name in ("put", "show", "delete", "list", "log")),
+        *(("file", name) for name in ("put", "get", "list")),
         *(("volume", name) for name in ("list", "create", "remove")),
         ("verifier", "serve"),
     }

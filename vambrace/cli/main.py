@@ -16,6 +16,7 @@ from vambrace.cli import (
     broker,
     connect,
     console,
+    file,
     image,
     owner,
     partition,
@@ -45,7 +46,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"vambrace {__version__}")
     commands = Commands(parser)
-    about_domains = (server, owner, image, run, realm, advise, attest, connect, console)
+    about_domains = (server, owner, image, run, realm, file, advise, attest, connect, console)
     for group in (*about_domains, volume, verify, broker, secret, partition, top):
         group.add(commands)
     return parser

@@ -15,7 +15,7 @@ from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.verify import VerifiedRealm
 from vambrace.checks import check_domain_name
 from vambrace.classes import CLASSES
-from vambrace.client import results, zones
+from vambrace.client import files, results, zones
 from vambrace.client.channel import OTHER_VERSION, Channel, Verify
 from vambrace.client.context import Context
 from vambrace.client.domain import (
@@ -259,6 +259,39 @@ class Attested(Domain):
     def collected(self) -> None:
         """Say that all results were taken: the Realm may end."""
         self._ask("collected")
+
+    # Files
+
+    def put_file(self, source: Path | str, place: str, progress: Progress = silent) -> int:
+        """Send a file to ``place``, ``APPLICATION:PATH``; its size. Resumes where it was cut. Raises ``UsageError``,
+        ``DomainError``, and what talking to the domain raises."""
+        return files.put(Path(source), self._file(place), self._ask, progress)
+
+    def get_file(self, place: str, target: Path | str | None = None, progress: Progress = silent) -> Path:
+        """Fetch a file, by default into one of its name; where it is then. Resumes and raises as ``put_file``."""
+        there = self._file(place)
+        name = there.name if results.safe(there.name) else "file"
+        here = Path(name if target is None else target)
+        files.get(there, here, self.uuid, self._ask, self._room(there.application), progress)
+        return here
+
+    def list_files(self, place: str) -> tuple[list[files.FileInfo], bool]:
+        """What is in a folder, and whether there is more than that. Raises as ``put_file``."""
+        return files.listing(self._file(place), self._ask)
+
+    def _file(self, place: str) -> files.Place:
+        found = files.Place.parse(place)
+        self.check_application(found.application)
+        return found
+
+    def _room(self, application: str) -> int:
+        """The most bytes that any file of an application can have."""
+        memory = self.config.zones[self.config.zone_of(application)].memory
+        storage = self.config.storage
+        scratch, volumes = (storage.scratch, storage.volumes) if storage else ((), ())
+        sizes = [each.size for each in scratch if each.application == application]
+        sizes += [volume.size for volume in volumes if volume.application == application]
+        return max(memory, *sizes, 0)
 
     # Published ports
 

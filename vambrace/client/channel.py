@@ -84,11 +84,13 @@ class Channel:
         with contextlib.suppress(WebSocketException, OSError, ssl.SSLError):
             self._stack.close()
 
-    def request(self, operation: str, **arguments: Any) -> tuple[dict[str, Any], bytes]:
-        """Send one request; returns the reply and the bytes that followed it. ``DomainError`` if refused."""
+    def request(self, operation: str, body: bytes = b"", **arguments: Any) -> tuple[dict[str, Any], bytes]:
+        """Send one request, and the bytes ``body`` behind it; returns the reply and the bytes that followed it.
+        ``DomainError`` if refused."""
         with self._lock:
-            line = json.dumps({"op": operation, **arguments}).encode() + b"\n"
-            self._write(line)
+            length = {"length": len(body)} if body else {}
+            line = json.dumps({"op": operation, **length, **arguments}).encode() + b"\n"
+            self._write(line + body)
             reply = self._reply()
             length = reply.get("length", 0)
             if type(length) is not int or not 0 <= length <= MAX_DATA:

@@ -29,7 +29,7 @@ class ResultFile:
         prefix = f"{FOLDER}{self.application}/"
         parts = self.path.removeprefix(prefix).split("/")
         names = [self.application, *parts]
-        if not self.path.startswith(prefix) or not all(_safe(name) for name in names):
+        if not self.path.startswith(prefix) or not all(safe(name) for name in names):
             raise DomainError(
                 f"the Realm names a result that is not safe: {self.path[:200]!r}",
                 hint="correct the application's results in the manifest",
@@ -106,5 +106,6 @@ def _folder(directory: Path, names: tuple[str, ...]) -> Path:
     return directory
 
 
-def _safe(name: str) -> bool:
+def safe(name: str) -> bool:
+    """Whether ``name`` is that of a file and nothing else."""
     return name not in ("", ".", "..") and len(name.encode()) <= 200 and name.isprintable() and "\\" not in name

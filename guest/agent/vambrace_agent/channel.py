@@ -21,6 +21,7 @@ from vambrace_agent.streams import MAX_WINDOW, WINDOW, Streams
 PORT = 4050
 MAX_CONNECTIONS = 8
 MAX_LINE = 64 << 10
+MAX_BODY = 256 << 10
 HANDSHAKE_SECONDS = 60.0
 IDLE_SECONDS = 600.0
 _X509_V_FLAG_NO_CHECK_TIME = 0x200000
@@ -154,8 +155,24 @@ class Channel:
             if isinstance(request, dict) and request.get("op") == "streams":
                 self._streams(tls, request.get("window"), buffer)
                 return
+            if isinstance(request, dict):
+                request["body"], buffer = self._body(tls, request.get("length", 0), buffer)
             reply, data = self._service.handle(request)
             tls.sendall(json.dumps(reply).encode() + b"\n" + data)
+
+    def _body(self, tls: ssl.SSLSocket, length: object, buffer: bytes) -> tuple[bytes, bytes]:
+        """The bytes that follow a request, and what was read beyond them."""
+        if type(length) is not int or not 0 <= length <= MAX_BODY:
+            raise ValueError("no length")
+        parts, have = [buffer], len(buffer)
+        while have < length:
+            data = tls.recv(MAX_BODY)
+            if not data:
+                raise ValueError("cut off")
+            parts.append(data)
+            have += len(data)
+        whole = b"".join(parts)
+        return whole[:length], whole[length:]
 
     def _streams(self, tls: ssl.SSLSocket, window: object, unread: bytes) -> None:
         """From here on the connection carries streams to published ports; ``window``: what the owner takes of each."""

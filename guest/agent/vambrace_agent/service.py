@@ -8,7 +8,7 @@ import stat
 import threading
 from collections.abc import Callable
 
-from vambrace_agent import AgentError
+from vambrace_agent import AgentError, files
 from vambrace_agent.events import Events
 from vambrace_agent.monitor import Monitor
 from vambrace_agent.supervisor import Process, Supervisor
@@ -163,6 +163,9 @@ class Service:
     def messages(self, _request: Reply) -> tuple[Reply, bytes]:
         return {"messages": self._monitor.messages()}, b""
 
+    def file(self, request: Reply) -> tuple[Reply, bytes]:
+        return files.serve(str(request["op"]), self._process(request).application, request, self._root)
+
     def _process(self, request: Reply) -> Process:
         name = request.get("application")
         for process in self._supervisor.processes:
@@ -173,24 +176,15 @@ class Service:
     def _open(self, process: Process, path: str) -> int:
         """Open a result without following links: the application may have put any there."""
         folder = process.application.results_directory
-        names = path.removeprefix(folder + "/").split("/")
         try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-            directory = os.open(self._root + folder, flags | os.O_DIRECTORY)
-            for number, name in enumerate(names, 1):
-                kind = os.O_NONBLOCK if number == len(names) else os.O_DIRECTORY
-                try:
-                    found = os.open(name, flags | kind, dir_fd=directory)
-                finally:
-                    os.close(directory)
-                directory = found
+            found = files.open_below(self._root + folder, path.removeprefix(folder + "/").split("/"))
         except OSError:
             raise AgentError("the result is not there") from None
-        status = os.fstat(directory)
+        status = os.fstat(found)
         if not stat.S_ISREG(status.st_mode) or status.st_size > process.application.memory:
-            os.close(directory)
+            os.close(found)
             raise AgentError("the result is not a regular file, or larger than its application's memory")
-        return directory
+        return found
 
 
 HANDLERS: dict[str, Handler] = {
@@ -209,6 +203,7 @@ HANDLERS: dict[str, Handler] = {
     "sample": Service.sample,
     "reuse": Service.reuse,
     "messages": Service.messages,
+    **dict.fromkeys(files.OPERATIONS, Service.file),
 }
 
 
