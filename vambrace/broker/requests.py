@@ -22,9 +22,8 @@ from vambrace.errors import (
     UsageError,
     VerificationError,
 )
-from vambrace.serving.doors import client_of
-from vambrace.serving.problems import Handler, Problems, problem
-from vambrace.serving.rates import Rates
+from vambrace.serving.problems import Handler, Problems
+from vambrace.serving.rates import Rates, too_often
 
 BROKER: Final = web.AppKey("broker", Broker)
 SETTINGS: Final = web.AppKey("settings", Settings)
@@ -86,10 +85,7 @@ def bounded(rates: Rates) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if rates.take(client_of(request.remote or "")):
-            response = problem(429, "rate", "too many requests from this address", "try again in a moment")
-            response.headers["Retry-After"] = "1"
-            return response
-        return await handler(request)
+        refusal = too_often(rates, request)
+        return await handler(request) if refusal is None else refusal
 
     return middleware

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
+
+from aiohttp import web
+
+from vambrace.serving.doors import client_of
+from vambrace.serving.problems import problem
 
 #: Clients whose rate is remembered.
 CLIENTS: Final = 8192
@@ -36,3 +42,13 @@ class Rates:
         if len(self._buckets) > self._clients:
             self._buckets.popitem(last=False)
         return wait
+
+
+def too_often(rates: Rates, request: web.Request) -> web.Response | None:
+    """The refusal (429, with Retry-After) of a client that asks too often; None for one that may go on."""
+    wait = rates.take(client_of(request.remote or ""))
+    if not wait:
+        return None
+    response = problem(429, "rate", "too many requests from this address", "wait for as long as Retry-After says")
+    response.headers["Retry-After"] = str(math.ceil(wait))
+    return response

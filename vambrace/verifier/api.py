@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import signal
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -15,10 +14,10 @@ from aiohttp import web
 
 from vambrace.attest import ear
 from vambrace.errors import HostError, UsageError, VerificationError
-from vambrace.serving.doors import Bounds, client_of, serving
+from vambrace.serving.doors import Bounds, serving
 from vambrace.serving.openapi import get_specification
 from vambrace.serving.problems import Handler, Problems, problem
-from vambrace.serving.rates import Rates
+from vambrace.serving.rates import Rates, too_often
 from vambrace.serving.signals import stop_signal
 from vambrace.serving.tls import server_context
 from vambrace.verifier.questions import MAX_REQUEST, parse_question
@@ -79,11 +78,8 @@ async def get_keys(request: web.Request) -> web.Response:
 
 
 async def post_appraisal(request: web.Request) -> web.Response:
-    wait = request.app[RATES].take(client_of(request.remote or ""))
-    if wait:
-        response = problem(429, "rate", "too many appraisals", "wait for as long as Retry-After says")
-        response.headers["Retry-After"] = str(math.ceil(wait))
-        return response
+    if (refusal := too_often(request.app[RATES], request)) is not None:
+        return refusal
     if request.content_type != "application/json":
         raise UsageError("the body is not application/json", hint="see /v1/openapi.json")
     cbor = "application/eat-cwt" in request.headers.get("Accept", "")
