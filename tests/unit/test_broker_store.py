@@ -156,18 +156,24 @@ def test_what_was_tampered_with_is_told(tmp_path: Path, vault: Vault, what: str)
     assert error.value.hint
 
 
-def test_an_old_row_does_not_come_back(tmp_path: Path, vault: Vault) -> None:
-    url = f"sqlite:///{tmp_path}/broker.db"
+def replaced(folder: Path, vault: Vault) -> tuple[int, bytes]:
+    """A secret that was stored twice; what its row held first."""
+    url = f"sqlite:///{folder}/broker.db"
     with Store(url, vault) as store:
         put(store, NAME, b"old")
-    with sqlite3.connect(tmp_path / "broker.db") as database:
-        old = database.execute("SELECT generation, sealed FROM secrets").fetchone()
+    with sqlite3.connect(folder / "broker.db") as database:
+        generation, sealed = database.execute("SELECT generation, sealed FROM secrets").fetchone()
     with Store(url, vault) as store:
         put(store, NAME, b"new", 2)
+    return generation, sealed
+
+
+def test_an_old_row_does_not_come_back(tmp_path: Path, vault: Vault) -> None:
+    old = replaced(tmp_path, vault)
     with sqlite3.connect(tmp_path / "broker.db") as database:
         database.execute("UPDATE secrets SET generation = ?, sealed = ?", old)
     with pytest.raises(BrokerError, match="not what was stored last"):
-        Store(url, vault)
+        Store(f"sqlite:///{tmp_path}/broker.db", vault)
 
 
 HIDDEN = {
@@ -182,13 +188,7 @@ HIDDEN = {
 @pytest.mark.parametrize("what", HIDDEN)
 def test_nor_with_its_entry_hidden(tmp_path: Path, vault: Vault, what: str, checked: bool) -> None:
     """One secret alone is put back, as it was when others might have it, and the log's entry of the change with it."""
-    url = f"sqlite:///{tmp_path}/broker.db"
-    with Store(url, vault) as store:
-        put(store, NAME, b"old")
-    with sqlite3.connect(tmp_path / "broker.db") as database:
-        old = database.execute("SELECT generation, sealed FROM secrets").fetchone()
-    with Store(url, vault) as store:
-        put(store, NAME, b"new", 2)
+    url, old = f"sqlite:///{tmp_path}/broker.db", replaced(tmp_path, vault)
     if checked:
         Store(url, vault).close()
     with sqlite3.connect(tmp_path / "broker.db") as database:
