@@ -26,7 +26,7 @@ _KIND: Final = "cosign container image signature"
 
 
 def sign_manifest(key: PrivateKey, digest: str, reference: str) -> tuple[bytes, str]:
-    """The payload for the manifest with SHA-256 ``digest`` (hex), known as ``reference`` without its tag, and the
+    """The payload for the manifest with SHA-256 ``digest`` (hex), known as ``reference`` (registry/name:tag), and the
     signature (base64). Raises ``ConfigError`` for a key of another kind."""
     if not isinstance(key, EllipticCurvePrivateKey):
         raise ConfigError("registries' signatures are by ECDSA P-256", hint="sign with such a key")

@@ -68,7 +68,9 @@ def _push(options: argparse.Namespace, output: Output) -> int:
     reference = Reference.parse(options.reference)
     key = load_key(options.sign) if options.sign else None
     bundle = Bundle.open(options.bundle)
-    signatures = [sign_manifest(key, bundle.manifest_digest, reference.name)] if key else []
+    # With its tag: policies accept a signature for what was asked for, and for no other tag.
+    named = f"{reference.name}:{reference.tag}"
+    signatures = [sign_manifest(key, bundle.manifest_digest, named)] if key else []
     lines = ["with the signature of a platform's owner"] if bundle.signature else []
     lines += ["signed with this key"] if key else []
     output.progress("sending")

@@ -79,7 +79,9 @@ class Skopeo:
         Raises ``RegistryError``, ``NoSpace``.
         """
         words = [*self._global(_ANSWER_SECONDS + total // _SLOWEST, trusted=trusted)]
-        words += ["copy", "--quiet", "--preserve-digests", *self._reach("src-"), reference, f"oci:{layout}:{name}"]
+        # The policy has judged the signatures by then; a layout has no place for them.
+        words += ["copy", "--quiet", "--preserve-digests", "--remove-signatures"]
+        words += [*self._reach("src-"), reference, f"oci:{layout}:{name}"]
         self._check(self._run(words, largest + MAX_MANIFEST), reference, layout)
 
     def send(self, layout: Path, name: str, reference: str, *, total: int, index: bool = False) -> None:
