@@ -151,17 +151,30 @@ def collection(halves: dict[int, bytes], tag: int = 907) -> bytes:
     return dumps(cbor2.CBORTag(tag, entries))
 
 
-def verify(token: bytes, platform: Platform, **changes: Any) -> VerifiedRealm:
-    """Verify with what a user of ``platform`` would expect, except for ``changes``."""
-    expected: dict[str, Any] = {
+def claim(key: int, value: Any) -> Change:
+    """Another value of one claim."""
+    return lambda claims: claims.update({key: value})
+
+
+def without(key: int) -> Change:
+    return lambda claims: claims.pop(key)
+
+
+def expected(platform: Platform, **changes: Any) -> dict[str, Any]:
+    """What a user of ``platform`` expects, except for ``changes``; the challenge is another matter."""
+    values = {
         "roots": platform.roots,
         "references": platform.references,
-        "challenge": launch_challenge(NONCE, INSTANCE),
         "measurement": MEASUREMENT,
         "personalization": PERSONALIZATION,
         "now": NOW,
     }
-    return verify_evidence(token, **{**expected, **changes})
+    return {**values, **changes}
+
+
+def verify(token: bytes, platform: Platform, **changes: Any) -> VerifiedRealm:
+    """Verify with what a user of ``platform`` would expect, except for ``changes``."""
+    return verify_evidence(token, **expected(platform, **{"challenge": launch_challenge(NONCE, INSTANCE), **changes}))
 
 
 def published(platform: Platform) -> bytes:

@@ -6,17 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from attest_factory import (
-    INSTANCE,
-    MEASUREMENT,
-    NONCE,
-    NOW,
-    PERSONALIZATION,
-    Change,
-    Platform,
-    collection,
-    new_key,
-)
+from attest_factory import INSTANCE, MEASUREMENT, NONCE, NOW, PERSONALIZATION, Platform, claim, collection, new_key
 from cryptography.x509 import ReasonFlags, load_der_x509_certificate
 
 from vambrace.attest.anchors import Anchors
@@ -43,10 +33,6 @@ POLICY = Policy(measurements=frozenset({MEASUREMENT}), owners=frozenset({PERSONA
 @pytest.fixture(scope="module")
 def platform() -> Platform:
     return Platform()
-
-
-def claim(key: int, value: Any) -> Change:
-    return lambda claims: claims.update({key: value})
 
 
 def judge(platform: Platform, token: bytes | None = None, **changes: Any) -> Appraisal:

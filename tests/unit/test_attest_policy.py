@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from attest_factory import INSTANCE, MEASUREMENT, NONCE, NOW, PERSONALIZATION, Change, Platform
+from attest_factory import INSTANCE, MEASUREMENT, NONCE, NOW, PERSONALIZATION, Change, Platform, claim
 
 from vambrace.attest.anchors import Anchors
 from vambrace.attest.appraisal import appraise
@@ -27,10 +27,6 @@ from vambrace.errors import (
 
 HEAD = 'schema = "vambrace.policy/1"\n'
 GOOD = f'[realm]\nmeasurements = ["{MEASUREMENT.hex()}"]\n'
-
-
-def claim(key: int, value: Any) -> Change:
-    return lambda claims: claims.update({key: value})
 
 
 @pytest.fixture(scope="module")

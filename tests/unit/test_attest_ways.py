@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from attest_factory import COMPONENTS, INSTANCE, MEASUREMENT, NONCE, NOW, PERSONALIZATION, Platform, verify
+from attest_factory import COMPONENTS, INSTANCE, MEASUREMENT, NONCE, NOW, Platform, expected, verify
 
 from vambrace.attest.challenge import channel_challenge
 from vambrace.attest.policy import CACHE_DEMANDS, Policy
@@ -34,23 +34,12 @@ SPKI = b"the TLS key of this session"
 OTHER = bytes(16)
 
 
-def expected(**changes: Any) -> dict[str, Any]:
-    values = {
-        "roots": GOOD.roots,
-        "references": GOOD.references,
-        "measurement": MEASUREMENT,
-        "personalization": PERSONALIZATION,
-        "now": NOW,
-    }
-    return {**values, **changes}
-
-
 def launch(token: bytes, **changes: Any) -> None:
-    verify_launch(token, **{"nonce": NONCE, **expected(**changes)})
+    verify_launch(token, **{"nonce": NONCE, **expected(GOOD, **changes)})
 
 
 def channel(token: bytes) -> None:
-    verify_channel(token, nonce=NONCE, spki=SPKI, instance=INSTANCE, **expected())
+    verify_channel(token, nonce=NONCE, spki=SPKI, instance=INSTANCE, **expected(GOOD))
 
 
 def relayed() -> bytes:
