@@ -85,6 +85,15 @@ def test_a_program_that_says_where_its_libraries_are(tree: Path, files: Path) ->
     assert "packages" in str(caught.value.hint)
 
 
+def test_a_program_behind_a_link(tree: Path, files: Path) -> None:
+    """$ORIGIN is where the program is, not where a link to it is, as with alternatives."""
+    compile_program(files, "-Wl,-rpath,$ORIGIN/lib")
+    (tree / "usr/bin/server").symlink_to("/etc/alternatives/server")
+    (tree / "etc/alternatives").mkdir(parents=True)
+    (tree / "etc/alternatives/server").symlink_to("/app/analysis/server")
+    check(tree, files, "server")
+
+
 def test_another_dynamic_linker(tree: Path, files: Path) -> None:
     (files / "main.c").write_text("int main(void) { return 0; }\n")
     musl = "-Wl,--dynamic-linker=/lib/ld-musl-aarch64.so.1"

@@ -19,9 +19,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from vambrace.attest.suites import PrivateKey, PublicKey
 from vambrace.errors import ConfigError, SignatureInvalid
 
-PAYLOAD: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
-ANNOTATION: Final = "dev.cosignproject.cosign/signature"
-MAX_PAYLOAD: Final = 16 << 10
 _KIND: Final = "cosign container image signature"
 
 

@@ -115,10 +115,16 @@ def add_accounts(tree: Path, names: Sequence[str], lines: Sequence[str] = ()) ->
 
 
 def inside(tree: Path, path: str, mounts: Mapping[str, Path] | None = None) -> Path | None:
-    """Where ``path`` of the system in ``tree`` leads, links followed as that system would; None where to nothing.
+    """What ``path`` of the system in ``tree`` leads to, links followed as that system would; None where to nothing.
 
     ``mounts`` are folders of this machine that stand in places of the system's.
     """
+    place = resolve(tree, path, mounts)
+    return None if place is None else _here(tree, PurePosixPath(place).parts[1:], mounts or {})
+
+
+def resolve(tree: Path, path: str, mounts: Mapping[str, Path] | None = None) -> str | None:
+    """As ``inside``, but how that system calls it: a path without links."""
     done: list[str] = []
     todo = list(reversed(PurePosixPath(path).parts))
     links = 0
@@ -135,8 +141,7 @@ def inside(tree: Path, path: str, mounts: Mapping[str, Path] | None = None) -> P
             todo += reversed(PurePosixPath(here.readlink()).parts)
             continue
         done.append(part)
-    found = _here(tree, done, mounts or {})
-    return found if found.exists() else None
+    return str(PurePosixPath("/", *done)) if _here(tree, done, mounts or {}).exists() else None
 
 
 def _here(tree: Path, parts: Sequence[str], mounts: Mapping[str, Path]) -> Path:

@@ -13,7 +13,7 @@ from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import InterpSegment
 
 from vambrace.application import Application
-from vambrace.debian.configure import inside
+from vambrace.debian.configure import inside, resolve
 from vambrace.errors import ConfigError
 
 #: As the agent has it for a program whose environment does not say otherwise (vambrace_agent.confine).
@@ -50,8 +50,14 @@ class Surroundings:
 
     def find(self, path: str) -> Path | None:
         """The file of this machine that is at ``path`` there."""
-        whole = str(PurePosixPath(self.application.directory, path))
-        return inside(self.tree, whole, self.mounts)
+        return inside(self.tree, self._whole(path), self.mounts)
+
+    def origin(self, path: str) -> str:
+        """The folder that the program at ``path`` is in, once no link is left: its $ORIGIN (ld.so(8))."""
+        return str(PurePosixPath(resolve(self.tree, self._whole(path), self.mounts) or path).parent)
+
+    def _whole(self, path: str) -> str:
+        return str(PurePosixPath(self.application.directory, path))
 
     def place(self, program: str) -> str | None:
         """Where a command finds ``program``."""
@@ -99,7 +105,7 @@ def _check(program: str, around: Surroundings, *, scripts: int) -> None:
         if words[0].endswith("/env") and len(words) == 2:
             _check(words[1], around, scripts=scripts - 1)
     elif start.startswith(b"\x7fELF"):
-        _check_libraries(program, found, str(PurePosixPath(around.application.directory, place).parent), around)
+        _check_libraries(program, found, around.origin(place), around)
     else:
         raise ConfigError(f"{program[:80]} is neither a program nor a script", hint="an arm64 ELF file, or #! first")
 
