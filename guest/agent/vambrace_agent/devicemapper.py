@@ -69,7 +69,6 @@ class Forged(AgentError):
     """What is on the disk is not what was written with these keys."""
 
 
-_KINDS = {errno.EBUSY: Busy, errno.EILSEQ: Forged}
 
 
 def _call(operation: int, name: str, flags: int, table: bytearray | None = None) -> tuple[int]:
@@ -87,7 +86,7 @@ def _call(operation: int, name: str, flags: int, table: bytearray | None = None)
     try:
         fcntl.ioctl(control, _NUMBER + operation, request, True)
     except OSError as error:
-        kind = _KINDS.get(error.errno or 0, AgentError)
+        kind = Busy if error.errno == errno.EBUSY else AgentError
         raise kind(f"the kernel refuses the device {name}: {error.strerror}") from None
     finally:
         os.close(control)

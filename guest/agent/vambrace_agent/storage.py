@@ -17,7 +17,7 @@ import hmac
 import os
 
 from vambrace_agent import AgentError, programs
-from vambrace_agent.devicemapper import SECTOR, Device
+from vambrace_agent.devicemapper import SECTOR, Device, Forged
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -89,20 +89,26 @@ class Stack:
         return self._devices[-1].path
 
     def make(self, which: int, salt: bytes, *, lasting: bool) -> None:
-        """As ``open``, with nothing in it: what the disk had is worthless."""
+        """Set up the devices over A or B with nothing in it; what the disk had is worthless. ``lasting``: by way of a
+        journal, so that blocks and their tags change together. Raises ``AgentError``: the kernel refuses."""
         tags = self._open_tags(which, salt)
         try:
             overwrite(tags.path, 0, BLOCK)  # dm-integrity begins anew where it finds zeros
         finally:
             tags.remove()
-        self.open(which, salt, lasting=lasting)
+        self._set_up(which, salt, lasting=lasting)
         # The tools read these blocks before they write all of them.
         overwrite(self.path, 0, MIB)
         overwrite(self.path, self._layout.data_size - MIB, MIB)
 
-    def open(self, which: int, salt: bytes, *, lasting: bool) -> None:
-        """Set up the devices over A or B, encrypted with ``salt``. ``lasting``: by way of a journal, so that blocks and
-        their tags change together. Raises ``AgentError``: the kernel refuses, or there is no such thing on the disk."""
+    def open(self, which: int, salt: bytes) -> None:
+        """What was made to last, over A or B, encrypted with ``salt``. Raises ``Forged``: it is not on the disk."""
+        try:
+            self._set_up(which, salt, lasting=True)
+        except AgentError as error:
+            raise Forged(str(error)) from None
+
+    def _set_up(self, which: int, salt: bytes, *, lasting: bool) -> None:
         layout, keys = self._layout, self._keys
         sectors = layout.data_size // SECTOR
         try:

@@ -209,7 +209,7 @@ class Volume:
             _write(path, SLOTS[following.which], following.encode(key))
             keeper.commit(following)
             if current is not None:
-                self.stack.open(following.which, following.tags_salt, lasting=True)
+                self.stack.open(following.which, following.tags_salt)
         except BaseException:
             self.stack.close()
             raise

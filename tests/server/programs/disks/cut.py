@@ -1,0 +1,63 @@
+"""Appends records to a volume, each confirmed when it is on the disk, until the power goes. What its broker knows is on
+a disk of its own, which is true to what it said."""
+
+import json
+import os
+
+from vambrace_agent.settings import Disk
+from vambrace_agent.volumes import Volumes, find
+
+MOUNT = "/run/vambrace/volumes/volume-records"
+RECORDS = f"{MOUNT}/records"
+
+
+class Application:
+    uid = 1000
+    mounts = []
+
+
+class Broker:
+    def __init__(self):
+        self._fd = os.open(find("broker"), os.O_RDWR)
+        text = os.pread(self._fd, 4096, 0).rstrip(b"\0")
+        self.key, self.generation, self.state = bytes(range(32)), 0, b""
+        if text:
+            self.generation, self.state = json.loads(text)
+            self.state = bytes.fromhex(self.state)
+
+    def session(self):
+        return self
+
+    def volume(self, _name):
+        return self
+
+    def close(self):
+        pass
+
+    def admits(self, generation, state):
+        return (generation, state) == (self.generation, self.state)
+
+    def commit(self, state):
+        self.generation, self.state = self.generation + 1, state
+        os.pwrite(self._fd, json.dumps([self.generation, state.hex()]).encode().ljust(4096, b"\0"), 0)
+        os.fsync(self._fd)
+
+
+broker = Broker()
+size = os.lseek(os.open(find("volume-0"), os.O_RDONLY), 0, os.SEEK_END)
+fields = {"name": "records", "serial": "volume-0", "application": "a", "size": size, "mount": "/data/r", "key": "a/b/c"}
+os.makedirs("/run/vambrace", mode=0o700)
+print("opening: now", flush=True)
+Volumes(broker, None).attach(Disk(fields), Application)
+with open(RECORDS, "a+") as file:
+    file.seek(0)
+    found = file.read().split()
+whole = found == [str(number + 1) for number in range(len(found))]
+print(f"found: {len(found)} {whole} {broker.generation}", flush=True)
+fd = os.open(RECORDS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+number = len(found)
+while True:
+    number += 1
+    os.write(fd, f"{number}\n".encode())
+    os.fsync(fd)
+    print(f"kept: {number}", flush=True)
