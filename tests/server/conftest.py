@@ -23,7 +23,7 @@ from vambrace.image.base import RuntimeBase, runtime_base
 
 ORDER = (
     "test_storage",  # no server
-    *("test_verdicts", "test_suite_tokens", "test_freed", "test_auto", "test_exchange", "test_network"),  # DOOR
+    *("test_verdicts", "test_suite_tokens", "test_freed", "test_auto", "test_neighbours"),  # DOOR
     *("test_census", "test_applications", "test_secrets", "test_volumes", "test_hostile"),
     *("test_domains", "test_devices"),
     *("test_inside", "test_published", "test_owner", "test_relay"),  # pair

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 
-PORT = 8000
+PORT = 9000
 SIZE = 3 << 20
 
 

@@ -3,7 +3,7 @@
 import socket
 import threading
 
-PORT = 8000
+PORT = 9000
 
 
 def echo(stream: socket.socket) -> None:
