@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from broker_world import PASSWORD, SECRET, VOLUME, World
+from cryptography.hazmat.primitives.serialization import Encoding
 from described import Answer, check
 from openapi_spec_validator import validate
 
@@ -107,6 +109,13 @@ def test_nobody_else(world: World, method: str, path: str) -> None:
     assert ask(world, method, path, {} if method == "PUT" else None)[0] == 403
     elsewhere = path.replace("patients", "others")
     assert ask(world, method, elsewhere, {} if method == "PUT" else None, owner=world.owner)[0] == 403
+    entry = next(entry for entry in reversed(world.log()) if entry["event"] == "owner")
+    assert entry["outcome"] == "refused" and "others" in entry["reason"]
+    assert entry["subject"]["administrator"] == hashlib.sha256(der(world.owner)).hexdigest()
+
+
+def der(owner: OwnerIdentity) -> bytes:
+    return owner.certificate.public_bytes(Encoding.DER)
 
 
 def test_a_stranger_does_not_get_in(world: World) -> None:

@@ -27,17 +27,17 @@ def routes() -> list[web.RouteDef]:
 
 
 async def get_secrets(request: web.Request) -> web.StreamResponse:
-    repository = _owned(request)
+    repository = await _owned(request)
     return web.json_response({"secrets": await request.app[BROKER].secrets(repository)})
 
 
 async def get_secret(request: web.Request) -> web.StreamResponse:
-    _owned(request)
+    await _owned(request)
     return web.json_response(await request.app[BROKER].describe(_name(request)))
 
 
 async def put_secret(request: web.Request) -> web.StreamResponse:
-    _owned(request)
+    await _owned(request)
     body = await json_body(request)
     value = base64_field(body, "value") if "value" in body else None
     policy = ReleasePolicy.parse(body.get("platform"), body["policy"]) if "policy" in body else None
@@ -46,14 +46,14 @@ async def put_secret(request: web.Request) -> web.StreamResponse:
 
 
 async def delete_secret(request: web.Request) -> web.StreamResponse:
-    _owned(request)
+    await _owned(request)
     await request.app[BROKER].delete(_name(request), caller_of(request))
     return web.Response(status=204)
 
 
 async def get_audit(request: web.Request) -> web.StreamResponse:
     """Of the log, what is about this repository, and where the whole log ends."""
-    repository = _owned(request)
+    repository = await _owned(request)
     after = request.query.get("after", "0")
     if not (after.isascii() and after.isdigit()) or len(after) > 18:
         raise web.HTTPBadRequest(reason="after is the number of an entry")
@@ -67,15 +67,17 @@ def _head(sequence: int, digest: bytes) -> dict[str, Any]:
     return {"sequence": sequence, "hash": digest.hex()}
 
 
-def _owned(request: web.Request) -> str:
+async def _owned(request: web.Request) -> str:
     """The repository, which is the caller's. Raises ``NotReleased`` (403): others' are not told from missing ones."""
     repository = request.match_info["repository"]
     certificate = certificate_of(request)
     if not certificate or certificate not in request.app[SETTINGS].repositories.get(repository, frozenset()):
-        raise NotReleased(
+        error = NotReleased(
             f"this is not the repository of who asks: {repository[:64]!a}",
             hint="show the certificate of one of its owners, as the broker's settings name them",
         )
+        await request.app[BROKER].refuse("owner", error, caller_of(request))
+        raise error
     return repository
 
 

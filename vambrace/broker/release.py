@@ -74,14 +74,35 @@ class Broker:
         self._refusals = Refusals()
         self._clock = clock
 
+    # For everybody
+
+    async def refuse(self, what: str, error: NotReleased, caller: Caller) -> None:
+        """Write that ``error`` refuses somebody before there is anything to decide."""
+        reason = self._refusals.entry(client_of(caller.address), error.message)
+        if reason is not None:
+            event = Event(what, REFUSED, reason=reason, subject=caller.subject())
+            await self._store.transact(lambda log: log.append(event))
+
     # For Realms
+
+    async def session(self, identifier: str, connection: object, caller: Caller) -> Session:
+        """The session of that name, if this connection has it. Raises ``NotReleased`` (401)."""
+        try:
+            return self.sessions.find(identifier, connection)
+        except NotReleased as error:
+            await self.refuse("session", error, caller)
+            raise
 
     async def attest(self, session: Session, jwk: Any, evidence: bytes, caller: Caller) -> str:
         """Take the answer to the session's challenge, once; returns an attestation result (JWT).
 
         Raises ``NotReleased`` (401) with the reason.
         """
-        nonce = self.sessions.take_nonce(session)
+        try:
+            nonce = self.sessions.take_nonce(session)
+        except NotReleased as error:
+            await self.refuse("attest", error, caller)
+            raise
 
         def decide(transaction: Transaction) -> tuple[Appraisal, Attested] | str:
             subject = caller.subject()

@@ -76,7 +76,7 @@ async def post_auth(request: web.Request) -> web.StreamResponse:
 
 async def post_attest(request: web.Request) -> web.StreamResponse:
     """The answer to it."""
-    session = _session(request)
+    session = await _session(request)
     body = await json_body(request)
     runtime = body.get("runtime-data", body)  # before 0.2 what is in it stood beside the evidence
     if not isinstance(runtime, dict):
@@ -89,12 +89,12 @@ async def post_attest(request: web.Request) -> web.StreamResponse:
 async def get_resource(request: web.Request) -> web.StreamResponse:
     part = request.match_info
     name = ResourceName(part["repository"], part["type"], part["tag"])
-    envelope = await request.app[BROKER].release(_session(request), name)
+    envelope = await request.app[BROKER].release(await _session(request), name)
     return web.Response(text=envelope, content_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 async def post_commit(request: web.Request) -> web.StreamResponse:
-    session = _session(request)
+    session = await _session(request)
     name = ResourceName(request.match_info["repository"], VOLUME, request.match_info["tag"])
     body = await json_body(request)
     generation = body.get("generation")
@@ -112,8 +112,9 @@ def _connection(request: web.Request) -> object:
     return request.transport
 
 
-def _session(request: web.Request) -> Session:
-    return request.app[BROKER].sessions.find(request.cookies.get(COOKIE, ""), _connection(request))
+async def _session(request: web.Request) -> Session:
+    identifier = request.cookies.get(COOKIE, "")
+    return await request.app[BROKER].session(identifier, _connection(request), caller_of(request))
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext:
