@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sqlite3
@@ -175,6 +176,19 @@ def test_places_that_are_none(tmp_path: Path, vault: Vault) -> None:
         with pytest.raises(ConfigError) as error:
             Anchor(path, vault)
         assert error.value.hint
+
+
+def test_the_end_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At the start and at the end, for who has no anchor, or keeps lines longer than files."""
+    caplog.set_level(logging.INFO)
+    world = World(tmp_path)
+    with world.running():
+        world.store()
+    told = [record.getMessage() for record in caplog.records if "audit log ends" in record.getMessage()]
+    kept = read_anchor(world.home / "log.anchor", Vault.load(world.settings.master_key))
+    assert kept is not None and len(told) == 2
+    assert told[0].startswith("the audit log ends with entry 0,")
+    assert told[1] == f"the audit log ends with entry {kept.sequence}, {kept.hash.hex()}"
 
 
 def test_a_backup_that_is_meant(tmp_path: Path, capsys: Capture) -> None:

@@ -183,6 +183,11 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def head(self) -> Head:
+        """Where the log ends, as far as this broker has read or written it."""
+        return self._known.head
+
     def close(self) -> None:
         """Do what waits, then leave the database."""
         self._queue.put(None)
