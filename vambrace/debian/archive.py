@@ -6,12 +6,14 @@ same bits, or says which of them the archive no longer has.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -145,12 +147,19 @@ class Archive:
         temporary.rename(self.lock_file)
 
     def _apt(self, *arguments: str) -> str:
-        configuration = self._configure()
-        environment = {"APT_CONFIG": str(configuration)}
-        if not self._updated:
-            tools.run(["apt-get", "update"], env=environment, log=self.directory / "update.log")
-            self._updated = True
-        return tools.run(["apt-get", *arguments], env=environment)
+        with self._alone():
+            environment = {"APT_CONFIG": str(self._configure())}
+            if not self._updated:
+                tools.run(["apt-get", "update"], env=environment, log=self.directory / "update.log")
+                self._updated = True
+            return tools.run(["apt-get", *arguments], env=environment)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Another build of this user may be at the same state and the same downloads."""
+        with (self.directory / "lock").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def _configure(self) -> Path:
         root = self.directory.resolve()
@@ -209,6 +218,10 @@ class Archive:
         target = self.downloads / package.sha256[:16] / Path(package.path).name
         if target.exists():
             return target
+        with self._alone():
+            return target if target.exists() else self._download(package, target)
+
+    def _download(self, package: Package, target: Path) -> Path:
         target.parent.mkdir(exist_ok=True)
         partial = target.with_suffix(target.suffix + ".part")
         try:

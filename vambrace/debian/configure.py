@@ -125,6 +125,13 @@ def inside(tree: Path, path: str, mounts: Mapping[str, Path] | None = None) -> P
 
 def resolve(tree: Path, path: str, mounts: Mapping[str, Path] | None = None) -> str | None:
     """As ``inside``, but how that system calls it: a path without links."""
+    try:
+        return _resolve(tree, path, mounts or {})
+    except (OSError, ValueError):
+        return None  # a name that no file system takes
+
+
+def _resolve(tree: Path, path: str, mounts: Mapping[str, Path]) -> str | None:
     done: list[str] = []
     todo = list(reversed(PurePosixPath(path).parts))
     links = 0
@@ -133,7 +140,7 @@ def resolve(tree: Path, path: str, mounts: Mapping[str, Path] | None = None) -> 
         if part in ("/", ".."):
             done = [] if part == "/" else done[:-1]
             continue
-        here = _here(tree, [*done, part], mounts or {})
+        here = _here(tree, [*done, part], mounts)
         if here.is_symlink():
             links += 1
             if links > _MAX_LINKS:
@@ -141,7 +148,7 @@ def resolve(tree: Path, path: str, mounts: Mapping[str, Path] | None = None) -> 
             todo += reversed(PurePosixPath(here.readlink()).parts)
             continue
         done.append(part)
-    return str(PurePosixPath("/", *done)) if _here(tree, done, mounts or {}).exists() else None
+    return str(PurePosixPath("/", *done)) if _here(tree, done, mounts).exists() else None
 
 
 def _here(tree: Path, parts: Sequence[str], mounts: Mapping[str, Path]) -> Path:

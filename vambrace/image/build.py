@@ -74,7 +74,8 @@ def build_bundle(
                 shutil.copytree(environments[name], target / python.FOLDER, symlinks=True)
             check_program(program.application, base.tree, target)
             if program.key:
-                (tree / name).mkdir(mode=0o755)
+                (tree / name).mkdir()
+                (tree / name).chmod(0o755)
                 paths[target.name] = work / f"{target.name}.erofs"
                 disks[target.name] = make_erofs(target, paths[target.name])
         for name, resource in encrypted_disks(manifest).items():

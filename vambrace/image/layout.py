@@ -69,6 +69,11 @@ def read_object(data: bytes, what: str) -> dict[str, Any]:
     return value
 
 
+def printable(text: str) -> str:
+    """The beginning of what a stranger says, fit for one line."""
+    return "".join(sign if sign.isprintable() else " " for sign in text[:100])
+
+
 def image_config(layers: list[dict[str, Any]]) -> bytes:
     """The configuration of an image that is not run, as cosign writes it: nothing but which layers it has."""
     ids = [layer["digest"] for layer in layers]

@@ -23,7 +23,7 @@ _MAX_LIBRARIES: Final = 500
 _MACHINES: Final = {"EM_X86_64": "x86-64", "EM_386": "32-bit x86", "EM_ARM": "32-bit Arm", "EM_RISCV": "RISC-V"}
 _DAMAGED = (
     *(ELFError, ConstructError, struct.error),
-    *(ValueError, LookupError, AssertionError, AttributeError, OverflowError),
+    *(ValueError, LookupError, AssertionError, AttributeError, TypeError, ArithmeticError, OSError, MemoryError),
 )
 
 

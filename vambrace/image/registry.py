@@ -26,7 +26,7 @@ from vambrace.errors import ImageError, NoSpace, UsageError
 from vambrace.image import bundle as form
 from vambrace.image import ustar
 from vambrace.image.bundle import Bundle, Part
-from vambrace.image.layout import INDEX, LAYOUT, MANIFEST, Layout, image_config, read_object
+from vambrace.image.layout import INDEX, LAYOUT, MANIFEST, Layout, image_config, printable, read_object
 from vambrace.image.skopeo import MAX_MANIFEST, Skopeo
 
 COSIGN_PAYLOAD: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -108,10 +108,15 @@ def look(reference: Reference, skopeo: Skopeo) -> RemoteImage:
         raise ImageError(f"{reference}: the registry has no such image", hint="correct the reference")
     if reference.digest and hashlib.sha256(manifest).hexdigest() != reference.digest:
         raise ImageError(f"{reference}: the registry sent another manifest", hint="do not use this registry")
+    return describe(reference, manifest)
+
+
+def describe(reference: Reference, manifest: bytes) -> RemoteImage:
+    """What ``manifest`` states. Raises ``ImageError`` where it is not that of a bundle."""
     value = read_object(manifest, f"{reference}: its manifest")
     kind = value.get("artifactType")
     if value.get("mediaType") != MANIFEST or kind != form.ARTIFACT:
-        other = str(kind or value.get("mediaType"))[:100]
+        other = printable(str(kind or value.get("mediaType")))
         raise ImageError(f"{reference}: no image of vambrace, but {other}", hint=f"its artifactType is {form.ARTIFACT}")
     layers = value.get("layers")
     if not isinstance(layers, list) or not 2 <= len(layers) <= 2 + MAX_DISKS:
@@ -120,7 +125,7 @@ def look(reference: Reference, skopeo: Skopeo) -> RemoteImage:
     blobs = [_blob(value.get("config"), "configuration", MAX_CONFIG_BYTES)]
     for layer, bound in zip(layers, most, strict=False):
         notes = layer.get("annotations") if isinstance(layer, dict) else None
-        title = str(notes.get("org.opencontainers.image.title") if isinstance(notes, dict) else "disk")[:80]
+        title = printable(str(notes.get("org.opencontainers.image.title") if isinstance(notes, dict) else "disk"))
         blobs.append(_blob(layer, title, bound))
     return RemoteImage(reference, manifest, tuple(blobs))
 

@@ -131,6 +131,8 @@ def _lines(path: Path, seen: set[Path]) -> Iterable[tuple[str, str]]:
         raise ConfigError(f"{path}: {error.strerror}", hint="paths are relative to the file that names them") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text", hint="one requirement a line") from None
+    except ValueError:
+        raise ConfigError(f"{path}: no name of a file", hint="correct the name behind -r") from None
     whole = ""
     for number, line in enumerate(text.splitlines(), 1):
         whole += " " + re.sub(r"(^|\s)#.*$", "", line).strip()
