@@ -273,6 +273,26 @@ def test_what_strangers_send_is_not_in_the_log(world: World, caplog: pytest.LogC
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
+def test_who_never_ends_to_ask_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header that comes byte by byte, long before the connection's time is over; who asks at once stays."""
+    monkeypatch.setattr("vambrace.serving.doors.REQUEST_SECONDS", 0.5)
+    context = ssl.create_default_context(cafile=str(world.home / "certificate.pem"))
+    ours = http.client.HTTPSConnection("localhost", world.port, context=context, timeout=20)
+    with socket.create_connection(("localhost", world.port), 10) as stream:
+        tls = context.wrap_socket(stream, server_hostname="localhost")
+        ours.request("GET", "/v1/openapi.json")
+        ours.getresponse().read()
+        begun = time.monotonic()
+        with pytest.raises(OSError):
+            tls.sendall(b"GET / HTTP/1.1\r\nX: ")
+            while time.monotonic() < begun + 20:
+                tls.sendall(b"x")
+                time.sleep(0.05)
+        ours.request("GET", "/v1/openapi.json")
+        assert ours.getresponse().status == 200
+    ours.close()
+
+
 def test_connections_of_one_client_are_bounded(tmp_path: Path) -> None:
     """From the first packet on: some never begin their handshake, and one has it behind it and asks nothing."""
     world = World(tmp_path)

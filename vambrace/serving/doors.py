@@ -11,14 +11,20 @@ import ipaddress
 import logging
 import socket
 import ssl
+from asyncio import FIRST_COMPLETED
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from vambrace.serving.problems import Handler
 
 HANDSHAKE_SECONDS: Final = 10.0
+#: From the end of the handshake until the head of the first request is there.
+REQUEST_SECONDS: Final = 20.0
 #: From one request to the next of a connection.
 IDLE_SECONDS: Final = 75.0
 FINISH_SECONDS: Final = 2.0
@@ -66,14 +72,15 @@ async def serving(
     runner = web.AppRunner(
         app, access_log=None, logger=_strangers, keepalive_timeout=IDLE_SECONDS, shutdown_timeout=FINISH_SECONDS
     )
+    keeper = _Gatekeeper(bounds, context)
+    app.middlewares.insert(0, keeper.middleware())
     async with contextlib.AsyncExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in await _listeners(*place)]
         await runner.setup()
         assert runner.server is not None
-        keeper = _Gatekeeper(runner.server, bounds, context)
         stack.push_async_callback(keeper.close)
         stack.push_async_callback(runner.cleanup)
-        tasks = [asyncio.create_task(keeper.accept(listener)) for listener in listeners]
+        tasks = [asyncio.create_task(keeper.accept(listener, runner.server)) for listener in listeners]
         try:
             yield listeners[0].getsockname()[1]
         finally:
@@ -98,15 +105,27 @@ async def _listeners(name: str, port: int) -> list[socket.socket]:
 
 
 class _Gatekeeper:
-    def __init__(self, make: Callable[[], asyncio.Protocol], bounds: Bounds, context: ssl.SSLContext | None) -> None:
-        self._make = make
+    def __init__(self, bounds: Bounds, context: ssl.SSLContext | None) -> None:
         self._bounds = bounds
         self._context = context
         self._open: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watched: dict[asyncio.BaseProtocol, _Watched] = {}
 
-    async def accept(self, listener: socket.socket) -> None:
-        """For ever."""
+    def middleware(self) -> Middleware:
+        """Notes that somebody has asked for something."""
+
+        @web.middleware
+        async def noted(request: web.Request, handler: Handler) -> web.StreamResponse:
+            watched = self._watched.get(request.protocol)
+            if watched is not None and not watched.asked.done():
+                watched.asked.set_result(None)
+            return await handler(request)
+
+        return noted
+
+    async def accept(self, listener: socket.socket, make: Callable[[], asyncio.Protocol]) -> None:
+        """For ever; ``make`` gives the protocol of each connection."""
         loop = asyncio.get_running_loop()
         while True:
             try:
@@ -119,7 +138,7 @@ class _Gatekeeper:
                 stream.close()
                 continue
             self._open[client] += 1
-            task = asyncio.create_task(self._serve(stream))
+            task = asyncio.create_task(self._serve(stream, make()))
             self._tasks.add(task)
             task.add_done_callback(lambda task, client=client: self._left(task, client))  # type: ignore[misc]
 
@@ -135,8 +154,8 @@ class _Gatekeeper:
         if not self._open[client]:
             del self._open[client]
 
-    async def _serve(self, stream: socket.socket) -> None:
-        watched = _Watched(self._make())
+    async def _serve(self, stream: socket.socket, protocol: asyncio.Protocol) -> None:
+        watched = self._watched[protocol] = _Watched(protocol)
         try:
             async with asyncio.timeout(self._bounds.seconds):
                 await asyncio.get_running_loop().connect_accepted_socket(
@@ -145,21 +164,26 @@ class _Gatekeeper:
                     ssl=self._context,
                     ssl_handshake_timeout=HANDSHAKE_SECONDS if self._context else None,
                 )
-                await watched.lost
+                await asyncio.wait((watched.asked, watched.lost), timeout=REQUEST_SECONDS, return_when=FIRST_COMPLETED)
+                if watched.asked.done():
+                    await watched.lost
         except (OSError, TimeoutError):
-            pass  # no handshake, or too long
+            pass  # no handshake in time, or it has lasted for as long as it may
         finally:
             watched.abort()
             stream.close()
+            del self._watched[protocol]
 
 
 class _Watched(asyncio.Protocol):
-    """Another protocol, and when its connection was lost."""
+    """Another protocol, when its connection was lost, and when it has asked for something."""
 
     def __init__(self, inner: asyncio.Protocol) -> None:
         self._inner = inner
         self._transport: asyncio.Transport | None = None
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.asked: asyncio.Future[None] = loop.create_future()
 
     def abort(self) -> None:
         if self._transport is not None:
