@@ -142,9 +142,13 @@ def serve_agent(listener: socket.socket, folder: Path, owner: OwnerIdentity, pla
     key, certificate = agent_channel.make_key(str(folder))
     context = agent_channel.make_context(key, certificate, owner.certificate_pem)
     monitor: Any = Monitor(platform)
+
+    def nothing(_application: Application) -> None:
+        pass
+
     events = Events("sha-256", lambda register, digest: None)
     service = Service(
-        Supervisor([], lambda application, output: 0, lambda application: None, select.poll()),
+        Supervisor([], lambda application, output: 0, nothing, nothing, select.poll()),
         monitor,
         events,
         agent_channel.public_key(certificate),

@@ -220,7 +220,7 @@ class Agent:
             fields = application.as_object() | {"memory": monitor.config.zones[index].memory}
             processes.append(Process(Application(index, fields), Log(str(logs))))
         self.events = Events(monitor.config.hash, monitor.extend)
-        supervisor = Supervisor(processes, self.launch, lambda application: None, loop.poll)
+        supervisor = Supervisor(processes, self.launch, self.terminate, lambda application: None, loop.poll)
         self.service = Service(
             supervisor, monitor, self.events, key or self.spki, monitor.instance, loop.wake, str(directory)
         )
@@ -246,6 +246,9 @@ class Agent:
         environment = {**os.environ, **application.environment, "ROOT": str(self.root), "NAME": application.name}
         actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
         return os.posix_spawnp(application.command[0], application.command, environment, file_actions=actions)
+
+    def terminate(self, application: Application) -> None:
+        os.kill(next(process.pid for process in self.processes if process.application is application), signal.SIGTERM)
 
     def close(self) -> None:
         """Kill the applications that still run (the loop's thread reaps them)."""

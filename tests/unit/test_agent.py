@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -126,7 +127,16 @@ class Realm:
             (folder / "results" / application.name).mkdir(parents=True)
             processes.append(Process(application, Log(str(logs))))
         port = Monitor(self.monitor.agent_fd, timeout=10)
-        self.supervisor = Supervisor(processes, launch, lambda application: None, loop.poll)
+        
+        def kill(number: int) -> Callable[[settings.Application], None]:
+            def each(application: settings.Application) -> None:
+                pid = next(process.pid for process in processes if process.application is application)
+                if pid:
+                    os.kill(pid, number)
+
+            return each
+
+        self.supervisor = Supervisor(processes, launch, kill(signal.SIGTERM), kill(signal.SIGKILL), loop.poll)
         self.key = channel.public_key(certificate)
         events = Events(wanted.hash, port.extend)
         service = Service(self.supervisor, port, events, self.key, port.identity(), loop.wake, root=str(folder))
@@ -254,7 +264,7 @@ def test_a_failure_is_told_with_its_code_only(make: Make) -> None:
     assert client.ask("logs", application="a")[1] == b"secret\n"
     client.ask("collected")
     assert realm.ended() == ("failed", "application a: exit code 3")
-    os.kill(realm.supervisor.processes[1].pid, 9)
+    assert realm.supervisor.processes[1].exit_code == 143  # the other one was asked to end
 
 
 def test_restarts_within_the_bound(make: Make, tmp_path: Path) -> None:
@@ -514,3 +524,25 @@ def test_devices_of_root_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         system.restrict(str(device))
     with pytest.raises(AgentError, match="cannot be restricted"):
         system.restrict(str(tmp_path / "none"))
+
+
+def test_its_owner_ends_an_application(make: Make) -> None:
+    """One that ends as it is asked to has succeeded; one that does not is killed when its time is over."""
+    polite, stubborn = "exec sleep 60", "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    made = make(
+        {"name": "a", "command": ["sh", "-c", polite], "restarts": 3},
+        {"name": "b", "command": ["sh", "-c", stubborn], "restarts": 3},
+    )
+    made.supervisor.processes[1].application.stop_seconds = 1
+    client = made.client()
+    client.ask("start")
+    wait_for(client, "a", "running")
+    while b"ready" not in client.ask("logs", application="b")[1]:
+        time.sleep(0.05)
+    assert client.ask("stop", application="c")[0] == {"ok": False, "error": "no such application"}
+    assert client.ask("stop", application="a")[0] == {"ok": True}
+    assert wait_for(client, "a", "succeeded")["exit_code"] == 143
+    assert client.ask("stop")[0] == {"ok": True}
+    ended = wait_for(client, "b", "failed")
+    assert (ended["exit_code"], ended["restarts"]) == (137, 0)
+    assert made.ended() == ("failed", "application b: exit code 137")

@@ -83,7 +83,7 @@ def test_every_command_of_the_specification_is_there() -> None:
         *(("owner", name) for name in ("create", "show")),
         *(("image", name) for name in ("build", "sign", "measure", "inspect", "push", "pull")),
         *((name,) for name in ("run", "ps", "attest", "verify", "encrypt", "stats", "advise", "partition", "top")),
-        *((name,) for name in ("logs", "results", "connect", "console", "destroy")),
+        *((name,) for name in ("logs", "results", "connect", "console", "stop", "destroy")),
         ("token", "show"),
         *(("broker", name) for name in ("init", "serve", "audit")),
         *(("secret", name) for name in ("put", "show", "delete", "list", "log")),

@@ -27,18 +27,22 @@ def add(commands: Commands) -> None:
         _results,
         "vambrace results patients --to out --collected",
     )
+    stop = commands.add(
+        "stop", "ask the applications to end, by their stop signals", _stop, "vambrace stop patients --app analysis"
+    )
     destroy = commands.add("destroy", "end a domain now", _destroy, "vambrace destroy patients")
-    for parser in (ps, encrypt, zones, logs, results, destroy):
+    for parser in (ps, encrypt, zones, logs, results, stop, destroy):
         host_option(parser)
-    for parser in (encrypt, zones, logs, results, destroy):
+    for parser in (encrypt, zones, logs, results, stop, destroy):
         parser.add_argument("realm", metavar="REALM", help="name, identifier, or the beginning of one")
-    for parser in (encrypt, zones, logs, results):
+    for parser in (encrypt, zones, logs, results, stop):
         policy_options(parser)
     encrypt.add_argument("--app", required=True, metavar="NAME", help="the application, or 'system'")
     encrypt.add_argument("percent", type=percent, metavar="PERCENT", help="0 to 100")
     zones.add_argument("--histogram", action="store_true", help="how long page faults took to be answered, too")
     logs.add_argument("--app", metavar="NAME", help="this application only")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until they have ended")
+    stop.add_argument("--app", metavar="NAME", help="this application only")
     results.add_argument("--to", type=Path, metavar="DIR", help="take them, into this directory")
     results.add_argument("--collected", action="store_true", help="afterwards let the Realm end")
 
@@ -119,6 +123,15 @@ def _results(options: argparse.Namespace, output: Output) -> int:
     ]
     lines = [str(path) for path in paths] if options.to else table(rows)
     output.result({"realm": realm.uuid, "results": files, "files": [str(path) for path in paths]}, lines)
+    return 0
+
+
+def _stop(options: argparse.Namespace, output: Output) -> int:
+    with session.open_realm(options) as realm:
+        output.progress("connecting")
+        realm.stop(options.app or "")
+    which = options.app or "every application"
+    output.result({"stopping": options.app or ""}, [f"{which} was asked to end; 'vambrace ps' tells of the Realm"])
     return 0
 
 

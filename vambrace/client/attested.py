@@ -179,6 +179,12 @@ class Attested(Domain):
         progress("connecting to the agent")
         self._ask("start")
 
+    def stop(self, application: str = "") -> None:
+        """Ask ``application``, or all of them, to end: by its stop signal, and after its time without asking."""
+        if application:
+            self.check_application(application)
+        self._ask("stop", **({"application": application} if application else {}))
+
     def attest(self) -> VerifiedRealm:
         """Fresh evidence: a new connection, with a new nonce and a token for it."""
         self._hang_up()
@@ -202,7 +208,8 @@ class Attested(Domain):
         return verify_events(verified.rems, verified.hash_algorithm, log)
 
     def status(self) -> dict[str, Any]:
-        """``state``, and for each application ``name``, ``state``, ``exit_code``, ``restarts``."""
+        """``state``, and for each application ``name``, ``state``, ``exit_code``, ``restarts``; of one whose image
+        has a health check ``health``, which is "starting", "healthy" or "unhealthy"."""
         reply, _ = self._ask("status")
         return {"state": reply.get("state"), "applications": objects(reply, "applications")}
 

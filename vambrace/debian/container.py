@@ -33,9 +33,11 @@ def debian_layer(
     files = archive.fetch(archive.binaries(group, packages))
     tree = work / "tree"
     root.build_root(files, tree)
-    configure(files, tree)
+    if (tree / "usr/sbin/ldconfig").exists():  # an image of static programs has no libc-bin
+        configure(files, tree)
     for name in ("app", "results", "state"):
         (tree / name).rmdir()
+    (tree / "tmp").chmod(0o1777)
     return pack_layer(tree, work / "layer.tar", owners)
 
 

@@ -33,8 +33,8 @@ PACKAGES = (
     "openssl",
     "python3",
 )
-#: For containers: what runs them, and what opens the disks that they are on.
-CONTAINER_PACKAGES = ("crun", "dmsetup")
+#: For containers: what runs them, and what puts a layer of the run over their images.
+CONTAINER_PACKAGES = ("crun",)
 CONTAINER_MODULES = ("overlay",)
 # Of other packages the base has these programs alone, with the libraries that they need: what makes file systems.
 TOOLS = {"storage": ("e2fsprogs", "usr/sbin/mke2fs")}

@@ -7,6 +7,7 @@ applications of one Realm share its network: they may talk to each other over lo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -48,14 +49,16 @@ def mount_tmpfs(path: str, node: int, size: int, *, mode: int, uid: int) -> None
 
 def prepare(application: Application, logs: str) -> None:
     """Make the cgroup and the directories of ``application`` and its ``logs``. Raises ``AgentError``."""
-    for _, target in application.mounts:
+    for _, target in application.mounts if not application.container else ():
         if not target.startswith(f"{DATA}/") and not os.path.isdir(target):
             raise AgentError(f"application {application.name}: there is no folder {target}: mount it below {DATA}")
     try:
         group = _group(application)
         os.mkdir(group)
         _put(f"{group}/cpuset.mems", str(application.index))
-        _put(f"{group}/pids.max", str(MAX_PROCESSES))
+        # A container's runtime waits beside it.
+        processes = application.container.processes + 1 if application.container else MAX_PROCESSES
+        _put(f"{group}/pids.max", str(processes))
         _put(f"{group}/memory.max", str(application.memory))
         _put(f"{group}/memory.oom.group", "1")
         half = application.memory // 2
@@ -107,6 +110,24 @@ def execute(application: Application) -> None:
     os.execvpe(application.command[0], application.command, environment)
 
 
+def join(application: Application) -> None:
+    """Put this process into the application's cgroup: its memory is of that node from now on."""
+    _put(f"{_group(application)}/cgroup.procs", "0")
+
+
+def members(application: Application) -> list[int]:
+    """The processes of ``application``."""
+    with open(f"{_group(application)}/cgroup.procs", encoding="ascii") as file:
+        return [int(line) for line in file]
+
+
+def terminate(application: Application) -> None:
+    """Ask every process of ``application`` to end."""
+    for pid in members(application):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
 def stop(application: Application) -> None:
     """Kill every process that ``application`` left."""
     _put(f"{_group(application)}/cgroup.kill", "1")
@@ -114,7 +135,7 @@ def stop(application: Application) -> None:
 
 def _enter(application: Application) -> None:
     os.setsid()
-    _put(f"{_group(application)}/cgroup.procs", "0")
+    join(application)
     _put("/proc/self/oom_score_adj", "500")
     call("unshare", _CLONE_NEWNS | _CLONE_NEWIPC)
     call("mount", b"none", b"/", None, _MS_REC | _MS_SLAVE, None)

@@ -1,6 +1,6 @@
 """Where applications ask the agent for something: JSON lines over a Unix socket (docs/architecture.md, section 9).
 
-Who asks is known by its user, which the kernel tells: each application has one of its own.
+Who asks is known by its user, which the kernel tells: each application has one of its own, a container many.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Desk:
     """Listens at ``path``, and serves each connection in a thread; ``handlers`` are by the request's ``op``."""
 
     def __init__(self, path: str, applications: Sequence[Application], handlers: Mapping[str, Handler]) -> None:
-        self._applications = {application.uid: application for application in applications}
+        self._applications = applications
         self._handlers = handlers
-        self._open = dict.fromkeys(self._applications, 0)
+        self._open = {application.name: 0 for application in applications}
         self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
@@ -44,35 +44,36 @@ class Desk:
     def _accept(self) -> None:
         while True:
             connection, _ = self._listener.accept()
-            _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            _, uid, _ = struct.unpack("3I", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            application = next((one for one in self._applications if one.owns(uid)), None)
             with self._lock:
-                welcome = self._open.get(uid, MAX_CONNECTIONS) < MAX_CONNECTIONS
-                if welcome:
-                    self._open[uid] += 1
-            if not welcome:
+                welcome = application is not None and self._open[application.name] < MAX_CONNECTIONS
+                if application is not None and welcome:
+                    self._open[application.name] += 1
+            if application is None or not welcome:
                 connection.close()
                 continue
             try:
-                threading.Thread(target=self._serve, args=(connection, uid), daemon=True).start()
+                threading.Thread(target=self._serve, args=(connection, application), daemon=True).start()
             except RuntimeError:  # no memory for another thread
-                self._leave(connection, uid)
+                self._leave(connection, application)
 
-    def _leave(self, connection: socket.socket, uid: int) -> None:
+    def _leave(self, connection: socket.socket, application: Application) -> None:
         connection.close()
         with self._lock:
-            self._open[uid] -= 1
+            self._open[application.name] -= 1
 
-    def _serve(self, connection: socket.socket, uid: int) -> None:
+    def _serve(self, connection: socket.socket, application: Application) -> None:
         try:
             connection.settimeout(IDLE_SECONDS)
             with connection.makefile("rb") as lines:
                 while line := lines.readline(MAX_LINE):
-                    reply = self._answer(self._applications[uid], line)
+                    reply = self._answer(application, line)
                     connection.sendall(json.dumps(reply).encode() + b"\n")
         except OSError:
             pass  # gone, or silent for too long
         finally:
-            self._leave(connection, uid)
+            self._leave(connection, application)
 
     def _answer(self, application: Application, line: bytes) -> Request:
         try:

@@ -16,6 +16,7 @@ from vambrace_agent.channel import Channel
 from vambrace_agent.desk import Desk, Handler, Request
 from vambrace_agent.endpoints import Endpoints, listen_vsock
 from vambrace_agent.events import Events
+from vambrace_agent.health import HealthCheck
 from vambrace_agent.logs import Log
 from vambrace_agent.monitor import Monitor
 from vambrace_agent.pace import Pace
@@ -82,10 +83,14 @@ def run(
             supervisor.start()
             service.state = "running"
             report("running", "")
+        while service.stops_wanted:
+            supervisor.end(service.stops_wanted.popleft())
         loop.step(supervisor, doors, _LONGEST_WAIT)
     failed = supervisor.failed
     if failed is not None:
-        supervisor.close()
+        supervisor.end()
+        while supervisor.running:
+            loop.step(supervisor, doors, _LONGEST_WAIT)
         service.state = "failed"
         detail = f"application {failed.application.name}: exit code {failed.exit_code}"
     else:
@@ -163,20 +168,35 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
             from vambrace_agent.images import mount_image  # as seldom
 
             mount_image(wanted.images[application.files], broker, f"/app/{application.name}")
+    containers = [application for application in wanted.applications if application.container]
+    if containers:
+        from vambrace_agent import container  # as seldom as the next
+
+        container.begin(containers)
     if wanted.disks:
         _attach(wanted, broker, sealing, stack)
     processes = []
     for application in wanted.applications:
         logs = f"{STATE}/logs/{application.name}"
         confine.prepare(application, logs)
-        processes.append(Process(application, Log(logs)))
+        health = application.container.health if application.container else None
+        check = HealthCheck(application, health, container.launch_health) if health else None
+        processes.append(Process(application, Log(logs), check))
+    if containers:
+        container.complete(containers, wanted.images, broker)
     events = Events(wanted.hash, port.extend)
 
     def launch(application: Application, output: int) -> int:
         events.started(application)
-        return confine.launch(application, output)
+        return container.launch(application, output) if application.container else confine.launch(application, output)
 
-    supervisor = Supervisor(processes, launch, confine.stop, loop.poll)
+    def terminate(application: Application) -> None:
+        if application.container:
+            container.terminate(application)
+        else:
+            confine.terminate(application)
+
+    supervisor = Supervisor(processes, launch, terminate, confine.stop, loop.poll)
     key_info, digests = channel.public_key(certificate), wanted.digests
     service = Service(supervisor, port, events, key_info, instance, loop.wake, digests=digests)
     ports = Ports(wanted.applications)

@@ -24,19 +24,19 @@ class Ports:
     """Published ports, each with the user whose it is."""
 
     def __init__(self, applications: list[Application]) -> None:
-        self._users = {port: application.uid for application in applications for port in application.ports}
+        self._owners = {port: application for application in applications for port in application.ports}
 
     def __contains__(self, port: int) -> bool:
-        return port in self._users
+        return port in self._owners
 
     @property
     def published(self) -> list[int]:
-        return sorted(self._users)
+        return sorted(self._owners)
 
     def served(self, port: int) -> set[Listener]:
         """Who listens there, if all of them are the application that publishes ``port``; else nobody."""
         found = listeners(port)
-        return found if all(user == self._users[port] for user, _ in found) else set()
+        return found if all(self._owners[port].owns(user) for user, _ in found) else set()
 
 
 def listeners(port: int, tables: tuple[str, ...] = _TABLES) -> set[Listener]:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from vambrace_agent import AgentError, files
@@ -16,6 +17,7 @@ from vambrace_agent.supervisor import Process, Supervisor
 CHUNK = 256 << 10
 MAX_MESSAGE = 8 << 10
 CHALLENGE_BYTES = 64
+MAX_STOPS = 64  # requests that wait; of more the oldest are forgotten
 
 Reply = dict[str, object]
 Handler = Callable[["Service", Reply], tuple[Reply, bytes]]
@@ -49,6 +51,8 @@ class Service:
         self._digests = digests
         self.start_wanted = threading.Event()
         self.collected = threading.Event()
+        #: Names of applications that are to end, empty for all; taken by the main loop.
+        self.stops_wanted: deque[str] = deque(maxlen=MAX_STOPS)
         self.state = "ready"
 
     def handle(self, request: object) -> tuple[Reply, bytes]:
@@ -83,19 +87,17 @@ class Service:
         return {"events": found, "count": count}, b""
 
     def status(self, _request: Reply) -> tuple[Reply, bytes]:
-        applications = [
-            {
-                "name": process.application.name,
-                "state": process.state,
-                "exit_code": process.exit_code,
-                "restarts": process.restarts,
-            }
-            for process in self._supervisor.processes
-        ]
+        applications = [_status(process) for process in self._supervisor.processes]
         return {"state": self.state, "applications": applications}, b""
 
     def start(self, _request: Reply) -> tuple[Reply, bytes]:
         self.start_wanted.set()
+        self._wake()
+        return {}, b""
+
+    def stop(self, request: Reply) -> tuple[Reply, bytes]:
+        name = self._process(request).application.name if "application" in request else ""
+        self.stops_wanted.append(name)
         self._wake()
         return {}, b""
 
@@ -192,6 +194,7 @@ HANDLERS: dict[str, Handler] = {
     "events": Service.events,
     "status": Service.status,
     "start": Service.start,
+    "stop": Service.stop,
     "logs": Service.logs,
     "results": Service.results,
     "result": Service.result,
@@ -205,6 +208,18 @@ HANDLERS: dict[str, Handler] = {
     "messages": Service.messages,
     **dict.fromkeys(files.OPERATIONS, Service.file),
 }
+
+
+def _status(process: Process) -> Reply:
+    found: Reply = {
+        "name": process.application.name,
+        "state": process.state,
+        "exit_code": process.exit_code,
+        "restarts": process.restarts,
+    }
+    if process.health:
+        found["health"] = process.health.state
+    return found
 
 
 def _refusal(error: str) -> Reply:

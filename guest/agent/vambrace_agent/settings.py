@@ -8,13 +8,44 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 
 #: Where applications ask the agent, which an environment variable tells them.
 DESK = "/run/vambrace-agent"
+#: Users and groups of a container. As many of the Realm's are its own, from index × IDENTITIES on.
+IDENTITIES = 1 << 24
+
+
+class Health:
+    """A container's health check; times in seconds."""
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.command: list[str] = fields["command"]
+        self.interval: float = fields["interval"] / 1000
+        self.timeout: float = fields["timeout"] / 1000
+        self.start_period: float = fields["start_period"] / 1000
+        self.retries: int = fields["retries"]
+
+
+class Container:
+    """What makes an application one; users and groups are those inside."""
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.disk: str = fields["disk"]
+        self.uid: int = fields["uid"]
+        self.gid: int = fields["gid"]
+        self.groups: list[int] = fields["groups"]
+        self.capabilities: list[str] = fields["capabilities"]
+        self.stop_signal: int = fields["stop_signal"]
+        self.stop_seconds: int = fields["stop_seconds"]
+        self.processes: int = fields["processes"]
+        self.files: int = fields["files"]
+        self.health = Health(fields["health"]) if "health" in fields else None
 
 
 class Application:
-    """One application; ``index`` is its NUMA node, and its user and group are 1000 + index - 1."""
+    """One application; ``index`` is its NUMA node. Its user and group are 1000 + index - 1; a container has all
+    ``IDENTITIES`` from ``identities`` on, and begins as ``uid``."""
 
     def __init__(self, index: int, fields: dict) -> None:  # type: ignore[type-arg]
         self.index = index
@@ -29,13 +60,28 @@ class Application:
         self.registers: list[int] = fields.get("registers", [])
         #: The image with its files, where these are on a disk of their own.
         self.files: str = fields.get("files", "")
-        self.uid = 1000 + index - 1
+        self.container = Container(fields["container"]) if "container" in fields else None
+        #: How long it may take to end, once it was asked to.
+        self.stop_seconds: float = self.container.stop_seconds if self.container else 10
+        self.identities = index * IDENTITIES
+        self.uid = self.identities + self.container.uid if self.container else 1000 + index - 1
         #: What is mounted for it alone once its disks are open: a folder, and where it finds that.
         self.mounts: list[tuple[str, str]] = []
 
     @property
     def results_directory(self) -> str:
         return "/results/" + self.name
+
+    @property
+    def stop_signal(self) -> int:
+        """What it is asked to end with."""
+        return self.container.stop_signal if self.container else signal.SIGTERM
+
+    def owns(self, uid: int) -> bool:
+        """Whether a user of the Realm is this application's, and so a process or socket of that user."""
+        if self.container:
+            return self.identities <= uid < self.identities + IDENTITIES
+        return uid == self.uid
 
 
 class Endpoint:

@@ -7,6 +7,7 @@ import select
 import time
 from collections.abc import Callable
 
+from vambrace_agent.health import HealthCheck
 from vambrace_agent.logs import Log
 from vambrace_agent.settings import Application
 
@@ -21,7 +22,7 @@ Stop = Callable[[Application], None]
 class Process:
     """One application and what became of it. ``exit_code`` is 128 + n after signal n, as in a shell."""
 
-    def __init__(self, application: Application, log: Log) -> None:
+    def __init__(self, application: Application, log: Log, health: HealthCheck | None = None) -> None:
         self.application = application
         self.log = log
         self.state = WAITING
@@ -31,14 +32,21 @@ class Process:
         self.pidfd = -1
         self.output = -1
         self.due = 0.0  # when to start again (monotonic), 0 for not
+        self.health = health
+        self.deadline = 0.0  # when to kill what was asked to end (monotonic), 0 for not
+        self.unwanted = False  # its owner has asked that it ends
 
 
 class Supervisor:
-    """Runs ``processes`` by means of ``launch`` and ``stop``. One thread's; others only read states."""
+    """Runs ``processes`` by means of ``launch``, ``terminate``, which asks, and ``stop``, which does not. One thread's;
+    others only read states."""
 
-    def __init__(self, processes: list[Process], launch: Launch, stop: Stop, poll: select.poll) -> None:
+    def __init__(
+        self, processes: list[Process], launch: Launch, terminate: Stop, stop: Stop, poll: select.poll
+    ) -> None:
         self.processes = processes
         self._launch = launch
+        self._terminate = terminate
         self._stop = stop
         self._poll = poll
         self.started = False
@@ -58,12 +66,23 @@ class Supervisor:
             for process in self.processes:
                 self._begin(process)
 
+    @property
+    def running(self) -> bool:
+        return any(process.state == RUNNING for process in self.processes)
+
     def tick(self, now: float) -> float | None:
-        """Start what is due; returns the seconds until the next is, or None."""
+        """Do what is due: starts, health checks, ends; returns the seconds until the next is, or None."""
+        due = []
         for process in self.processes:
             if process.due and process.due <= now:
                 self._begin(process)
-        return min((process.due - now for process in self.processes if process.due), default=None)
+            if process.deadline and process.deadline <= now:
+                process.deadline = 0.0
+                self._stop(process.application)
+            if process.health and process.state == RUNNING and not process.deadline:
+                due.append(process.health.tick(now))
+            due += [moment for moment in (process.due, process.deadline) if moment]
+        return min(due) - now if due else None
 
     def ready(self, fd: int) -> bool:
         """Handle an event of ``fd``; False if it is not one of the supervisor's."""
@@ -85,15 +104,25 @@ class Supervisor:
                 return
             if not found:
                 return
+            code = os.waitstatus_to_exitcode(status)
             for process in self.processes:
                 if process.pid == found:
-                    self._ended(process, os.waitstatus_to_exitcode(status))
+                    self._ended(process, code)
+                elif process.health and process.health.pid == found:
+                    process.health.ended(code, time.monotonic())
 
-    def close(self) -> None:
-        """Kill what still runs."""
+    def end(self, name: str = "") -> None:
+        """Ask the application ``name``, or all, to end; what has not when its time is over is killed."""
+        now = time.monotonic()
         for process in self.processes:
-            if process.state == RUNNING:
-                self._stop(process.application)
+            if name in ("", process.application.name):
+                process.unwanted = True
+                process.due = 0.0
+                if process.state == RUNNING and not process.deadline:
+                    self._terminate(process.application)
+                    process.deadline = now + process.application.stop_seconds
+                elif process.state == WAITING and self.started:
+                    process.state = FAILED
 
     def _begin(self, process: Process) -> None:
         process.due = 0.0
@@ -106,6 +135,8 @@ class Supervisor:
         process.pidfd = os.pidfd_open(process.pid)
         process.output = read
         process.state = RUNNING
+        if process.health:
+            process.health.started(time.monotonic())
         self._poll.register(process.pidfd, select.POLLIN)
         self._poll.register(process.output, select.POLLIN)
 
@@ -118,9 +149,10 @@ class Supervisor:
             pass
         self._close_output(process)
         process.exit_code = code if code >= 0 else 128 - code
-        if code == 0:
+        process.deadline = 0.0
+        if code == 0 or (process.unwanted and process.exit_code == 128 + process.application.stop_signal):
             process.state = SUCCEEDED
-        elif process.restarts < process.application.restarts:
+        elif not process.unwanted and process.restarts < process.application.restarts:
             process.restarts += 1
             process.state = WAITING
             process.due = time.monotonic() + RESTART_DELAY

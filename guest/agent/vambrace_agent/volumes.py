@@ -267,7 +267,14 @@ class Volumes:
             stack.close()
             raise AgentError(CHANGED) from None
         self._open.append((folder, stack))
-        give(folder, application.uid)
+        if application.container:
+            from vambrace_agent import container  # not every Realm has any
+
+            folder = container.adopt(application, folder, stack.name)
+            self._open[-1] = (folder, stack)
+            welcome(folder, application.uid)
+        else:
+            give(folder, application.uid)
         application.mounts.append((folder, disk.mount))
 
 
@@ -295,6 +302,15 @@ def give(folder: str, uid: int) -> None:
         os.rmdir(f"{folder}/{_LOST_AND_FOUND}")  # an application wants to find nothing
     os.chmod(folder, 0o700)
     os.chown(folder, uid, uid)  # last: until it is done, it is done again
+
+
+def welcome(folder: str, uid: int) -> None:
+    """Give a file system that is new to the user whom a container begins as. Later its users share it as they like."""
+    try:
+        os.rmdir(f"{folder}/{_LOST_AND_FOUND}")
+    except FileNotFoundError:
+        return
+    os.chown(folder, uid, uid)
 
 
 def _scratch(disk: Disk, path: str) -> Stack:

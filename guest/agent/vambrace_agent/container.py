@@ -1,0 +1,273 @@
+"""Containers: a disk under dm-verity, a layer of the run over it, and an OCI runtime that starts the application in it.
+
+Each container has a user namespace, made before anything runs and never another: its users and groups, root too, are
+numbers of the Realm that nobody else has. So the kernel tells whose a process or socket is, and root inside is nobody
+outside. What it writes is on the NUMA node of its application.
+
+    /run/containers/NAME/user     the user namespace
+                         lower    its image, with owners as the namespace has them
+                         mounts   its volumes and scratch space, with such owners, too
+                         data     a tmpfs: what it writes (upper), /dev/shm
+                         root     both together
+                         bundle   what crun is told;  state  what crun remembers
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+
+from vambrace_agent import AgentError, bundle, confine, images
+from vambrace_agent.confine import call
+from vambrace_agent.release import Broker
+from vambrace_agent.settings import IDENTITIES, Application, Image
+
+RUN = "/run/containers"
+RUNTIME = "/usr/bin/crun"
+_USER_NAMESPACES = "/proc/sys/user/max_user_namespaces"
+_FIRST_PORT = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+_CLONE_NEWUSER = 0x10000000
+_MS_NOSUID, _MS_NODEV, _MS_BIND = 2, 4, 1 << 12
+# Numbers of system calls, the same on all architectures; and their flags.
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 1, 4
+_MOUNT_ATTR_IDMAP = 0x100000
+
+
+def folder(application: Application) -> str:
+    """Where all of a container is."""
+    return f"{RUN}/{application.name}"
+
+
+def begin(containers: list[Application]) -> None:
+    """Make folders and user namespaces for ``containers``, before anything of an application is mounted or runs.
+
+    Raises ``AgentError``.
+    """
+    try:
+        os.makedirs(f"{RUN}/.images")
+        os.chmod(RUN, 0o711)
+        # Containers have no capability over the network that all share, and images serve on small ports.
+        _put(_FIRST_PORT, "0")
+        allow_user_namespaces(len(containers))
+        for application in containers:
+            make_folder(application)
+            make_user_namespace(application)
+        allow_user_namespaces(0)
+    except OSError as error:
+        raise AgentError(f"containers cannot be prepared: {error.strerror}") from None
+
+
+def complete(containers: list[Application], disks: dict[str, Image], broker: Broker | None) -> None:
+    """Mount the images and make the roots of ``containers``; of an encrypted image ``broker`` has the key.
+
+    Raises ``AgentError``.
+    """
+    try:
+        for name in sorted({application.container.disk for application in containers if application.container}):
+            where = f"{RUN}/.images/{name}"
+            os.mkdir(where, 0o700)
+            images.mount_image(disks[name], broker, where)
+        for application in containers:
+            make_root(application)
+            write_bundle(application)
+    except OSError as error:
+        raise AgentError(f"containers cannot be prepared: {error.strerror}") from None
+
+
+def adopt(application: Application, mounted: str, name: str) -> str:
+    """Take what is mounted at the folder ``mounted`` over to the container's own, and return where it is then.
+
+    On it are owners as the container has them, so that it may be another application of the Realm the next time.
+    """
+    where = f"{folder(application)}/mounts/{name}"
+    os.mkdir(where, 0o700)
+    _map_owners(mounted, where, f"{folder(application)}/user")
+    call("umount", mounted.encode())
+    os.rmdir(mounted)
+    return where
+
+
+def make_folder(application: Application) -> None:
+    """For the container's root and nobody else but us: the runtime is that when it looks for the root."""
+    top = folder(application)
+    os.mkdir(top)
+    os.chown(top, 0, application.identities)
+    os.chmod(top, 0o710)
+    for name, mode in (("lower", 0o700), ("data", 0o700), ("bundle", 0o700), ("root", 0o711), ("mounts", 0o711)):
+        os.mkdir(f"{top}/{name}", mode)
+    for name, text in (("hosts", f"127.0.0.1 localhost {application.name}\n::1 localhost\n"), ("hostname", "")):
+        with open(f"{top}/{name}", "x", encoding="ascii") as file:
+            file.write(text or f"{application.name}\n")
+        os.chmod(f"{top}/{name}", 0o644)
+
+
+def allow_user_namespaces(count: int) -> None:
+    """How many there may be in the Realm: none, but while we make ours."""
+    _put(_USER_NAMESPACES, str(count))
+    with open(_USER_NAMESPACES, encoding="ascii") as file:
+        if int(file.read()) != count:
+            raise AgentError("the kernel's setting user/max_user_namespaces cannot be set")
+
+
+def make_user_namespace(application: Application) -> None:
+    """A user namespace with the identities of the application, kept by a mount."""
+    told, tell = os.pipe()
+    waits, lets = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            call("unshare", _CLONE_NEWUSER)
+            os.write(tell, b"x")
+            os.close(lets)
+            os.read(waits, 1)
+        finally:
+            os._exit(0)
+    try:
+        os.close(tell)
+        if os.read(told, 1) != b"x":
+            raise AgentError("a user namespace cannot be made")
+        for table in ("uid_map", "gid_map"):
+            _put(f"/proc/{pid}/{table}", f"0 {application.identities} {IDENTITIES}")
+        target = f"{folder(application)}/user"
+        with open(target, "x", encoding="ascii"):
+            pass
+        call("mount", f"/proc/{pid}/ns/user".encode(), target.encode(), None, _MS_BIND, None)
+    finally:
+        for fd in (told, waits, lets):
+            os.close(fd)
+        os.waitpid(pid, 0)
+
+
+def make_root(application: Application) -> None:
+    """The image with a layer over it that takes what the container writes, on its own node."""
+    assert application.container is not None
+    top = folder(application)
+    lower, data = f"{top}/lower", f"{top}/data"
+    _map_owners(f"{RUN}/.images/{application.container.disk}", lower, f"{top}/user")
+    confine.mount_tmpfs(data, application.index, application.memory // 2, mode=0o700, uid=0)
+    for name, mode in (("upper", 0o755), ("work", 0o700), ("shm", 0o1777)):
+        os.mkdir(f"{data}/{name}")
+        os.chown(f"{data}/{name}", application.identities, application.identities)
+        os.chmod(f"{data}/{name}", mode)
+    # What is seen of the root itself is the upper layer's.
+    status = os.stat(lower)
+    os.chown(f"{data}/upper", status.st_uid, status.st_gid)
+    os.chmod(f"{data}/upper", status.st_mode & 0o7777)
+    os.utime(f"{data}/upper", ns=(status.st_mtime_ns, status.st_mtime_ns))
+    layers = f"lowerdir={lower},upperdir={data}/upper,workdir={data}/work"
+    call("mount", b"overlay", f"{top}/root".encode(), b"overlay", _MS_NOSUID | _MS_NODEV, layers.encode())
+
+
+def write_bundle(application: Application) -> None:
+    place = f"{folder(application)}/bundle"
+    with open(f"{place}/config.json", "x", encoding="utf-8") as file:
+        json.dump(bundle.describe(application, folder(application)), file)
+    health = application.container.health if application.container else None
+    if health:
+        with open(f"{place}/health.json", "x", encoding="utf-8") as file:
+            json.dump(bundle.process(application, health.command), file)
+
+
+def launch(application: Application, output: int) -> int:
+    """Start the container with its output going to ``output``; returns the runtime's process number, whose exit code
+    is the container's."""
+    state = f"{folder(application)}/state"
+    # The runtime may have been killed, and have left what it remembers.
+    shutil.rmtree(state, ignore_errors=True)
+    os.mkdir(state, 0o700)
+    return _spawn(application, output, ["run", "--bundle", f"{folder(application)}/bundle"])
+
+
+def launch_health(application: Application) -> int:
+    """Start the health check in the running container; returns the process number of what waits for it."""
+    null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        return _spawn(application, null, ["exec", "--process", f"{folder(application)}/bundle/health.json"])
+    finally:
+        os.close(null)
+
+
+def terminate(application: Application) -> None:
+    """Send the container's first process its stop signal, if there is one."""
+    assert application.container is not None
+    # Its parent is crun, which is in the same cgroup: nobody else can have this number meanwhile.
+    for pid in confine.members(application):
+        if _first_of_container(pid):
+            try:
+                fd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            try:
+                if _first_of_container(pid):
+                    signal.pidfd_send_signal(fd, application.container.stop_signal)
+            except ProcessLookupError:
+                pass
+            finally:
+                os.close(fd)
+
+
+def _first_of_container(pid: int) -> bool:
+    """Whether a process is number 1 of a process namespace below ours."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            numbers = next((line.split()[1:] for line in file if line.startswith("NSpid:")), [])
+    except OSError:
+        return False
+    return len(numbers) == 2 and numbers[1] == "1"
+
+
+def _spawn(application: Application, output: int, words: list[str]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+        os.setsid()
+        confine.join(application)
+        os.closerange(3, 65536)
+        for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        common = [RUNTIME, "--root", f"{folder(application)}/state", "--cgroup-manager=disabled"]
+        os.execve(RUNTIME, [*common, *words, application.name], {"PATH": "/usr/sbin:/usr/bin"})
+    except OSError as error:
+        os.write(2, f"vambrace: the container cannot be started: {error.strerror}\n".encode())
+    finally:
+        os._exit(126)
+    return 0
+
+
+def _map_owners(source: str, target: str, namespace: str) -> None:
+    """Mount ``source`` once more at ``target``, its owners as the user ``namespace`` has them (mount_setattr(2))."""
+    tree = _system_call(_OPEN_TREE, _AT_FDCWD, source.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    try:
+        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_IDMAP, 0, 0, fd)
+            size = ctypes.sizeof(attributes)
+            _system_call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size)
+        finally:
+            os.close(fd)
+        _system_call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
+    finally:
+        os.close(tree)
+
+
+def _system_call(number: int, *arguments: object) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    words = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    result: int = libc.syscall(ctypes.c_long(number), *words)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _put(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)

@@ -1,0 +1,191 @@
+"""A container image in a Realm, beside a program: as under a plain runtime on the host, and as well protected."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machine import DOOR, Machine
+from user import User, await_applications, await_log
+
+from testbed.door import Door
+from vambrace.attest.events import Event
+from vambrace.client.realm import Realm
+from vambrace.debian.archive import Archive
+from vambrace.debian.cache import Cache
+from vambrace.debian.container import debian_layer, pack_layer, write_layout
+from vambrace.emulator.build import LOCK_FILE
+from vambrace.image.base import RuntimeBase, runtime_base
+
+HERE = Path(__file__).parent
+PACKAGES = ("busybox-static",)
+#: Where the plain runtime runs on the host, and what of a Realm's base it needs beside what the host has.
+PLAIN = "/run/plain"
+LIBRARIES = ("libyajl.so.2", "libseccomp.so.2", "libcap.so.2", "libsystemd.so.0")
+SAYS = {
+    "User": "games",
+    "Env": ["GREETING=hello world", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "with.dot=1"],
+    "Entrypoint": ["/compare"],
+    "Cmd": ["one", "two words"],
+    "WorkingDir": "/srv/work",
+    "StopSignal": "SIGQUIT",
+    "Healthcheck": {"Test": ["CMD-SHELL", "wget -q -O /dev/null http://127.0.0.1/"], "Interval": 10**9},
+}
+WEB = ["/bin/sh", "-c", "desk; trap 'exit 0' QUIT; busybox httpd -f -p 80 -h /srv & wait"]
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Debian's busybox, and above it a layer of our own."""
+    folder = tmp_path_factory.mktemp("image")
+    # Its packages are recorded beside this file.
+    archive = Archive(Cache().root / "archive", Path(__file__).with_name("containers.lock"))
+    (folder / "debian").mkdir()
+    debian = debian_layer(archive, "containers", PACKAGES, folder / "debian", {})
+    own = folder / "own"
+    for name in ("srv", "usr/bin", "srv/work"):
+        (own / name).mkdir(parents=True, exist_ok=True)
+    shutil.copy(HERE / "image/compare", own / "compare")
+    (own / "etc").mkdir()
+    (own / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\ngames:x:5:60::/usr/games:/bin/sh\n")
+    (own / "etc/group").write_text("root:x:0:\ntty:x:5:\ngames:x:60:\nlogs:x:77:games\n")
+    compiler = ["aarch64-linux-gnu-gcc", "-static", "-O1", "-o", own / "usr/bin/desk", HERE / "image/desk.c"]
+    subprocess.run(compiler, check=True)
+    for name in ("sh", "env", "id", "sort", "grep", "cat", "find", "xargs", "stat", "touch", "sleep", "wget"):
+        (own / "usr/bin" / name).symlink_to("busybox")
+    (own / "srv/index.html").write_text("served from a container\n")
+    (own / "srv/through").symlink_to("/srv/work/../real")
+    (own / "srv/real/a").mkdir(parents=True)
+    (own / "srv/real/a/link").write_text("reached\n")
+    (own / "srv/twin").hardlink_to(own / "srv/index.html")
+    (own / "srv/work/own").write_text("games'\n")
+    (own / "srv/work/own").chmod(0o640)
+    (own / "compare").chmod(0o6755)
+    layer = pack_layer(own, folder / "own.tar", {"srv": (5, 60)})
+    return write_layout(folder / "layout", [debian, layer], SAYS)
+
+
+@pytest.fixture(scope="module")
+def containers() -> RuntimeBase:
+    cache = Cache()
+    return runtime_base(Archive(cache.root / "archive", LOCK_FILE), cache, containers=True)
+
+
+@pytest.fixture(scope="module")
+def realm(
+    machine: Machine, containers: RuntimeBase, image: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Realm]:
+    """Two containers of one image and a program, each with a zone of its own."""
+    user = User(tmp_path_factory.mktemp("containers"), machine.run(DOOR), containers)
+    box = {"container": image, "files": None, "command": None, "memory": "32M"}
+    bundle = user.bundle(
+        {"name": "compare", **box, "health": False},
+        {
+            "name": "web", **box, "entrypoint": WEB, "user": "root", "publish": [80], "registers": [2],
+            "capabilities": {"drop": ["all"], "add": ["KILL"]},
+        },
+        {"name": "holder", "memory": "32M", "publish": [8002], "registers": [1]},
+        collect_seconds=30,
+    )  # fmt: skip
+    realm = user.create(bundle)
+    try:
+        realm.verify()
+        realm.approve()
+        realm.start()
+        yield realm
+    finally:
+        realm.abandon()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="umoci keeps owners for root only")
+def test_it_is_as_under_a_plain_runtime(
+    realm: Realm, machine: Machine, containers: RuntimeBase, image: str, tmp_path: Path
+) -> None:
+    """Its bundle is umoci's, which knows nothing of us. Environment, user, groups, folder, files, output, exit code."""
+    with plain(machine, containers, image, tmp_path) as door:
+        _await(door, "busybox grep -q 'that is all' out")
+        there = door.shell(f"busybox cat {PLAIN}/out").output
+        here = await_log(realm, "compare", b"that is all\n").decode()
+        print(here)
+        assert {"user games 5, group 60", "group 77", "GREETING=hello world"} <= set(here.splitlines())
+        assert here.splitlines() == there.splitlines()
+        assert door.shell(_crun("kill plain QUIT")).code == 0
+        assert _await(door, "busybox cat code 2> /dev/null").split() == ["7"]
+
+
+def test_it_serves_its_owner_and_knows_how_it_is(realm: Realm) -> None:
+    with realm.connect(80) as stream:
+        stream.settimeout(120)
+        stream.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        answer = b""
+        while data := stream.recv(1 << 12):
+            answer += data
+    assert answer.endswith(b"served from a container\n")
+    deadline = time.monotonic() + 120
+    while (health := {one["name"]: one.get("health") for one in realm.status()["applications"]})["web"] == "starting":
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert health == {"compare": None, "web": "healthy", "holder": None}
+    said = realm.logs("web")[1].decode()
+    assert said.splitlines() == [
+        'desk: {"ok": true}',
+        *("vsock: Operation not permitted", "user namespace: Operation not permitted"),
+        *("disk: No such file or directory", "port: No such file or directory"),
+    ]
+    realm.encrypt("web", 90)
+    assert {zone.name: zone.percent for zone in realm.stats()}["web"] == 90
+
+
+def test_its_end(realm: Realm) -> None:
+    """A stop signal, an exit code, and who said what to the agent."""
+    realm.stop("web")
+    await_applications(realm, ("running", "succeeded", "running"))
+    found = realm.events(realm.attest())
+    assert Event(2, "web", "from a container") in found
+    realm.stop()
+    info = realm.host.wait(realm.uuid, lambda info: info.final, timeout=120)
+    assert (info.state, info.reason) == ("failed", "application compare: exit code 7")
+
+
+@contextlib.contextmanager
+def plain(machine: Machine, base: RuntimeBase, image: str, tmp_path: Path) -> Iterator[Door]:
+    """The image under crun on the host, its output in ``out`` and its exit code in ``code``."""
+    bundle = tmp_path / "bundle"
+    subprocess.run(["umoci", "unpack", "--image", image.removeprefix("oci:"), bundle], check=True, capture_output=True)
+    config = json.loads((bundle / "config.json").read_text())
+    config["process"]["terminal"] = False
+    (bundle / "config.json").write_text(json.dumps(config))
+    with tarfile.open(tmp_path / "plain.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(bundle, "bundle")
+        tar.add(base.tree / "usr/bin/crun", "crun")
+        for library in LIBRARIES:
+            tar.add((base.tree / "usr/lib/aarch64-linux-gnu" / library).resolve(), f"lib/{library}")
+    with Door(machine.run(DOOR)) as door:
+        done = door.shell(f"busybox mkdir {PLAIN} && busybox mount -t tmpfs tmpfs {PLAIN}")
+        assert done.code == 0, done.output
+        try:
+            done = door.run("/bin/busybox", "tar", "-x", "-p", "-C", PLAIN, data=(tmp_path / "plain.tar").read_bytes())
+            assert done.code == 0, done.output
+            assert door.shell(f"({_crun('run --bundle bundle plain')} > out 2>&1; echo $? > code) &").code == 0
+            yield door
+        finally:
+            door.shell(f"{_crun('delete --force plain')}; cd /; busybox umount {PLAIN}; busybox rmdir {PLAIN}")
+
+
+def _crun(words: str) -> str:
+    return f"cd {PLAIN}; LD_LIBRARY_PATH=lib ./crun --root state --cgroup-manager=disabled {words}"
+
+
+def _await(door: Door, command: str) -> str:
+    """The output of ``command`` on the host, once it succeeds."""
+    done = door.shell(f"cd {PLAIN}; i=0; until {command} || [ $i -gt 200 ]; do busybox sleep 0.3; i=$((i + 1)); done")
+    assert done.code == 0, done.output
+    return done.output
