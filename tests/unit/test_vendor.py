@@ -29,6 +29,7 @@ from vambrace.emulator import factory, provision, qemu
 from vambrace.emulator.server import Server
 from vambrace.emulator.vendor import Vendor
 from vambrace.errors import CertificateRevoked, ConfigError, MessageRefused, RevocationUnknown, ServerError
+from vambrace.files import write_whole
 
 
 @pytest.fixture
@@ -59,6 +60,28 @@ def test_every_certificate_of_a_key_is_revoked(vendor: Vendor) -> None:
         vendor.certify(key)
     vendor.certify(other)
     assert vendor.revoke(other) == 2 and len(load_list(vendor.present_list()).revoked) == 4
+
+
+def test_credentials_are_there_as_a_whole_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine made with a part of them never answers anybody."""
+    credentials, left = provision.Credentials(tmp_path / "credentials"), 0
+
+    def cut(path: Path, data: bytes, **options: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError("the power is gone")
+        write_whole(path, data, **options)
+
+    monkeypatch.setattr("vambrace.emulator.provision.write_whole", cut)
+    for count in range(1, 7):
+        left = count
+        with pytest.raises(OSError):
+            credentials.create()
+        assert not credentials.exist()
+    left = 0
+    credentials.create()
+    assert credentials.exist()
 
 
 def test_a_list_lasts_for_a_day(vendor: Vendor) -> None:

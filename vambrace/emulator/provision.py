@@ -35,7 +35,12 @@ class Credentials:
         self.server = directory / "server"
 
     def exist(self) -> bool:
-        return self.client_key.exists()
+        """All of them: what is written last is there."""
+        return self._clients.exists()
+
+    @property
+    def _clients(self) -> Path:
+        return self.server / "clients.pem"
 
     def create(self) -> None:
         """Make all of it. The authority's key is forgotten: nobody can be added later without a reset."""
@@ -58,7 +63,7 @@ class Credentials:
             certificate = _certificate(_name(common), name, key.public_key(), ca_key, usage=usage)
             write_whole(path_certificate, _pem(certificate))
             write_whole(path_key, _key_pem(key))
-        shutil.copyfile(self.ca, self.server / "clients.pem")
+        write_whole(self._clients, _pem(ca))
 
 
 def vendor(directory: Path, suite: Suite = NIST, *, software: bool = False) -> tuple[Vendor, Path]:
