@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from base_factory import make_base
 from config_factory import MIB, make_disk, make_kernel, make_realm
 
 sys.path[:0] = [str(Path(__file__).parent / "test_host")]
@@ -24,7 +25,6 @@ from harness_certificates import Certificates  # noqa: E402
 
 from vambrace.cli.main import main  # noqa: E402
 from vambrace.client.context import Context, HostEntry  # noqa: E402
-from vambrace.debian.erofs import VerityDisk  # noqa: E402
 from vambrace.image import write_bundle  # noqa: E402
 from vambrace.image.base import RuntimeBase  # noqa: E402
 
@@ -52,16 +52,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     folder = tmp_path_factory.mktemp("base")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     made = make_base(folder)
-    monkeypatch.setattr("vambrace.image.base.runtime_base", lambda archive, cache: made)
+    monkeypatch.setattr("vambrace.image.prepare.runtime_base", lambda *_, **__: made)
     return made
-
-
-def make_base(folder: Path) -> RuntimeBase:
-    disk = b"base" * 2048
-    for name, data in (("kernel", make_kernel()), ("initrd", b"i" * 5000), ("disk", disk)):
-        (folder / name).write_bytes(data)
-    info = VerityDisk(hashlib.sha256(disk).hexdigest(), len(disk), 4096, "ab" * 32, "cd" * 32)
-    return RuntimeBase(folder / "kernel", folder / "initrd", folder / "disk", info)
 
 
 @pytest.fixture
@@ -393,9 +385,9 @@ _ON_A_SMALL_DISK = """
 import sys
 sys.path[:0] = sys.argv[1:3]
 from pathlib import Path
-import test_bad_input, vambrace.image.base
-base = test_bad_input.make_base(Path(sys.argv[3]))
-vambrace.image.base.runtime_base = lambda archive, cache: base
+import base_factory, vambrace.image.prepare
+base = base_factory.make_base(Path(sys.argv[3]))
+vambrace.image.prepare.runtime_base = lambda *_, **__: base
 from vambrace.cli.main import main
 sys.exit(main(sys.argv[4:]))
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -10,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from config_factory import make_elf, make_kernel, owner
+from base_factory import make_base
+from config_factory import owner
 
-from vambrace.debian.erofs import VerityDisk
 from vambrace.errors import BuildError, ConfigError, VambraceError
 from vambrace.image.base import RuntimeBase
 from vambrace.image.build import SETTINGS, agent_settings, build_bundle
@@ -43,15 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def base(tmp_path_factory: pytest.TempPathFactory) -> RuntimeBase:
-    folder = tmp_path_factory.mktemp("base")
-    disk = b"base" * 2048
-    for name, data in (("kernel", make_kernel()), ("initrd", b"i" * 5000), ("disk", disk)):
-        (folder / name).write_bytes(data)
-    info = VerityDisk(hashlib.sha256(disk).hexdigest(), len(disk), 4096, "ab" * 32, "cd" * 32)
-    (folder / "tree/usr/bin").mkdir(parents=True)
-    (folder / "tree/usr/bin/python3").write_bytes(make_elf())
-    (folder / "tree/usr/bin/python3").chmod(0o755)
-    return RuntimeBase(folder / "kernel", folder / "initrd", folder / "disk", info, folder / "tree")
+    return make_base(tmp_path_factory.mktemp("base"))
 
 
 def measure(folder: Path, base: RuntimeBase, name: str = "out") -> bytes:

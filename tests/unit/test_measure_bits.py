@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from base_factory import make_base
 from config_factory import make_certificate, make_kernel, make_realm, owner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vambrace.application import Port
 from vambrace.config import DomainConfig
-from vambrace.debian.erofs import VerityDisk
 from vambrace.errors import ConfigError
-from vambrace.image.base import RuntimeBase
 from vambrace.image.build import build_bundle
 from vambrace.machine.plan import plan_boot
 from vambrace.measure import measure_launch
@@ -155,11 +154,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, bytes
     (folder / "analysis").mkdir()
     (folder / "owner.pem").write_text(owner()[0])
     (folder / "manifest.yaml").write_text(MANIFEST)
-    disk = b"base" * 2048
-    for name, data in (("kernel", KERNEL), ("initrd", INITRD), ("disk", disk)):
-        (folder / name).write_bytes(data)
-    info = VerityDisk(hashlib.sha256(disk).hexdigest(), len(disk), 4096, "ab" * 32, "cd" * 32)
-    base = RuntimeBase(folder / "kernel", folder / "initrd", folder / "disk", info)
+    base = make_base(folder, KERNEL, INITRD)
 
     def build(files: dict[str, bytes]) -> bytes:
         for name, data in files.items():
