@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 
 from vambrace_agent import AgentError
+from vambrace_agent.opened import Opened
 from vambrace_agent.settings import Application
 
 CHUNK = 256 << 10
@@ -43,7 +44,7 @@ def open_below(folder: str, names: list[str], flags: int = os.O_RDONLY) -> int:
 def listing(application: Application, request: Reply, root: str) -> tuple[Reply, bytes]:
     """What is in a folder, up to ``MAX_ENTRIES``; of a file, itself."""
     folder, names = _place(application, request, root)
-    with _Opened(open_below(folder, names)) as fd:
+    with Opened(open_below(folder, names)) as fd:
         if not stat.S_ISDIR(os.fstat(fd).st_mode):
             return {"files": [_described(names[-1], os.fstat(fd))], "more": False}, b""
         found: list[Reply] = []
@@ -75,9 +76,9 @@ def begin(application: Application, request: Reply, root: str) -> tuple[Reply, b
     """A file with this ``sha256`` is sent: how much of it is here already."""
     folder, names = _place(application, request, root)
     size = _number(request, "size")
-    with _Opened(_parents(folder, names[:-1], application.uid)) as directory:
+    with Opened(_parents(folder, names[:-1], application.uid)) as directory:
         space = os.fstatvfs(directory)
-        with _Opened(os.open(_partial(names, request), os.O_RDWR | os.O_CREAT | _FILE, 0o600, dir_fd=directory)) as fd:
+        with Opened(os.open(_partial(names, request), os.O_RDWR | os.O_CREAT | _FILE, 0o600, dir_fd=directory)) as fd:
             _check_regular(fd)
             here = os.fstat(fd).st_size
             if here > size:
@@ -93,7 +94,7 @@ def write(application: Application, request: Reply, root: str) -> tuple[Reply, b
     folder, names = _place(application, request, root)
     offset, body = _number(request, "offset"), request.get("body", b"")
     assert isinstance(body, bytes)
-    with _Opened(open_below(folder, [*names[:-1], _partial(names, request)], os.O_RDWR)) as fd:
+    with Opened(open_below(folder, [*names[:-1], _partial(names, request)], os.O_RDWR)) as fd:
         _check_regular(fd)
         if offset > os.fstat(fd).st_size:
             raise AgentError("there is a gap before this part")
@@ -107,8 +108,8 @@ def end(application: Application, request: Reply, root: str) -> tuple[Reply, byt
     """All of it was sent: it takes its place, on the disk, if it is what was meant."""
     folder, names = _place(application, request, root)
     size, partial = _number(request, "size"), _partial(names, request)
-    with _Opened(open_below(folder, names[:-1]) if names[:-1] else os.open(folder, _FOLDER)) as directory:
-        with _Opened(os.open(partial, os.O_RDWR | _FILE, dir_fd=directory)) as fd:
+    with Opened(open_below(folder, names[:-1]) if names[:-1] else os.open(folder, _FOLDER)) as directory:
+        with Opened(os.open(partial, os.O_RDWR | _FILE, dir_fd=directory)) as fd:
             _check_regular(fd)
             if os.fstat(fd).st_size != size or _hash(fd, size) != request.get("sha256"):
                 os.unlink(partial, dir_fd=directory)
@@ -190,7 +191,7 @@ def _parents(folder: str, names: list[str], uid: int) -> int:
     return directory
 
 
-def _regular(folder: str, names: list[str]) -> _Opened:
+def _regular(folder: str, names: list[str]) -> Opened:
     fd = open_below(folder, names)
     try:
         _check_regular(fd)
@@ -200,7 +201,7 @@ def _regular(folder: str, names: list[str]) -> _Opened:
     except BaseException:
         os.close(fd)
         raise
-    return _Opened(fd)
+    return Opened(fd)
 
 
 def _check_regular(fd: int) -> None:
@@ -237,16 +238,3 @@ def _parts(fd: int, size: int) -> Iterator[bytes]:
             return
         offset += len(part)
         yield part
-
-
-class _Opened:
-    """A descriptor, closed in the end."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def __enter__(self) -> int:
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)

@@ -5,15 +5,13 @@ The root hash is that of what is read, so a key that is not the disk's, and a di
 
 from __future__ import annotations
 
-import os
-
 from vambrace_agent import AgentError
 from vambrace_agent.confine import call
 from vambrace_agent.devicemapper import SECTOR, Device
 from vambrace_agent.release import Broker
 from vambrace_agent.settings import Image
+from vambrace_agent.storage import BLOCK, read
 
-BLOCK = 4096
 KEY_BYTES = 64
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 
@@ -61,18 +59,10 @@ def _verified(image: Image, path: str) -> str:
         # First so that a wrong key can be told.
         trial = Device(name, sectors, "verity", table, read_only=True)
         try:
-            _read_block(trial.path)
+            read(trial.path, 0, BLOCK)
         except OSError:
             raise AgentError("it is not what was measured, or the broker's key is another disk's") from None
         finally:
             trial.remove()
     # A changed block ends the machine: who serves the disk must not choose which reads fail.
     return Device(name, sectors, "verity", f"{table} 1 panic_on_corruption", read_only=True).path
-
-
-def _read_block(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.read(fd, BLOCK)
-    finally:
-        os.close(fd)

@@ -12,12 +12,14 @@ has no tag any more. A block that was changed, or never written, is an I/O error
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
 
 from vambrace_agent import AgentError, programs
 from vambrace_agent.devicemapper import SECTOR, Device, Forged
+from vambrace_agent.opened import opened
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -26,7 +28,7 @@ TAG_BYTES = 32
 MOST_JOURNAL = 4 * MIB  # the kernel keeps all of it in memory
 LEAST = 32 * MIB
 _CHUNK = MIB
-_INODE_RATIO = 32 << 10
+_INODES = (32 << 10, 256 << 10)  # bytes for each: of small disks, and of large ones, whose making would take long
 
 
 class Layout:
@@ -161,38 +163,43 @@ def _crypt(name: str, path: str, offset: int, sectors: int, key: bytes) -> Devic
     return Device(name, sectors, "crypt", table)
 
 
-def make_file_system(path: str, *, lasting: bool) -> None:
-    """ext4; everything that it may read later is written. Raises ``AgentError``."""
+def make_file_system(path: str, size: int, *, lasting: bool) -> None:
+    """ext4 on a disk of ``size`` bytes, all that it may read later included, on the disk when this returns.
+
+    Raises ``AgentError``."""
+    ratio = min(max(_INODES[0], size >> 16), _INODES[1])
     journal = [] if lasting else ["-O", "^has_journal"]
     initialised = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK), "-m", "0", "-i", str(_INODE_RATIO)]
+    command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK), "-m", "0", "-i", str(ratio)]
     if not programs.run([*command, "-E", initialised, *journal, path]):
         raise AgentError("no file system could be made")
+    with opened(path) as fd:
+        os.fsync(fd)
 
 
 def overwrite(path: str, offset: int, length: int) -> None:
     """With zeros, on the disk when this returns."""
-    with _Opened(path, os.O_WRONLY) as file:
-        os.pwrite(file.fd, bytes(length), offset)
-        os.fsync(file.fd)
+    write(path, offset, bytes(length))
 
 
 def copy(source: str, target: str, length: int) -> None:
     """The first ``length`` bytes, on the disk when this returns. Raises ``OSError``."""
-    with _Opened(source, os.O_RDONLY) as old, _Opened(target, os.O_WRONLY) as new:
+    with opened(source) as old, opened(target, os.O_WRONLY) as new:
         for offset in range(0, length, _CHUNK):
-            data = os.pread(old.fd, min(_CHUNK, length - offset), offset)
-            if os.pwrite(new.fd, data, offset) != min(_CHUNK, length - offset):
-                raise OSError("a disk was cut short")
-        os.fsync(new.fd)
+            data = os.pread(old, min(_CHUNK, length - offset), offset)
+            if os.pwrite(new, data, offset) != min(_CHUNK, length - offset):
+                raise OSError(errno.EIO, "it was cut short")
+        os.fsync(new)
 
 
-class _Opened:
-    def __init__(self, path: str, flags: int) -> None:
-        self.fd = os.open(path, flags | os.O_CLOEXEC)
+def read(path: str, offset: int, length: int) -> bytes:
+    """Zeros stand for what is not there. Raises ``OSError``."""
+    with opened(path) as fd:
+        return os.pread(fd, length, offset).ljust(length, b"\0")
 
-    def __enter__(self) -> _Opened:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
+def write(path: str, offset: int, data: bytes) -> None:
+    """On the disk, with all that was written before, when this returns. Raises ``OSError``."""
+    with opened(path, os.O_WRONLY) as fd:
+        os.pwrite(fd, data, offset)
+        os.fsync(fd)

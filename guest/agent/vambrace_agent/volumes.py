@@ -22,7 +22,7 @@ from vambrace_agent.release import Broker, Refused, Session
 from vambrace_agent.release import Volume as Released
 from vambrace_agent.sealing import Sealing
 from vambrace_agent.settings import Application, Disk
-from vambrace_agent.storage import BLOCK, Keys, Layout, Stack, make_file_system
+from vambrace_agent.storage import BLOCK, Keys, Layout, Stack, make_file_system, read, write
 
 HOME = "/run/vambrace/volumes"  # below a folder of root's
 SEALED = "sealed"
@@ -201,12 +201,11 @@ class Volume:
         self.stack = Stack(f"volume-{disk.name}", path, layout, Keys(key, following.salt))
         if current is None:
             self.stack.make(following.which, following.tags_salt, lasting=True)
-            make_file_system(self.stack.path, lasting=True)
-            _sync(self.stack.path)
+            make_file_system(self.stack.path, layout.data_size, lasting=True)
         else:
             self.stack.renew(current.which, current.tags_salt, following.tags_salt)
         try:
-            _write(path, SLOTS[following.which], following.encode(key))
+            write(path, SLOTS[following.which], following.encode(key))
             keeper.commit(following)
             if current is not None:
                 self.stack.open(following.which, following.tags_salt)
@@ -246,7 +245,7 @@ class Volumes:
                 stack.close()
 
     def _volume(self, disk: Disk, path: str) -> Volume:
-        blocks = [_read(path, place) for place in SLOTS]
+        blocks = [read(path, place, BLOCK) for place in SLOTS]
         keeper: Keeper
         if disk.key == SEALED:
             keeper = BySeal(self._sealing, disk.name, blocks)
@@ -318,33 +317,8 @@ def _scratch(disk: Disk, path: str) -> Stack:
     stack = Stack(f"scratch-{disk.name}", path, Layout(disk.size), Keys(os.urandom(32), os.urandom(32)))
     stack.make(0, os.urandom(32), lasting=False)
     try:
-        make_file_system(stack.path, lasting=False)
+        make_file_system(stack.path, disk.size, lasting=False)
     except BaseException:
         stack.close()
         raise
     return stack
-
-
-def _read(path: str, offset: int) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.pread(fd, BLOCK, offset).ljust(BLOCK, b"\0")
-    finally:
-        os.close(fd)
-
-
-def _write(path: str, offset: int, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.pwrite(fd, data, offset)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
