@@ -183,10 +183,24 @@ def _inspect(options: argparse.Namespace, output: Output) -> int:
         *table(parts),
         "",
         *(f"{application.name}: {' '.join(application.command)}" for application in config.applications),
+        *_disk_lines(bundle),
         *(_endpoint(endpoint) for endpoint in value["config"].get("endpoints", ())),
     ]
     output.result(value, lines)
     return 0
+
+
+def _disk_lines(bundle: Bundle) -> list[str]:
+    """The disks that are encrypted, by whose key, and those that it writes to."""
+    config = bundle.config
+    lines = [f"disk {disk.name}: encrypted, its key is {disk.key}" for disk in config.disks if disk.key]
+    if config.storage:
+        lines += [f"scratch space of {each.application}: {size(each.size)}" for each in config.storage.scratch]
+        lines += [
+            f"volume {each.name} of {each.application}: {size(each.size)} at {each.mount}, its key is {each.key}"
+            for each in config.storage.volumes
+        ]
+    return lines
 
 
 def _endpoint(endpoint: dict[str, Any]) -> str:
