@@ -170,6 +170,18 @@ def test_links_and_devices_of_the_application_are_not_followed(world: World, rea
     assert [path.name for path in secret.iterdir()] == ["file"]
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="another user is needed")
+def test_what_is_sent_is_the_application_s(world: World, realm: Realm, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"x")
+    world.agent.processes[0].application.uid = 1234
+    with pytest.raises(DomainError, match="Permission denied"):
+        realm.put_file(tmp_path / "in", "analysis:/data/records/x")
+    os.chown(inside(world), 1234, 1234)
+    realm.put_file(tmp_path / "in", "analysis:/data/records/a/x")
+    for path in (inside(world, "a"), inside(world, "a/x")):
+        assert (path.stat().st_uid, path.stat().st_gid) == (1234, 1234)
+
+
 def test_what_is_too_large(world: World, realm: Realm, tmp_path: Path) -> None:
     with inside(world, "holes").open("wb") as file:
         file.truncate(17 * MIB)  # its zone has 16

@@ -1,11 +1,14 @@
 """Files that the owner sends and takes (docs/volumes.md): below an application's results, scratch space and volumes.
 
 The application owns these folders and may put there what it likes, so nothing is followed: every path is opened name by
-name. What is sent grows in a hidden file beside its place, and takes it when its hash is right.
+name. What is sent grows in a hidden file beside its place, and takes it when its hash is right. It is made as the
+application's user: a container's disks know no other.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import errno
 import hashlib
 import os
@@ -23,6 +26,7 @@ _MAX_NAME = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HEX = frozenset("0123456789abcdef")
+_libc = ctypes.CDLL(None)
 
 Reply = dict[str, object]
 #: The application, the request, and what the guest's paths are below; raises ``AgentError``, ``OSError``.
@@ -78,7 +82,9 @@ def begin(application: Application, request: Reply, root: str) -> tuple[Reply, b
     size = _number(request, "size")
     with Opened(_parents(folder, names[:-1], application.uid)) as directory:
         space = os.fstatvfs(directory)
-        with Opened(os.open(_partial(names, request), os.O_RDWR | os.O_CREAT | _FILE, 0o600, dir_fd=directory)) as fd:
+        with _user(application.uid):
+            partial = os.open(_partial(names, request), os.O_RDWR | os.O_CREAT | _FILE, 0o600, dir_fd=directory)
+        with Opened(partial) as fd:
             _check_regular(fd)
             here = os.fstat(fd).st_size
             if here > size:
@@ -115,7 +121,6 @@ def end(application: Application, request: Reply, root: str) -> tuple[Reply, byt
                 os.unlink(partial, dir_fd=directory)
                 raise AgentError("what was sent is not what was meant: send it again")
             os.fchmod(fd, 0o600)
-            os.fchown(fd, application.uid, application.uid)
             os.fsync(fd)
         os.rename(partial, names[-1], src_dir_fd=directory, dst_dir_fd=directory)
         os.fsync(directory)
@@ -179,16 +184,24 @@ def _parents(folder: str, names: list[str], uid: int) -> int:
     directory = os.open(folder, _FOLDER)
     for name in names:
         try:
-            try:
+            with contextlib.suppress(FileExistsError), _user(uid):
                 os.mkdir(name, 0o700, dir_fd=directory)
-                os.chown(name, uid, uid, dir_fd=directory, follow_symlinks=False)
-            except FileExistsError:
-                pass
             found = os.open(name, _FOLDER, dir_fd=directory)
         finally:
             os.close(directory)
         directory = found
     return directory
+
+
+@contextlib.contextmanager
+def _user(uid: int) -> Iterator[None]:
+    """What this thread makes belongs to ``uid`` (setfsuid(2)), whose rights it has meanwhile."""
+    group, user = _libc.setfsgid(uid), _libc.setfsuid(uid)
+    try:
+        yield
+    finally:
+        _libc.setfsuid(user)
+        _libc.setfsgid(group)
 
 
 def _regular(folder: str, names: list[str]) -> Opened:

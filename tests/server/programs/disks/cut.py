@@ -4,16 +4,11 @@ a disk of its own, which is true to what it said."""
 import json
 import os
 
-from vambrace_agent.settings import Disk
+from vambrace_agent.settings import Application, Disk
 from vambrace_agent.volumes import Volumes, find
 
 MOUNT = "/run/vambrace/volumes/volume-records"
 RECORDS = f"{MOUNT}/records"
-
-
-class Application:
-    uid = 1000
-    mounts = []
 
 
 class Broker:
@@ -45,10 +40,11 @@ class Broker:
 
 broker = Broker()
 size = os.lseek(os.open(find("volume-0"), os.O_RDONLY), 0, os.SEEK_END)
+of = {"name": "a", "command": [], "environment": {}, "directory": "/", "restarts": 0, "results": [], "memory": 1 << 25}
 fields = {"name": "records", "serial": "volume-0", "application": "a", "size": size, "mount": "/data/r", "key": "a/b/c"}
 os.makedirs("/run/vambrace", mode=0o700)
 print("opening: now", flush=True)
-Volumes(broker, None).attach(Disk(fields), Application)
+Volumes(broker, None).attach(Disk(fields), Application(1, of))
 with open(RECORDS, "a+") as file:
     file.seek(0)
     found = file.read().split()

@@ -5,17 +5,12 @@ import hashlib
 import os
 
 from vambrace_agent import AgentError
-from vambrace_agent.settings import Disk
+from vambrace_agent.settings import Application, Disk
 from vambrace_agent.storage import Layout
 from vambrace_agent.volumes import SLOTS, Header, Volumes, find
 
 MIB = 1 << 20
 MOUNT = "/run/vambrace/volumes/volume-records"
-
-
-class Application:
-    uid = 1000
-    mounts = []
 
 
 class Broker:
@@ -61,12 +56,13 @@ def device(serial, data=None):
 broker = Broker()
 SIZE = len(device("volume-0"))
 layout = Layout(SIZE)
+of = {"name": "a", "command": [], "environment": {}, "directory": "/", "restarts": 0, "results": [], "memory": 1 << 25}
 fields = {"name": "records", "serial": "volume-0", "application": "a", "size": SIZE, "mount": "/data/r", "key": "a/b/c"}
 
 
 def opened():
     volumes = Volumes(broker, None)
-    volumes.attach(Disk(fields), Application)
+    volumes.attach(Disk(fields), Application(1, of))
     return volumes
 
 
