@@ -175,6 +175,18 @@ def test_an_answer_that_is_lost_is_asked_for_again(world: World) -> None:
         assert ByBroker(world.realm(), VOLUME).current([new]) is new
 
 
+def test_who_is_late_after_a_lost_answer_does_not_go_on(world: World) -> None:
+    """Neither as the next generation of what another Realm has made of it meanwhile."""
+    _, old = made(world)
+    late, quick = ByBroker(world.realm(), VOLUME), ByBroker(world.realm(), VOLUME)
+    new = old.following(b"")
+    quick.commit(new)
+    late._session._connection.sock.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(AgentError, match="another Realm has opened it meanwhile"):
+        late.commit(old.following(b""))
+    assert ByBroker(world.realm(), VOLUME).current([new]) is new
+
+
 def test_a_broker_that_refuses(world: World) -> None:
     with world.client() as client:
         client.put(VOLUME, None, world.policy(measurements=["00" * 32]))

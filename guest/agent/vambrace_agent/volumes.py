@@ -31,6 +31,7 @@ MAGIC = b"vambrace-volume1"
 MAX_SEALED = 512
 _FIELDS = struct.Struct(f">16sQQ32s32sH{MAX_SEALED}s")
 CHANGED = "what is on its disk was changed, or is older than its header"
+_OPENED = "another Realm has opened it meanwhile"
 _MAC_BYTES = 32
 _APPEAR_SECONDS = 10.0
 _NOSUID, _NODEV, _NOATIME = 2, 4, 1024
@@ -127,7 +128,7 @@ class ByBroker(Keeper):
         try:
             self._commit(header.generation, state)
         except Refused as refusal:
-            raise AgentError(f"another Realm has opened it meanwhile ({refusal})") from None
+            raise AgentError(f"{_OPENED} ({refusal})") from None
         finally:
             self._session.close()
 
@@ -141,8 +142,11 @@ class ByBroker(Keeper):
             # No answer: it may have been done.
             self._session.close()
             self._session, self._released = self._ask()
-        if not self._released.admits(generation, state):
-            self._released.commit(state)
+        if self._released.admits(generation, state):
+            return
+        if self._released.generation != generation - 1:
+            raise AgentError(_OPENED)
+        self._released.commit(state)
 
     def _ask(self) -> tuple[Session, Released]:
         session = self._broker.session()
