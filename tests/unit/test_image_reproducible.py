@@ -3,6 +3,7 @@ the age and order of files, and the date: the same measurement, and the same byt
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -16,8 +17,14 @@ from config_factory import make_elf, make_kernel, owner
 from test_image_packages import SCRIPT, make_package, small_root
 from test_image_programs import make_archive
 from test_image_python import guest
+from test_reproducible import BUILDERS, builder
 from wheels import ARM, make_wheel, pip_settings
 
+import vambrace.debian
+from vambrace.debian.archive import Archive
+from vambrace.debian.cache import Cache
+from vambrace.image.base import runtime_base
+from vambrace.image.packages import locked_packages
 from vambrace.image.python import Guest, lock_path, locked_wheels
 
 __all__ = ["guest"]
@@ -108,3 +115,17 @@ def test_the_same_measurement(kind: str, sources: Path, base: Path, tmp_path: Pa
     assert second[:2] == ["2031", "1234"] and first[0] != "2031" and first[1] == str(os.getuid())
     assert len(first) == (3 if kind == "packages" else 4)
     assert first[2:] == second[2:]
+
+
+@pytest.mark.soak
+def test_a_base_with_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a runtime base with a package, unpacked, compiled and packed twice."""
+    kept, made = Cache(), set()
+    lock = Path(vambrace.debian.__file__).with_name("packages.lock")
+    packages = locked_packages(["sqlite3"], tmp_path / "shop.yaml", kept.root / "archive")
+    for number in range(len(BUILDERS)):
+        with builder(tmp_path, number, monkeypatch) as (place, _):
+            base = runtime_base(Archive(kept.root / "archive", lock), Cache(place / "cache"), packages)
+            parts = (base.kernel, base.initrd, base.disk)
+            made.add((base.disk_info, *(hashlib.sha256(part.read_bytes()).hexdigest() for part in parts)))
+    assert len(made) == 1
