@@ -145,10 +145,6 @@ def run(*words: object) -> int:
     return main([str(word) for word in words])
 
 
-def accept(bundle: Bundle, signatures: object) -> None:
-    """Take it whoever made it."""
-
-
 # References
 
 
@@ -311,7 +307,7 @@ def hostile(bundle: Bundle, tmp_path: Path) -> Iterator[HostileRegistry]:
 
 def fetch(server: HostileRegistry, out: Path) -> Bundle:
     skopeo = Skopeo(tls_verify=False)
-    return pull(look(Reference.parse(f"docker://{server.name}/patients:1"), skopeo), out, skopeo, accept)
+    return pull(look(Reference.parse(f"docker://{server.name}/patients:1"), skopeo), out, skopeo)
 
 
 def refused(server: HostileRegistry, tmp_path: Path, says: str, kind: type[Exception] = RegistryError) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from vambrace.cli.parser import Commands
 if TYPE_CHECKING:
     from vambrace.attest.suites import PublicKey
     from vambrace.image import Bundle
+    from vambrace.image.registry import Check, Signature
     from vambrace.image.skopeo import Skopeo
 
 PREFIX = "docker://"
@@ -98,7 +100,7 @@ def _pull(options: argparse.Namespace, output: Output) -> int:
     image = look(reference, skopeo)
     path = options.output or Path(reference.name.rpartition("/")[2] + ".vambrace")
     output.progress(f"fetching {size(image.size)}")
-    bundle = pull(image, path, skopeo, checker(key))
+    bundle = pull(image, path, skopeo, checker(key) if key else None)
     verified = "signature" if key else "policy" if options.policy else "digest" if reference.digest else None
     lines = [f"{path}: {image.exactly}"]
     lines.append(f"verified by its {verified}" if verified else "NOT verified: anybody may have made it")
@@ -111,30 +113,26 @@ def _pull(options: argparse.Namespace, output: Output) -> int:
     return 0
 
 
-def checker(key: PublicKey | None) -> Callable[[Bundle, Sequence[tuple[bytes, str]]], None]:
+def checker(key: PublicKey) -> Check:
     """What raises ``SignatureInvalid`` for a bundle that the owner of ``key`` has not signed, neither what it measures
-    as nor its manifest; with None it raises nothing."""
+    as nor its manifest."""
     from vambrace.attest.cosign import verify_manifest
     from vambrace.attest.image import ImageStatement, verify_image
     from vambrace.attest.suites import spki
     from vambrace.errors import MessageRefused, SignatureInvalid
 
-    def check(bundle: Bundle, signatures: Sequence[tuple[bytes, str]]) -> None:
-        if key is None:
-            return None
+    def check(bundle: Bundle, signatures: Sequence[Signature]) -> None:
         config = bundle.config
+        # Somebody else's signature is no reason to refuse: there may be another.
         if bundle.signature is not None and config.kind.measured:
             wanted = ImageStatement.of(config.kind.name, config.hash, bundle.measurement(), config.encode())
-            try:
+            with contextlib.suppress(MessageRefused):
                 if verify_image(bundle.signature.read(), spki(key)) == wanted:
-                    return None
-            except MessageRefused:
-                pass  # somebody else's: there may be another
+                    return
         for payload, signature in signatures:
-            try:
-                return verify_manifest(key, bundle.manifest_digest, payload, signature)
-            except SignatureInvalid:
-                continue
+            with contextlib.suppress(SignatureInvalid):
+                verify_manifest(key, bundle.manifest_digest, payload, signature)
+                return
         count = len(signatures) + (bundle.signature is not None)
         raise SignatureInvalid(
             f"none of the image's {count} signatures is by this key" if count else "the image has no signature",

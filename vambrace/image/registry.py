@@ -44,6 +44,8 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 #: A signature on a manifest: the signed payload, and the signature in base64.
 Signature = tuple[bytes, str]
+#: Raises for a bundle that is not signed as it must be.
+Check = Callable[[Bundle, Sequence[Signature]], None]
 
 
 @dataclass(frozen=True)
@@ -158,9 +160,10 @@ def push(bundle: Bundle, reference: Reference, skopeo: Skopeo, signatures: Seque
         return exactly
 
 
-def pull(image: RemoteImage, out: Path, skopeo: Skopeo, check: Callable[[Bundle, Sequence[Signature]], None]) -> Bundle:
+def pull(image: RemoteImage, out: Path, skopeo: Skopeo, check: Check | None = None) -> Bundle:
     """Fetch ``image`` into the bundle ``out``, replaced whole or not at all, once ``check`` has not raised for it and
-    its cosign signatures. Raises ``RegistryError``, ``ImageError``, ``ConfigError``, ``NoSpace``.
+    its cosign signatures; without one, whoever made it. Raises ``RegistryError``, ``ImageError``, ``ConfigError``,
+    ``NoSpace``.
     """
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent} is not a folder", hint="choose another --output")
@@ -175,7 +178,8 @@ def pull(image: RemoteImage, out: Path, skopeo: Skopeo, check: Callable[[Bundle,
         temporary = place / "bundle"
         _pack(image, layout, owners, temporary)
         bundle = Bundle.open(temporary)
-        check(bundle, fetch_signatures(image, skopeo, place))
+        if check is not None:
+            check(bundle, fetch_signatures(image, skopeo, place))
         temporary.rename(out)
     return Bundle.open(out)
 
