@@ -382,6 +382,17 @@ def test_an_owner_sends_no_secret_in_the_clear(world: World) -> None:
     assert not said
 
 
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        settings = world.home / "broker.toml"
+        settings.write_text(settings.read_text().replace("port = 0", f"port = {port}"))
+        with pytest.raises(BrokerError) as error:
+            world.start()
+    assert error.value.message == f"cannot listen on 127.0.0.1:{port}: Address already in use"
+
+
 def test_settings(tmp_path: Path) -> None:
     world = World(tmp_path)
     good = {"certificate": "c", "key": "k", "master_key": "m", "database": "sqlite:///x", "platforms": {},

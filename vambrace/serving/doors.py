@@ -95,8 +95,14 @@ async def _listeners(name: str, port: int) -> list[socket.socket]:
         for family, _, _, _, address in await loop.getaddrinfo(
             name or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         ):
-            found.append(socket.create_server(address[:2], family=family, backlog=BACKLOG))
-            found[-1].setblocking(False)
+            listener = socket.socket(family)
+            found.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
     except BaseException:
         for listener in found:
             listener.close()
