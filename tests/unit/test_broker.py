@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,10 @@ from client_harness import make_platform
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from vambrace_agent import AgentError
+from vambrace_agent.events import Events
 from vambrace_agent.release import Refused, Session
+from vambrace_agent.secrets import Secrets
+from vambrace_agent.settings import Secret as Granted
 
 from vambrace.attest.references import publish
 from vambrace.errors import BrokerError
@@ -391,6 +395,33 @@ def test_what_is_stored_is_ciphertext(world: World) -> None:
     finally:
         shutil.copy(world.home / "broker.db", world.folder / "kept.db")
         world.start()
+
+
+# What has happened since the launch
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["it may, and then not", "it may not yet"])
+def test_evidence_is_of_after_the_last_event(world: World, first: bool) -> None:
+    """A policy of registers: what an application has said since counts at once, in both directions."""
+    good, bad = bytes(32), b"\1" * 32
+    registers = [good if first else bad] * 4
+    realm = world.realm(realm_claims=lambda claims: claims.update({44239: list(registers)}))
+    events = Events("sha-256", lambda register, digest: registers.__setitem__(register, bad if first else good))
+    application = SimpleNamespace(name="analysis", registers=[1])
+    granted = Granted({"name": "password", "application": "analysis", "resource": SECRET})
+    secrets = Secrets(realm, [granted], events.count)
+    with world.client() as client:
+        client.put(SECRET, None, world.policy(registers={"1": [good.hex()]}))
+    for allowed in (first, not first):
+        for _ in range(2):
+            if allowed:
+                assert secrets.get("analysis", "password") == PASSWORD
+            else:
+                refused(world, lambda: secrets.get("analysis", "password"), 403, "register 1")
+        if allowed is first:
+            events.told(application, 1, "said")  # type: ignore[arg-type]
+    proofs = [entry for entry in world.log() if entry["event"] == "attest"]
+    assert len(proofs) == 2  # and as long as nothing is said, one is enough
 
 
 # Suites

@@ -48,6 +48,10 @@ class Events:
             self._note(register, application.name, text)
             self._counts[application.name] = count + 1
 
+    def count(self) -> int:
+        """How many there are: whoever has proved something when there were fewer has proved it of a Realm that was."""
+        return len(self._log)
+
     def read(self, first: int) -> tuple[list[Record], int]:
         """Up to ``AT_ONCE`` events from number ``first`` on, and how many there are."""
         with self._lock:

@@ -161,7 +161,8 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
     if wanted.broker and streams:
         dial = functools.partial(streams.dial, port.broker)
         broker = Broker(wanted.broker.url, wanted.broker.certificate, dial, port.attest, instance)
-    secrets = Secrets(broker, wanted.broker.secrets if wanted.broker else [])
+    events = Events(wanted.hash, port.extend)
+    secrets = Secrets(broker, wanted.broker.secrets if wanted.broker else [], events.count)
     sealing = Sealing(wanted.sealing, port.sealing_key)
     for application in wanted.applications:
         if application.files:
@@ -184,7 +185,6 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
         processes.append(Process(application, Log(logs), check))
     if containers:
         container.complete(containers, wanted.images, broker)
-    events = Events(wanted.hash, port.extend)
 
     def launch(application: Application, output: int) -> int:
         events.started(application)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from vambrace_agent import AgentError
 from vambrace_agent.release import Broker, Refused, Session
@@ -12,10 +13,13 @@ FORBIDDEN = 403  # this secret; the session is as good as before
 
 
 class Secrets:
-    """``broker`` is None where there is none. From any thread; one after the other."""
+    """``broker`` is None where there is none; ``said`` counts what has extended the registers. From any thread; one
+    after the other."""
 
-    def __init__(self, broker: Broker | None, secrets: list[Secret]) -> None:
+    def __init__(self, broker: Broker | None, secrets: list[Secret], said: Callable[[], int] = lambda: 0) -> None:
         self._broker = broker
+        self._said = said
+        self._when = 0  # the count when the session's evidence was made, or a moment before
         self._resources = {(secret.application, secret.name): secret.resource for secret in secrets}
         self._lock = threading.Lock()
         self._session: Session | None = None
@@ -27,7 +31,8 @@ class Secrets:
             raise AgentError("this application is granted no such secret")
         with self._lock:
             session, self._session = self._session, None
-            if session is not None and not session.ended:
+            said = self._said()
+            if session is not None and not session.ended and said == self._when:
                 try:
                     return self._fetch(session, resource)
                 except Refused as refusal:
@@ -37,6 +42,7 @@ class Secrets:
                     pass  # it has ended at the broker's side
             if session is not None:
                 session.close()
+            self._when = said
             return self._fetch(self._broker.session(), resource)
 
     def _fetch(self, session: Session, resource: str) -> bytes:
