@@ -199,6 +199,13 @@ def test_wrong_manifests(tmp_path: Path, base: RuntimeBase) -> None:
             build(tmp_path, base, f"  - {{name: web, memory: 32M, {line}}}\n")
 
 
+def test_a_container_gets_no_device(tmp_path: Path, base: RuntimeBase) -> None:
+    image(tmp_path / "image", FILES)
+    device = "devices:\n  - {name: disk, kind: nvme, application: web}\n"
+    with pytest.raises(ConfigError, match="device disk: application: 'web' is not known"):
+        build(tmp_path, base, ONE + device)
+
+
 def test_a_base_that_runs_no_containers(tmp_path: Path, base: RuntimeBase) -> None:
     image(tmp_path / "image", FILES)
     plain = RuntimeBase(base.kernel, base.initrd, base.disk, base.disk_info, base.tree)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from vambrace.debian.tools import find
-from vambrace.errors import NoSpace, RegistryError
+from vambrace.errors import BuildError, NoSpace, RegistryError
 
 MAX_MANIFEST: Final = 64 << 10
 _ANSWER_SECONDS: Final = 60
@@ -83,6 +83,18 @@ class Skopeo:
         words += ["copy", "--quiet", "--preserve-digests", "--remove-signatures"]
         words += [*self._reach("src-"), reference, f"oci:{layout}:{name}"]
         self._check(self._run(words, largest + MAX_MANIFEST), reference, layout)
+
+    def obtain(self, source: str, folder: Path, *, architecture: str, largest: int, seconds: int) -> None:
+        """Copy a container image from anywhere that skopeo knows to the new ``folder`` (``dir:``), as it is; of an
+        index the image for Linux on ``architecture``. Policies of this machine are obeyed.
+
+        Raises ``RegistryError`` where a registry is in the way, ``BuildError`` where a file is, ``NoSpace``.
+        """
+        words = ["--command-timeout", f"{seconds}s", "--override-os=linux", f"--override-arch={architecture}"]
+        done = self._run([*words, "copy", "--quiet", *self._reach("src-"), source, f"dir:{folder}"], largest)
+        if done.returncode and not source.startswith("docker://") and "no space left" not in _message(done):
+            raise BuildError(f"{source}: {_message(done)[-300:]}", hint="'skopeo inspect' may tell more")
+        self._check(done, source, folder)
 
     def send(self, layout: Path, name: str, reference: str, *, total: int, index: bool = False) -> None:
         """Copy ``name`` of the OCI layout to ``reference``; of an ``index`` nothing but itself.

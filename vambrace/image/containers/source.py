@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import resource
-import subprocess
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from vambrace.debian import tools
-from vambrace.errors import BuildError, ConfigError, ImageError
+from vambrace.errors import ConfigError, ImageError
 from vambrace.image.containers import tar
+from vambrace.image.skopeo import Skopeo
 
 ARCHITECTURE: Final = "arm64"
 MAX_JSON: Final = 4 << 20  # bytes of a manifest or configuration
@@ -98,22 +96,10 @@ def _recognise(path: Path) -> str:
 def fetch(source: str, work: Path) -> Source:
     """Copy the image ``source`` (see ``reference``), of an index the one for arm64, into the new folder ``work``.
 
-    Raises ``BuildError`` where skopeo cannot, ``ImageError`` for what is not an image that can be run.
+    Raises ``BuildError`` where skopeo cannot (``RegistryError``, ``NoSpace``), ``ImageError`` for what is not an image
+    that can be run.
     """
-    command = [tools.find("skopeo"), "copy", "--quiet", f"--override-arch={ARCHITECTURE}", "--override-os=linux"]
-    try:
-        done = subprocess.run(
-            [*command, source, f"dir:{work}"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-            timeout=_SECONDS,
-            preexec_fn=_bound_files,
-        )
-    except subprocess.TimeoutExpired:
-        raise BuildError(f"{source}: not copied within {_SECONDS // 60} minutes", hint="look at the network") from None
-    if done.returncode:
-        raise BuildError(f"{source}: {_reason(done.stderr)}", hint="'skopeo inspect' may tell more")
+    Skopeo().obtain(source, work, architecture=ARCHITECTURE, largest=MAX_BLOB, seconds=_SECONDS)
     return read(work)
 
 
@@ -172,17 +158,3 @@ def _json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ImageError(f"the image's {what} is no JSON object", hint=_AGAIN)
     return value
-
-
-def _bound_files() -> None:
-    """In the child: no file of it grows without bound, whatever a registry sends."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_BLOB, MAX_BLOB))
-
-
-def _reason(stderr: bytes) -> str:
-    """What skopeo says, without its decoration, in one line."""
-    lines = stderr.decode(errors="replace").strip().splitlines()
-    last = lines[-1] if lines else "skopeo failed"
-    message = re.search(r'msg="((?:[^"\\]|\\.)*)"', last)
-    text = message[1].replace('\\"', '"') if message else last
-    return "".join(character for character in text if character.isprintable())[:400]

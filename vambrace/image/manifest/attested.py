@@ -81,7 +81,9 @@ def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
     cache = top.choice_and_number("cache", CacheShare, ("demand", DEMANDS), "percent")
     networks = read_cards(top)
     names = [program.zone.name for program in programs]
-    devices = tuple(read_hardware(item, names) for item in top.maps("devices", required=False))
+    # A container has a /dev of its own, with none of the machine's devices.
+    plain = [program.zone.name for program in programs if not program.container]
+    devices = tuple(read_hardware(item, plain) for item in top.maps("devices", required=False))
     with top.at("devices"):
         check_devices([hardware.device for hardware in devices], [system, *(program.zone for program in programs)])
     broker = sealing = None
