@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from attest_factory import INSTANCE, MEASUREMENT, PERSONALIZATION, Change, Platform, published, unchanged
 from client_harness import make_platform
 
@@ -33,6 +34,7 @@ from vambrace.suite import NIST, Suite
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest" / "agent"))
 
 from vambrace_agent.release import Broker as AgentBroker  # noqa: E402
+from vambrace_agent.release import Refused  # noqa: E402
 
 __all__ = ["INSTANCE", "MEASUREMENT", "PERSONALIZATION", "AgentBroker", "World", "published"]
 
@@ -191,3 +193,19 @@ class World:
 
 def evidence_body(token: bytes) -> dict[str, Any]:
     return {"primary_evidence": {"token": base64.b64encode(token).decode()}, "additional_evidence": "{}"}
+
+
+def refused(world: World, ask: Callable[[], object], status: int, reason: str, what: str = "release") -> None:
+    """``ask`` is refused with ``status``; the log has why, and that nothing was released for it."""
+    before = len(released(world))
+    with pytest.raises(Refused) as refusal:
+        ask()
+    assert refusal.value.status == status
+    event, outcome, said = world.last()
+    assert (event, outcome) == (what, "refused") and reason in said
+    assert len(released(world)) == before
+    assert PASSWORD not in str(refusal.value).encode()
+
+
+def released(world: World) -> list[dict[str, Any]]:
+    return [entry for entry in world.log() if (entry["event"], entry["outcome"]) == ("release", "granted")]
