@@ -54,8 +54,9 @@ def image(user: User, outside: Outside, *words: str) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "broker.pem").write_bytes((outside.home / "certificate.pem").read_bytes())
     command = ["python3", "keeper.py", *words]
+    own = {"scratch": "32M", "memory": "48M", "encrypt": {"resource": FILES}, "percent": 0}  # of memory: it is quicker
     return user.bundle(
-        {"name": "keeper", "command": command, "scratch": "32M", "memory": "48M", "encrypt": {"resource": FILES}},
+        {"name": "keeper", "command": command, **own},
         broker={"url": f"https://{BROKER[0]}:{BROKER[1]}", "certificate": "broker.pem"},
         volumes=[
             {"name": "records", "application": "keeper", "size": "32M", "mount": "/data/records", "key": KEY}
