@@ -232,10 +232,11 @@ def test_another_application_on_the_port(published: Published) -> None:
     agent = published.world.agent
     accepted: list[bytes] = []
     with serving(published.port, lambda stream: accepted.append(stream.recv(10))):
-        agent.ports._users[published.port] = os.getuid() + 1
+        owner = agent.ports._owners[published.port]
+        owner.uid += 1
         with pytest.raises(DomainError, match="does not serve"):
             published.realm.connect(published.port)
-        agent.ports._users[published.port] = os.getuid()
+        owner.uid -= 1
         with published.connect() as connected:
             connected.sendall(b"mine")
             assert eventually(lambda: accepted == [b"mine"])
