@@ -39,7 +39,13 @@ SAYS = {
     "StopSignal": "SIGQUIT",
     "Healthcheck": {"Test": ["CMD-SHELL", "wget -q -O /dev/null http://127.0.0.1/"], "Interval": 10**9},
 }
-WEB = ["/bin/sh", "-c", "desk; trap 'exit 0' QUIT; busybox httpd -f -p 80 -h /srv & wait"]
+WEB = """
+desk
+touch /scratch/mine && stat -c '%n %u:%g' /scratch /scratch/mine
+echo kept > /results/web/out
+trap 'exit 0' QUIT
+busybox httpd -f -p 80 -h /srv & wait
+"""
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +95,9 @@ def realm(
     bundle = user.bundle(
         {"name": "compare", **box, "health": False},
         {
-            "name": "web", **box, "entrypoint": WEB, "user": "root", "publish": [80], "registers": [2],
-            "capabilities": {"drop": ["all"], "add": ["KILL"]},
+            "name": "web", **box, "entrypoint": ["/bin/sh", "-c", WEB], "user": "root",
+            "publish": [80], "registers": [2], "capabilities": {"drop": ["all"], "add": ["KILL"]},
+            "scratch": "32M", "results": ["out"],
         },
         {"name": "holder", "memory": "32M", "publish": [8002], "registers": [1]},
         collect_seconds=30,
@@ -139,7 +146,9 @@ def test_it_serves_its_owner_and_knows_how_it_is(realm: Realm) -> None:
         'desk: {"ok": true}',
         *("vsock: Operation not permitted", "user namespace: Operation not permitted"),
         *("disk: No such file or directory", "port: No such file or directory"),
+        *("/scratch 0:0", "/scratch/mine 0:0"),
     ]
+    assert [(file.path, file.size) for file in realm.results()] == [("/results/web/out", 5)]
     realm.encrypt("web", 90)
     assert {zone.name: zone.percent for zone in realm.stats()}["web"] == 90
 
