@@ -101,11 +101,13 @@ WEB = {"uid": 100, "gid": 101, "groups": [7, 101], **ROOT}
 
 def test_the_application_is_as_the_image_says(disk: Path) -> None:
     code, lines = shell(
-        disk, "id; pwd; hostname; env; umask; cat /srv/page; echo; echo $$; ls /dev; exit 7", **WEB
+        disk,
+        "id; pwd; hostname; env; umask; cat /srv/page; echo; echo $$; ls /dev; echo again > /dev/stdout; exit 7",
+        **WEB,
     )
     assert code == 7
     assert lines[:4] == ["uid=100(web) gid=101(web) groups=7,101(web)", "/", "one", lines[3]]
-    assert {"PATH=/bin", "0022", "page", "1"} <= set(lines)
+    assert {"PATH=/bin", "0022", "page", "1", "again"} <= set(lines)
     assert {"null", "zero", "urandom", "shm", "pts"} <= set(lines) and not {"vda", "loop0", "kmsg", "mem"} & set(lines)
 
 

@@ -179,6 +179,8 @@ def launch(application: Application, output: int) -> int:
     # The runtime may have been killed, and have left what it remembers.
     shutil.rmtree(state, ignore_errors=True)
     os.mkdir(state, 0o700)
+    # Programs open it once more, as /dev/stdout, which is its owner's to allow.
+    os.fchown(output, application.uid, application.gid)
     return _spawn(application, output, ["run", "--bundle", f"{folder(application)}/bundle"])
 
 

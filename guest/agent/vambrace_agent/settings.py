@@ -65,6 +65,7 @@ class Application:
         self.stop_seconds: float = self.container.stop_seconds if self.container else 10
         self.identities = index * IDENTITIES
         self.uid = self.identities + self.container.uid if self.container else 1000 + index - 1
+        self.gid = self.identities + self.container.gid if self.container else self.uid
         #: What is mounted for it alone once its disks are open: a folder, and where it finds that.
         self.mounts: list[tuple[str, str]] = []
 
