@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from config_factory import make_certificate, make_disk, make_kernel, make_realm, owner
+from base_factory import make_base
+from config_factory import make_certificate, make_disk, make_realm, owner
+from container_images import image, layer, member
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from vambrace.config import DomainConfig
@@ -30,8 +32,8 @@ owner: owner.pem
 system: {{memory: 128M}}
 broker: {{url: "https://broker:8444", certificate: broker.pem}}
 applications:
-  - {{name: open, files: open, command: ./run, memory: 16M}}
-  - {{name: hidden, files: hidden, command: ./run, memory: 16M, encrypt: {{resource: {RESOURCE}}}}}
+  - {{name: open, files: open, command: python3 run, memory: 16M}}
+  - {{name: hidden, files: hidden, command: python3 run, memory: 16M, encrypt: {{resource: {RESOURCE}}}}}
 """
 
 
@@ -41,8 +43,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "broker.pem").write_text(make_certificate()[0])
     for name in ("open", "hidden"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "run").write_text("#!/bin/true\n")
-        (tmp_path / name / "run").chmod(0o755)
+        (tmp_path / name / "run").write_text("pass\n")
     (tmp_path / "hidden/model").write_bytes(CANARY)
     (tmp_path / "manifest.yaml").write_text(MANIFEST)
     return tmp_path
@@ -50,20 +51,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def base(tmp_path: Path) -> RuntimeBase:
-    home = tmp_path / "base"
-    (home / "tree/bin").mkdir(parents=True)
-    shutil.copy("/bin/true", home / "tree/bin/true")
-    disk = b"base" * 2048
-    for name, data in (("kernel", make_kernel()), ("initrd", b"i" * 5000), ("disk", disk)):
-        (home / name).write_bytes(data)
-    info = VerityDisk(hashlib.sha256(disk).hexdigest(), len(disk), 4096, "ab" * 32, "cd" * 32)
-    return RuntimeBase(home / "kernel", home / "initrd", home / "disk", info, home / "tree")
-
-
-@pytest.fixture(autouse=True)
-def anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The base of these tests has no arm64 programs."""
-    monkeypatch.setattr("vambrace.image.build.check_program", lambda application, tree, files: None)
+    (tmp_path / "base").mkdir()
+    return replace(make_base(tmp_path / "base"), containers=True)
 
 
 def build(folder: Path, base: RuntimeBase) -> Bundle:
@@ -140,6 +129,23 @@ def test_two_disks_have_two_keys(folder: Path, base: RuntimeBase) -> None:
     encrypted = f"memory: 16M, encrypt: {{resource: {RESOURCE}}}}}"
     (folder / "manifest.yaml").write_text(text.replace("memory: 16M}", encrypted))
     with pytest.raises(ConfigError, match="key of a disk"):
+        build(folder, base)
+
+
+def test_the_image_of_containers(folder: Path, base: RuntimeBase) -> None:
+    """Of all that are made of it, or of none."""
+    image(folder / "image", layer(member("bin/tool", b"\x7fELF", mode=0o755), member("model", CANARY)))
+    head = (folder / "manifest.yaml").read_text().partition("applications:")[0]
+    encrypted = f"encrypt: {{resource: {RESOURCE}}}"
+    lines = [f"  - {{name: a{n}, container: 'oci:image:latest', command: /bin/tool, KEY}}\n" for n in range(2)]
+    (folder / "manifest.yaml").write_text(head + "applications:\n" + "".join(lines).replace("KEY", encrypted))
+    bundle = build(folder, base)
+    *_, disk = bundle.config.disks
+    assert disk.key == RESOURCE and CANARY[:64] not in bundle.path.read_bytes()
+    assert CANARY[:BLOCK] in plaintext(bundle.disks[-1].read(), key_file(bundle.path, RESOURCE).read_bytes())
+    mixed = lines[0].replace("KEY", encrypted) + lines[1].replace(", KEY", "")
+    (folder / "manifest.yaml").write_text(head + "applications:\n" + mixed)
+    with pytest.raises(ConfigError, match="another container of this image has another key"):
         build(folder, base)
 
 
