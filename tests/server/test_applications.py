@@ -27,7 +27,7 @@ applications:
   - name: store
     files: store
     command: [./start]
-    memory: 16M
+    memory: 64M
     packages: [sqlite3]
     results: [sum.txt, name.txt]
 """
