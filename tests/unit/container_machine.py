@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
 
-from vambrace_agent import confine, container  # noqa: E402
+from vambrace_agent import confine, container, identities  # noqa: E402
 from vambrace_agent.desk import Desk, Request  # noqa: E402
 from vambrace_agent.settings import DESK, Application  # noqa: E402
 
@@ -63,7 +63,7 @@ def prepare(disk: Path, *applications: Application) -> None:
         Path(each.results_directory).mkdir()
         confine.mount_tmpfs(each.results_directory, 0, MEMORY, mode=0o700, uid=each.uid)
         container.make_folder(each)
-        container.make_user_namespace(each)
+        identities.make_user_namespace(f"{container.folder(each)}/user", each.identities)
         container.make_root(each)
         container.write_bundle(each)
 

@@ -235,7 +235,7 @@ def test_volumes_have_owners_as_inside(disk: Path) -> None:
         one = application(3, "one", ["sh", "-c", script], container=box)
         prepare(disk)
         container.make_folder(one)
-        container.make_user_namespace(one)
+        identities.make_user_namespace(f"{container.folder(one)}/user", one.identities)
         for path in ("/run/volume", "/run/raw"):
             Path(path).mkdir()
         confine.call("mount", b"tmpfs", b"/run/volume", b"tmpfs", 0, b"mode=755")

@@ -14,7 +14,6 @@ outside. What it writes is on the NUMA node of its application.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -22,19 +21,14 @@ import signal
 
 from vambrace_agent import AgentError, bundle, confine, images
 from vambrace_agent.confine import call
+from vambrace_agent.identities import allow_user_namespaces, make_user_namespace, mount_mapped
 from vambrace_agent.release import Broker
-from vambrace_agent.settings import IDENTITIES, Application, Image
+from vambrace_agent.settings import Application, Image
 
 RUN = "/run/containers"
 RUNTIME = "/usr/bin/crun"
-_USER_NAMESPACES = "/proc/sys/user/max_user_namespaces"
 _FIRST_PORT = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
-_CLONE_NEWUSER = 0x10000000
-_MS_NOSUID, _MS_NODEV, _MS_BIND = 2, 4, 1 << 12
-# Numbers of system calls, the same on all architectures; and their flags.
-_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
-_AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 1, 4
-_MOUNT_ATTR_IDMAP = 0x100000
+_MS_NOSUID, _MS_NODEV = 2, 4
 
 
 def folder(application: Application) -> str:
@@ -55,7 +49,7 @@ def begin(containers: list[Application]) -> None:
         allow_user_namespaces(len(containers))
         for application in containers:
             make_folder(application)
-            make_user_namespace(application)
+            make_user_namespace(f"{folder(application)}/user", application.identities)
         allow_user_namespaces(0)
     except OSError as error:
         raise AgentError(f"containers cannot be prepared: {error.strerror}") from None
@@ -85,7 +79,7 @@ def adopt(application: Application, mounted: str, name: str) -> str:
     """
     where = f"{folder(application)}/mounts/{name}"
     os.mkdir(where, 0o700)
-    _map_owners(mounted, where, f"{folder(application)}/user")
+    mount_mapped(mounted, where, f"{folder(application)}/user")
     call("umount", mounted.encode())
     os.rmdir(mounted)
     return where
@@ -105,49 +99,12 @@ def make_folder(application: Application) -> None:
         os.chmod(f"{top}/{name}", 0o644)
 
 
-def allow_user_namespaces(count: int) -> None:
-    """How many there may be in the Realm: none, but while we make ours."""
-    _put(_USER_NAMESPACES, str(count))
-    with open(_USER_NAMESPACES, encoding="ascii") as file:
-        if int(file.read()) != count:
-            raise AgentError("the kernel's setting user/max_user_namespaces cannot be set")
-
-
-def make_user_namespace(application: Application) -> None:
-    """A user namespace with the identities of the application, kept by a mount."""
-    told, tell = os.pipe()
-    waits, lets = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            call("unshare", _CLONE_NEWUSER)
-            os.write(tell, b"x")
-            os.close(lets)
-            os.read(waits, 1)
-        finally:
-            os._exit(0)
-    try:
-        os.close(tell)
-        if os.read(told, 1) != b"x":
-            raise AgentError("a user namespace cannot be made")
-        for table in ("uid_map", "gid_map"):
-            _put(f"/proc/{pid}/{table}", f"0 {application.identities} {IDENTITIES}")
-        target = f"{folder(application)}/user"
-        with open(target, "x", encoding="ascii"):
-            pass
-        call("mount", f"/proc/{pid}/ns/user".encode(), target.encode(), None, _MS_BIND, None)
-    finally:
-        for fd in (told, waits, lets):
-            os.close(fd)
-        os.waitpid(pid, 0)
-
-
 def make_root(application: Application) -> None:
     """The image with a layer over it that takes what the container writes, on its own node."""
     assert application.container is not None
     top = folder(application)
     lower, data = f"{top}/lower", f"{top}/data"
-    _map_owners(f"{RUN}/.images/{application.container.disk}", lower, f"{top}/user")
+    mount_mapped(f"{RUN}/.images/{application.container.disk}", lower, f"{top}/user")
     confine.mount_tmpfs(data, application.index, application.memory // 2, mode=0o700, uid=0)
     for name, mode in (("upper", 0o755), ("work", 0o700), ("shm", 0o1777)):
         os.mkdir(f"{data}/{name}")
@@ -242,32 +199,6 @@ def _spawn(application: Application, output: int, words: list[str]) -> int:
     finally:
         os._exit(126)
     return 0
-
-
-def _map_owners(source: str, target: str, namespace: str) -> None:
-    """Mount ``source`` once more at ``target``, its owners as the user ``namespace`` has them (mount_setattr(2))."""
-    tree = _system_call(_OPEN_TREE, _AT_FDCWD, source.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC)
-    try:
-        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_IDMAP, 0, 0, fd)
-            size = ctypes.sizeof(attributes)
-            _system_call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size)
-        finally:
-            os.close(fd)
-        _system_call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
-    finally:
-        os.close(tree)
-
-
-def _system_call(number: int, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    words = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
-    result: int = libc.syscall(ctypes.c_long(number), *words)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
 
 
 def _put(path: str, text: str) -> None:

@@ -176,6 +176,28 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
         container.begin(containers)
     if wanted.disks:
         _attach(wanted, broker, sealing, stack)
+    events = Events(wanted.hash, port.extend)
+    supervisor: Supervisor
+    if wanted.system:
+        from vambrace_agent.vm import Machine  # as seldom
+
+        machine = Machine(wanted.system)
+        supervisor, who = machine.prepare(wanted, broker, f"{STATE}/logs", loop.poll, events.started), machine.whose
+    else:
+        supervisor, who = _programs(wanted, broker, events, loop), None
+    key_info, digests = channel.public_key(certificate), wanted.digests
+    service = Service(supervisor, port, events, key_info, instance, loop.wake, digests=digests)
+    ports = Ports(wanted.applications)
+    doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
+    Desk(settings.DESK, wanted.applications, handlers(events, secrets, sealing), who).start()
+    return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds, wanted.lasting)
+
+
+def _programs(wanted: Settings, broker: Broker | None, events: Events, loop: Loop) -> Supervisor:
+    """Who supervises programs in the base itself and containers, once these are ready. Raises ``AgentError``."""
+    containers = [application for application in wanted.applications if application.container]
+    if containers:
+        from vambrace_agent import container
     processes = []
     for application in wanted.applications:
         logs = f"{STATE}/logs/{application.name}"
@@ -196,13 +218,7 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
         else:
             confine.terminate(application)
 
-    supervisor = Supervisor(processes, launch, terminate, confine.stop, loop.poll)
-    key_info, digests = channel.public_key(certificate), wanted.digests
-    service = Service(supervisor, port, events, key_info, instance, loop.wake, digests=digests)
-    ports = Ports(wanted.applications)
-    doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
-    Desk(settings.DESK, wanted.applications, handlers(events, secrets, sealing)).start()
-    return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds, wanted.lasting)
+    return Supervisor(processes, launch, terminate, confine.stop, loop.poll)
 
 
 def _attach(wanted: Settings, broker: Broker | None, sealing: Sealing, stack: contextlib.ExitStack) -> None:

@@ -12,7 +12,8 @@ import signal
 
 #: Where applications ask the agent, which an environment variable tells them.
 DESK = "/run/vambrace-agent"
-#: Users and groups of a container. As many of the Realm's are its own, from index × IDENTITIES on.
+#: Users and groups of a container. As many of the Realm's are its own, from index × IDENTITIES on; those of a
+#: disk's system, of which there is one, from IDENTITIES on.
 IDENTITIES = 1 << 24
 
 
@@ -44,8 +45,8 @@ class Container:
 
 
 class Application:
-    """One application; ``index`` is its NUMA node. Its user and group are 1000 + index - 1; a container has all
-    ``IDENTITIES`` from ``identities`` on, and begins as ``uid``."""
+    """One application; ``index`` is its NUMA node. Its user and group are 1000 + index - 1; a container, or the
+    system of units, has all ``IDENTITIES`` from ``identities`` on, and begins as ``uid``."""
 
     def __init__(self, index: int, fields: dict) -> None:  # type: ignore[type-arg]
         self.index = index
@@ -63,9 +64,13 @@ class Application:
         self.container = Container(fields["container"]) if "container" in fields else None
         #: How long it may take to end, once it was asked to.
         self.stop_seconds: float = self.container.stop_seconds if self.container else 10
-        self.identities = index * IDENTITIES
-        self.uid = self.identities + self.container.uid if self.container else 1000 + index - 1
-        self.gid = self.identities + self.container.gid if self.container else self.uid
+        #: Where it is one of systemd's, in the system of a disk.
+        self.unit: str = fields.get("unit", "")
+        self.identities = (1 if self.unit else index) * IDENTITIES
+        self.uid = self.gid = 1000 + index - 1
+        if self.container or self.unit:
+            self.uid = self.identities + (self.container.uid if self.container else 0)
+            self.gid = self.identities + (self.container.gid if self.container else 0)
         #: What is mounted for it alone once its disks are open: a folder, and where it finds that.
         self.mounts: list[tuple[str, str]] = []
 
@@ -79,10 +84,21 @@ class Application:
         return self.container.stop_signal if self.container else signal.SIGTERM
 
     def owns(self, uid: int) -> bool:
-        """Whether a user of the Realm is this application's, and so a process or socket of that user."""
-        if self.container:
+        """Whether a user of the Realm is this application's, and so a process or socket of that user. The
+        users of a disk's system are all of its units'."""
+        if self.container or self.unit:
             return self.identities <= uid < self.identities + IDENTITIES
         return uid == self.uid
+
+
+
+class System:
+    """Of the VM form: the ``disk`` with a system, its ``filesystem``, and how many bytes may be written over it."""
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.disk: str = fields["disk"]
+        self.filesystem: str = fields["filesystem"]
+        self.writable: int = fields["writable"]
 
 
 class Endpoint:
@@ -191,6 +207,7 @@ class Settings:
         #: Of this image among its owner's, for what is sealed; None where nothing is.
         self.sealing: int | None = fields["sealing"]["version"] if "sealing" in fields else None
         self.broker = BrokerPlace(fields["broker"]) if "broker" in fields else None
+        self.system = System(fields["system"]) if "system" in fields else None
         self.images = {name: Image(name, item) for name, item in fields.get("images", {}).items()}
         self.disks = [Disk(item) for item in fields.get("disks", ())]
         self.applications = [Application(i + 1, item) for i, item in enumerate(fields["applications"])]

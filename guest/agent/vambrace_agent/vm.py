@@ -1,0 +1,210 @@
+"""The VM form: a disk's own system, its init as the first process of namespaces that the agent stays outside of.
+
+The disk is under dm-verity, and a layer of the run over it takes what the system writes. Its root is a user without a
+right in the Realm (``identities``): it reaches neither the agent's processes, files and devices, nor vsock, nor the
+kernel's modules and settings. Services that are applications are systemd's units; ``unitfiles`` has what is put beside
+them, ``units`` what becomes of them.
+
+    /run/vm/user     the user namespace
+            lower    the disk, with owners as the namespace has them
+            data     a tmpfs: what the system writes (upper), and its /run
+            root     both together
+            bundle   what crun is told;  state  what crun remembers
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+from vambrace_agent import AgentError, confine, images, unitfiles
+from vambrace_agent.confine import call
+from vambrace_agent.identities import allow_user_namespaces, make_user_namespace, mount_mapped
+from vambrace_agent.logs import Log
+from vambrace_agent.release import Broker
+from vambrace_agent.settings import IDENTITIES, Application, Settings, System
+from vambrace_agent.supervisor import Process
+from vambrace_agent.units import Units
+
+RUN = "/run/vm"
+GROUP = f"{confine.CGROUPS}/vm"
+RUNTIME = "/usr/bin/crun"
+NAME = "system"
+MAX_PROCESSES = 4096
+_FIRST_PORT = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
+_CREATE_SECONDS = 120.0
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
+#: So that what was left in a journal is not wanted: the disk was checked to have nothing there when it was built.
+_OPTIONS = {"ext4": b"noload"}
+#: cgroups(7), delegation: what of a group is whose it is.
+_DELEGATED = ("", "/cgroup.procs", "/cgroup.subtree_control", "/cgroup.threads")
+
+
+class Machine:
+    """The system of the disk: made ready by ``prepare``, then started once. ``first`` is its root's number."""
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self.first = IDENTITIES
+        self._applications: list[Application] = []
+
+    @property
+    def exchange(self) -> str:
+        """The folder that the system has as ``unitfiles.HERE``."""
+        return f"{RUN}/data/run/vambrace"
+
+    def prepare(
+        self,
+        wanted: Settings,
+        broker: Broker | None,
+        logs: str,
+        poll: select.poll,
+        starting: Callable[[Application], None],
+    ) -> Units:
+        """Everything that the system needs, before anything of it runs, and who supervises its units; their output is
+        below ``logs``. Raises ``AgentError``."""
+        try:
+            self._make_folders()
+            for application in wanted.applications:
+                self._make_own(application, f"{logs}/{application.name}")
+            self._make_group(len(wanted.applications))
+            # It has no capability over the network that is the Realm's, and serves on small ports.
+            _put(_FIRST_PORT, "0")
+            self._make_root(wanted, broker)
+            unitfiles.write(f"{RUN}/data/run", wanted.applications, self.first)
+            with open(f"{RUN}/bundle/config.json", "x", encoding="utf-8") as file:
+                json.dump(unitfiles.describe(wanted.applications, RUN), file)
+            self._applications = wanted.applications
+            processes = [Process(one, Log(f"{logs}/{one.name}")) for one in wanted.applications]
+            return Units(processes, self, poll, starting)
+        except OSError as error:
+            raise AgentError(f"the system cannot be prepared: {error.strerror}") from error
+
+    def start(self) -> int:
+        """Start the system's init, which is a child of this process; returns its number. Raises ``AgentError``."""
+        # The runtime must be out of the group before systemd divides it: only who starts nothing stays behind.
+        self._run("create", "--bundle", f"{RUN}/bundle", "--pid-file", f"{RUN}/pid", joining=True)
+        with open(f"{RUN}/pid", encoding="ascii") as file:
+            pid = int(file.read())
+        self._run("start")
+        return pid
+
+    def terminate(self, application: Application) -> None:
+        """Ask every process of its unit to end."""
+        with contextlib.suppress(FileNotFoundError):
+            with open(f"{_group(application)}/cgroup.procs", encoding="ascii") as file:
+                members = [int(line) for line in file]
+            for pid in members:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
+    def stop(self, application: Application) -> None:
+        """Kill every process of its unit."""
+        with contextlib.suppress(FileNotFoundError):
+            _put(f"{_group(application)}/cgroup.kill", "1")
+
+    def whose(self, pid: int) -> Application | None:
+        """Whose unit a process is of, by its cgroup."""
+        try:
+            with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+                path = file.read().strip().removeprefix("0::")
+        except OSError:
+            return None
+        for application in self._applications:
+            group = _group(application).removeprefix(confine.CGROUPS)
+            if path == group or path.startswith(f"{group}/"):
+                return application
+        return None
+
+    def bound(self, application: Application) -> bool:
+        """Whether the memory of its unit comes from its own zone and nowhere else."""
+        try:
+            with open(f"{_group(application)}/cpuset.mems.effective", encoding="ascii") as file:
+                return file.read().strip() == str(application.index)
+        except OSError:
+            return False
+
+    def _make_folders(self) -> None:
+        os.mkdir(RUN)
+        # For the system's root and nobody else but us: the runtime is that when it looks for the root.
+        os.chown(RUN, 0, self.first)
+        os.chmod(RUN, 0o710)
+        for name in ("disk", "lower", "data", "root", "bundle", "state"):
+            os.mkdir(f"{RUN}/{name}", 0o711 if name == "root" else 0o700)
+
+    def _make_own(self, application: Application, logs: str) -> None:
+        """What is the application's, on its own node: results, which its unit's user writes, and what it says."""
+        half = application.memory // 2
+        os.makedirs(application.results_directory)
+        confine.mount_tmpfs(application.results_directory, application.index, half, mode=0o1777, uid=self.first)
+        os.makedirs(logs, mode=0o700)
+        confine.mount_tmpfs(logs, application.index, 2 << 20, mode=0o700, uid=0)
+
+    def _make_group(self, count: int) -> None:
+        os.mkdir(GROUP)
+        _put(f"{GROUP}/cpuset.mems", f"0-{count}")
+        _put(f"{GROUP}/pids.max", str(MAX_PROCESSES))
+        for name in _DELEGATED:
+            os.chown(GROUP + name, self.first, self.first)
+
+    def _make_root(self, wanted: Settings, broker: Broker | None) -> None:
+        kind = self.system.filesystem
+        device = images.open_image(wanted.images[self.system.disk], broker)
+        flags = _MS_RDONLY | _MS_NODEV
+        call("mount", device.encode(), f"{RUN}/disk".encode(), kind.encode(), flags, _OPTIONS.get(kind))
+        allow_user_namespaces(1)
+        make_user_namespace(f"{RUN}/user", self.first)
+        allow_user_namespaces(0)
+        mount_mapped(f"{RUN}/disk", f"{RUN}/lower", f"{RUN}/user")
+        # Without a node of its own: a page is of the zone of who writes it.
+        options = f"size={self.system.writable},mode=711,nr_inodes=0"
+        call("mount", b"tmpfs", f"{RUN}/data".encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, options.encode())
+        for name in ("upper", "work", "run"):
+            os.mkdir(f"{RUN}/data/{name}", 0o700 if name == "work" else 0o755)
+            os.chown(f"{RUN}/data/{name}", self.first, self.first)
+        layers = f"lowerdir={RUN}/lower,upperdir={RUN}/data/upper,workdir={RUN}/data/work"
+        call("mount", b"overlay", f"{RUN}/root".encode(), b"overlay", _MS_NODEV, layers.encode())
+
+    def _run(self, *words: str, joining: bool = False) -> None:
+        """The runtime, about the system; what it says is for a debug Realm. ``joining``: in the system's cgroup."""
+        command = [RUNTIME, "--root", f"{RUN}/state", "--cgroup-manager=disabled", *words, NAME]
+        pid = os.fork()
+        if not pid:
+            try:
+                os.setsid()
+                if joining:
+                    _put(f"{GROUP}/cgroup.procs", "0")
+                os.closerange(3, 65536)
+                for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD):
+                    signal.signal(number, signal.SIG_DFL)
+                os.execve(RUNTIME, command, {"PATH": "/usr/sbin:/usr/bin"})
+            finally:
+                os._exit(126)
+        deadline = time.monotonic() + _CREATE_SECONDS
+        while True:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                break
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        if os.waitstatus_to_exitcode(status):
+            raise AgentError(f"the system of the disk cannot be started: crun {words[0]} failed")
+
+
+def _group(application: Application) -> str:
+    """Where its unit is: systemd puts it there."""
+    return f"{GROUP}/{unitfiles.SLICE}/{application.unit}"
+
+
+def _put(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
