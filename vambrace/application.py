@@ -35,6 +35,7 @@ REGISTERS: Final = (1, 2, 3)
 SYSTEM: Final = "system"
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_UNIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9:_.@-]{0,119}\.service")
 _WORD = re.compile(r"[!-<>-~]{1,128}")  # images have dots and dashes in names, too
 
 
@@ -49,13 +50,14 @@ class Port(Record):
 
 class Application(Record):
     """One unmodified program with its own zone; ``results`` are files below ``/results/<name>``. With ``container``, it
-    is one: its ``directory`` is one of the container's.
+    is one: its ``directory`` is one of the container's. With ``unit``, it is that unit of a disk's system, which has
+    the command.
 
     ``ports`` are those that it publishes: nobody reaches another one. ``registers`` are the measurement registers that
     it may extend while it runs.
     """
 
-    OPTIONAL = frozenset({"ports", "registers", "container"})
+    OPTIONAL = frozenset({"ports", "registers", "container", "unit"})
 
     name: str
     command: tuple[str, ...]
@@ -66,6 +68,7 @@ class Application(Record):
     ports: tuple[Port, ...] = ()
     registers: tuple[int, ...] = ()
     container: Container | None = None
+    unit: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.name, "application")
@@ -73,12 +76,16 @@ class Application(Record):
         if self.name == SYSTEM:
             raise ConfigError(f"{where}: the name is the system zone's", hint="choose another name")
         check_strings(self.command, f"{where}: command")
-        if not self.command or not self.command[0]:
+        if self.unit:
+            check_unit(self.unit, where)
+            if self.command or self.container:
+                raise ConfigError(f"{where}: a unit has no command of the manifest's", hint="change the unit")
+        elif not self.command or not self.command[0]:
             raise ConfigError(f"{where}: the command is empty", hint='for example ["python3", "main.py"]')
         for argument in self.command:
             check_text(argument, f"{where}: command")
         _check_environment(self.environment, where, _WORD if self.container else _VARIABLE)
-        if self.container:
+        if self.container or self.unit:
             check_absolute(self.directory, f"{where}: directory")
         else:
             check_below(self.directory, f"/app/{self.name}", f"{where}: directory", itself=True)
@@ -104,7 +111,18 @@ class Application(Record):
             ports=tuple(Port(port.integer("port")) for port in item.objects("ports")) if "ports" in item else (),
             registers=item.integers("registers") if "registers" in item else (),
             container=Container.read(item.object("container")) if "container" in item else None,
+            unit=item.string("unit") if "unit" in item else "",
         )
+
+
+def check_unit(unit: object, where: str) -> None:
+    if not isinstance(unit, str) or not _UNIT.fullmatch(unit) or unit.count("@") > 1:
+        raise ConfigError(f"{where}: {str(unit)[:60]!r} is no service of systemd", hint="for example nginx.service")
+
+
+def check_units(applications: Sequence[Application]) -> None:
+    """A unit is in one zone, so it is one application."""
+    check_unique([application.unit for application in applications if application.unit], "unit")
 
 
 def check_application_count(count: int) -> None:

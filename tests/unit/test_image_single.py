@@ -68,13 +68,13 @@ def test_names_of_programs() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("", "neither a manifest nor a --container or --app"),
-        ("shop.yaml --memory 1G", "--memory without --container or --app"),
-        ("shop.yaml --package redis", "--package without --container or --app"),
-        ("shop.yaml --system-memory 1G", "--system-memory without --container or --app"),
+        ("", "neither a manifest nor a --container, --app or --vm"),
+        ("shop.yaml --memory 1G", "--memory without --container, --app or --vm"),
+        ("shop.yaml --package redis", "--package without --container, --app or --vm"),
+        ("shop.yaml --system-memory 1G", "--system-memory without --container, --app or --vm"),
         ("shop.yaml ./server", "'./server' beside a manifest"),
         ("--app server", "--app needs the --owner"),
-        ("--app server --container x --owner owner.pem", "a --container and an --app"),
+        ("--app server --container x --owner owner.pem", "one of --container, --app and --vm"),
         ("--app server --user 7 --owner owner.pem", "--user without --container"),
         ("--app server --command x --owner owner.pem", "--command without --container"),
         ("--container x --package redis --owner owner.pem", "--package without --app"),

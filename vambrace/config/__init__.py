@@ -5,7 +5,15 @@ Standard library only, and few modules of it: the VMM process imports this packa
 
 from vambrace.config.device import DEVICE_KINDS, Device, check_devices, check_networks
 from vambrace.config.disk import BLOCK, Disk
-from vambrace.config.domain import MAX_CONFIG_BYTES, MAX_DISKS, MAX_SECONDS, MAX_VCPUS, DomainConfig
+from vambrace.config.domain import (
+    MAX_CONFIG_BYTES,
+    MAX_DISKS,
+    MAX_SECONDS,
+    MAX_VCPUS,
+    SYSTEM_DISK,
+    VM,
+    DomainConfig,
+)
 from vambrace.config.endpoint import CONNECT, OFFER, ROLES, Endpoint, check_endpoints, listening_ports
 from vambrace.config.zone import (
     MIN_APPLICATION_MEMORY,
@@ -35,6 +43,8 @@ __all__ = [
     "PAGE",
     "PIN_HEADROOM",
     "ROLES",
+    "SYSTEM_DISK",
+    "VM",
     "Device",
     "Disk",
     "DomainConfig",

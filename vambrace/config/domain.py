@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from vambrace.application import SYSTEM, Application, check_application_count, check_ports
+from vambrace.application import SYSTEM, Application, check_application_count, check_ports, check_units
 from vambrace.cache import CacheShare
 from vambrace.canonical import BUILD_AGAIN, Object, canonical, decode_json, unknown_keys
 from vambrace.certificate import check_owner, owner_public_key, personalization
@@ -26,7 +26,10 @@ from vambrace.storage import Storage, Store
 from vambrace.suite import BY_HASH, NIST, Suite
 
 SCHEMA: Final = "vambrace.domain/1"
-FORMS: Final = ("application",)
+VM: Final = "vm"
+FORMS: Final = ("application", VM)
+#: Where the system of the form vm is.
+SYSTEM_DISK: Final = "system"
 
 MAX_CONFIG_BYTES: Final = 256 << 10
 MAX_DISKS: Final = 20  # base and files, one of each container, and some; all devices have 32 slots together
@@ -81,6 +84,11 @@ class DomainConfig(Record):
         for application in self.applications:
             if application.container:
                 check_choice(application.container.disk, names, f"application {application.name}: disk")
+        if any(bool(application.unit) != (self.form == VM) for application in self.applications):
+            raise ConfigError("applications: units belong to the form vm, and nothing else does", hint=BUILD_AGAIN)
+        check_units(self.applications)
+        if self.form == VM:
+            check_choice(SYSTEM_DISK, names, "disks")
         if any(disk.plain == self.kind.measured for disk in self.disks):
             raise ConfigError(f"disks: not those of a {self.kind}", hint=BUILD_AGAIN)
         self._check_parts()

@@ -91,7 +91,8 @@ def make_ext4(trees: Sequence[Path], out: Path, slack: int = SLACK) -> None:
         out.unlink(missing_ok=True)
         with out.open("wb") as file:
             file.truncate(size)
-        options = ["-q", "-t", "ext4", "-U", _UUID, "-E", f"hash_seed={_UUID},root_owner=0:0,lazy_itable_init=0"]
+        more = f"hash_seed={_UUID},root_owner=0:0,lazy_itable_init=0"
+        options = ["-q", "-t", "ext4", "-b", "4096", "-U", _UUID, "-E", more]
         command: list[str | Path] = ["mke2fs", *options, "-d", merged, out]
         if os.geteuid():
             # In a namespace where they are root's, whoever builds.

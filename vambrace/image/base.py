@@ -36,6 +36,8 @@ PACKAGES = (
 #: For containers: what runs them, and what puts a layer of the run over their images.
 CONTAINER_PACKAGES = ("crun",)
 CONTAINER_MODULES = ("overlay",)
+#: For the system of a disk: the file systems that there may be on it, beside EROFS.
+SYSTEM_MODULES = ("ext4", "squashfs")
 # Of other packages the base has these programs alone, with the libraries that they need: what makes file systems.
 TOOLS = {"storage": ("e2fsprogs", "usr/sbin/mke2fs")}
 MODULES = (*DISK_MODULES, "virtio_console", "virtio-rng", "virtio_balloon", "vsock", "vmw_vsock_virtio_transport")
@@ -63,7 +65,8 @@ _ACCOUNTS = tuple(
 @dataclass(frozen=True)
 class RuntimeBase:
     """Files of the cache that application images share, and the base disk's verity parameters; ``tree`` is the system
-    that the disk was made of, for those who look for a program or a library in it; ``containers``: it can run them."""
+    that the disk was made of, for those who look for a program or a library in it; ``containers``: it can run them;
+    ``systems``: it can run the system of a disk."""
 
     kernel: Path
     initrd: Path
@@ -71,19 +74,22 @@ class RuntimeBase:
     disk_info: VerityDisk
     tree: Path
     containers: bool = False
+    systems: bool = False
 
 
 def runtime_base(
-    archive: Archive, cache: Cache, packages: Sequence[Package] = (), *, containers: bool = False
+    archive: Archive, cache: Cache, packages: Sequence[Package] = (), *, containers: bool = False, systems: bool = False
 ) -> RuntimeBase:
     """The base, built if the cache does not have it; of ``packages`` in the place of the usual ones, if there are any.
-    With ``containers``, it can run them, and ``packages`` have those of ``CONTAINER_PACKAGES`` among them.
+    With ``containers``, it can run them, and ``packages`` have those of ``CONTAINER_PACKAGES`` among them;
+    with ``systems``, it can run the system of a disk as well.
 
     Raises ``BuildError``, ``ToolMissing``.
     """
     guest = Path(vambrace.__file__).parent.parent / "guest"
     if not (guest / "init").is_file():
         raise BuildError("the agent's source is not here", hint="run from a source checkout of vambrace")
+    containers = containers or systems
     debian = _debian(archive, cache, packages, containers)
 
     def build(work: Path) -> None:
@@ -108,8 +114,9 @@ def runtime_base(
     product = cache.build("realm-base", inputs, build)
     verity = VerityDisk(**json.loads((product / "verity.json").read_text()))
     image = kernel(archive, cache)
-    initrd = make_initrd(archive, cache, image, (*MODULES, *CONTAINER_MODULES) if containers else MODULES)
-    return RuntimeBase(image.image, initrd, product / "base.erofs", verity, debian, containers)
+    modules = (*MODULES, *(CONTAINER_MODULES if containers else ()), *(SYSTEM_MODULES if systems else ()))
+    initrd = make_initrd(archive, cache, image, modules)
+    return RuntimeBase(image.image, initrd, product / "base.erofs", verity, debian, containers, systems)
 
 
 def _usual(archive: Archive, containers: bool) -> list[Package]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from vambrace.canonical import canonical
 from vambrace.checks import check_unique
-from vambrace.config import DEVICE_KINDS, Disk, DomainConfig
+from vambrace.config import DEVICE_KINDS, SYSTEM_DISK, VM, Disk, DomainConfig
 from vambrace.debian.erofs import BLOCK, VerityDisk, make_erofs
 from vambrace.errors import BuildError, ConfigError, NoSpace
 from vambrace.image import python
@@ -25,6 +25,7 @@ from vambrace.image.containers.program import settle
 from vambrace.image.encrypted import encrypt_disk, obtain_key
 from vambrace.image.manifest import Hardware, Manifest, Program, read_manifest
 from vambrace.image.programs import check_program
+from vambrace.image.systems.system import build_system
 from vambrace.machine.plan import plan_boot
 from vambrace.storage import SCRATCH, Storage
 
@@ -48,6 +49,8 @@ def build_bundle(
         manifest = read_attested_manifest(manifest)
     if any(program.container for program in manifest.programs) and not base.containers:
         raise BuildError("this base runs no containers", hint="see vambrace.image.prepare")
+    if manifest.vm and not base.systems:
+        raise BuildError("this base runs no system of a disk", hint="see vambrace.image.prepare")
     out_path = Path(out_path)
     if not out_path.parent.is_dir():
         raise BuildError(f"{out_path.parent} is not a folder", hint="make it, or choose another output")
@@ -63,8 +66,12 @@ def build_bundle(
         manifest = dataclasses.replace(manifest, programs=programs)
         disks = {name: image.verity for name, image in images.items()}
         paths = {name: image.disk for name, image in images.items()}
+        if manifest.vm:
+            system = build_system(manifest.vm.disk, manifest.vm.partition, work)
+            manifest = dataclasses.replace(manifest, vm=dataclasses.replace(manifest.vm, filesystem=system.filesystem))
+            disks[SYSTEM_DISK], paths[SYSTEM_DISK] = system.verity, system.path
         for number, program in enumerate(manifest.programs):
-            if program.container:
+            if program.container or manifest.vm:
                 continue
             name = program.zone.name
             # What is encrypted is on a disk of its own, and mounted at an empty folder.
@@ -138,6 +145,7 @@ def make_config(manifest: Manifest, disks: dict[str, VerityDisk]) -> DomainConfi
         channel=manifest.channel,
         zones=(manifest.system, *(program.zone for program in manifest.programs)),
         applications=tuple(program.application for program in manifest.programs),
+        form=VM if manifest.vm else DomainConfig.form,
         disks=tuple(_disk(name, verity, keys.get(name, "")) for name, verity in disks.items()),
         debug=manifest.debug,
         hash=manifest.suite.hash,
@@ -184,6 +192,13 @@ def agent_settings(manifest: Manifest, images: dict[str, VerityDisk] | None = No
             }
             for number, (name, verity) in enumerate(images.items())
         }
+    if manifest.vm:
+        memory = sum(zone.memory for zone in (manifest.system, *(program.zone for program in manifest.programs)))
+        settings["system"] = {
+            "disk": SYSTEM_DISK,
+            "filesystem": manifest.vm.filesystem,
+            "writable": memory // 2,
+        }
     if manifest.endpoints:
         # Not who the peer is: that is the monitor's to judge.
         settings["endpoints"] = [
@@ -205,7 +220,7 @@ def agent_settings(manifest: Manifest, images: dict[str, VerityDisk] | None = No
 def encrypted_disks(manifest: Manifest) -> dict[str, str]:
     """The broker's names for the keys of disks, by the names of these. ``manifest`` is settled. Raises
     ``ConfigError``."""
-    found: dict[str, str] = {}
+    found: dict[str, str] = {SYSTEM_DISK: manifest.vm.key} if manifest.vm else {}
     for number, program in enumerate(manifest.programs):
         container = program.application.container
         name = container.disk if container else FILES.format(number)

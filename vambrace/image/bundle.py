@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from vambrace.canonical import canonical, decode_json
-from vambrace.config import MAX_CONFIG_BYTES, MAX_DISKS, DomainConfig
+from vambrace.config import MAX_CONFIG_BYTES, MAX_DISKS, SYSTEM_DISK, VM, Disk, DomainConfig
 from vambrace.errors import ConfigError, ImageError, NoSpace
 from vambrace.image import ustar
 from vambrace.image.ustar import BUILD_AGAIN
@@ -187,7 +187,8 @@ def write_bundle(
     descriptors = [_add(blobs, CONFIG, encoded)]
     layers = [(KERNEL, kernel, "kernel"), (INITRD, initrd, "initrd")]
     for disk, path in zip(config.disks, disks, strict=True):
-        layers.append((PLAIN_DISK, path, disk.name) if disk.plain else (DISK, path, f"{disk.name}.erofs"))
+        kind = _kind(config, disk)
+        layers.append((kind, path, f"{disk.name}.erofs" if kind == DISK else disk.name))
     for kind, path, title in layers:
         descriptors.append(_add(blobs, kind, path) | {"annotations": {_TITLE: title}})
     manifest = {
@@ -231,6 +232,11 @@ def write_bundle(
     finally:
         temporary.unlink(missing_ok=True)
     return Bundle.open(out)
+
+
+def _kind(config: DomainConfig, disk: Disk) -> str:
+    """The media type of a disk: the system of a user's disk has whatever file system it has."""
+    return PLAIN_DISK if disk.plain or (config.form == VM and disk.name == SYSTEM_DISK) else DISK
 
 
 def _add(
@@ -293,7 +299,7 @@ class _Reader:
         initrd = self._blob(layers[1], INITRD, MAX_INITRD, "initrd")
         disks = []
         for disk, layer in zip(config.disks, layers[2:], strict=True):
-            part = self._blob(layer, PLAIN_DISK if disk.plain else DISK, disk.size, f"disk {disk.name}")
+            part = self._blob(layer, _kind(config, disk), disk.size, f"disk {disk.name}")
             if part.digest != disk.sha256 or part.size != disk.size:
                 raise ImageError(f"disk {disk.name} is not the one of the configuration", hint="build it again")
             disks.append(part)

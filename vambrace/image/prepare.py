@@ -17,14 +17,14 @@ from vambrace.image.packages import locked_packages
 
 def manifest_base(manifest: Manifest, archive: Archive, cache: Cache, beside: Path | None = None) -> RuntimeBase:
     """The base for ``manifest``: the usual one, or one with the packages that its applications name, and one that runs
-    containers only if there are any.
+    containers, or the system of a disk, only if there are any.
 
     Raises ``ConfigError``, ``BuildError`` (``ToolMissing``, ``NoSpace``).
     """
     names = {name for program in manifest.programs for name in program.packages}
     containers = any(program.container for program in manifest.programs)
     if not names:
-        return runtime_base(archive, cache, containers=containers)
+        return runtime_base(archive, cache, containers=containers, systems=bool(manifest.vm))
     if containers:
         names.update(CONTAINER_PACKAGES)
     packages = locked_packages(names, beside or manifest.path, archive.directory, newer=archive.newer)

@@ -1,4 +1,4 @@
-"""A Realm of one container or program, from a command line: the manifest that somebody would have written for it."""
+"""A Realm of one container, program or disk, from a command line: the manifest that one would have written for it."""
 
 from __future__ import annotations
 
@@ -42,9 +42,18 @@ class Files:
 
 
 @dataclass(frozen=True)
+class System:
+    """A disk with a system, at ``path``: its ``unit`` that is the application, and the number of its root partition."""
+
+    path: Path
+    unit: str
+    partition: int | None = None
+
+
+@dataclass(frozen=True)
 class Single:
     """What is asked for. Empty values are left to the image, and to the manifest's defaults; sizes as in a manifest.
-    It is a ``container``, or a program of ``files``."""
+    It is a ``container``, a program of ``files``, or a unit of a ``system``."""
 
     container: str
     owner: Path
@@ -60,13 +69,14 @@ class Single:
     results: Sequence[str] = ()
     restarts: int | None = None
     files: Files | None = None
+    system: System | None = None
 
     def manifest(self) -> dict[str, Any]:
         """Its manifest; paths relative to the present folder are made absolute. Raises ``ConfigError``."""
-        name = self.name or name_of(str(self.files.path.resolve()) if self.files else self.container)
+        name = self.name or self.default_name()
         application = {
             "name": name,
-            **(self.files.entries() if self.files else self._container()),
+            **self._form(),
             "memory": self.memory,
             "percent": self.percent,
             "publish": list(self.publish),
@@ -75,10 +85,22 @@ class Single:
             "restarts": self.restarts,
         }
         top = {"name": name, "owner": str(self.owner.resolve()), "vcpus": self.vcpus}
-        system = {"system": {"memory": self.system_memory}} if self.system_memory else {}
+        system: dict[str, Any] = {"system": {"memory": self.system_memory}} if self.system_memory else {}
+        if self.system:
+            vm = {"disk": str(self.system.path.resolve()), "partition": self.system.partition}
+            system["vm"] = _given(vm)
         return _given(top) | system | {"applications": [_given(application)]}
 
-    def _container(self) -> dict[str, Any]:
+    def default_name(self) -> str:
+        """The domain's, by what it is made of."""
+        place = self.files or self.system
+        return name_of(str(place.path.resolve()) if place else self.container)
+
+    def _form(self) -> dict[str, Any]:
+        if self.files:
+            return self.files.entries()
+        if self.system:
+            return {"unit": self.system.unit}
         container = reference(self.container, Path.cwd())
         return {"container": container, "command": self.command, "user": self.user}
 
@@ -102,7 +124,7 @@ def name_of(container: str) -> str:
     """A domain's name from a reference to an image: ``docker://registry/team/web_server:1.2`` is ``web-server``."""
     rest = re.sub(r"^(docker://|[a-z-]+:)", "", container)
     last = re.split("[:@]", rest.rstrip("/").rpartition("/")[2].lower())[0]
-    last = re.sub(r"\.(tar|tar\.gz|tgz|oci|jar)$", "", last)
+    last = re.sub(r"\.(tar|tar\.gz|tgz|oci|jar|qcow2|raw|img)$", "", last)
     return re.sub(r"[^a-z0-9]+", "-", last).strip("-")[:32].strip("-") or "container"
 
 

@@ -1,4 +1,4 @@
-"""The application form: folders and files with a command line, which run on the runtime base; or a container."""
+"""Applications: folders and files with a command line, which run on the runtime base; containers; units of a disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from vambrace.application import Application, Port, check_application_count, check_unprivileged
+from vambrace.application import Application, Port, check_application_count, check_unit, check_units, check_unprivileged
 from vambrace.classes import DomainClass
 from vambrace.config import Zone
 from vambrace.errors import ConfigError
@@ -45,22 +45,28 @@ class Program:
 
 
 def read_programs(top: Mapping, folder: Path, kind: DomainClass) -> tuple[Program, ...]:
-    """All applications, each with a name of its own. Raises ``ConfigError``."""
+    """All applications, each with a name of its own; beside ``vm`` all are units. Raises ``ConfigError``."""
     with top.at("applications"):
         items = top.maps("applications")
         check_application_count(len(items))
     programs: list[Program] = []
     for item in items:
-        program = _program(item, folder, kind, pinning="devices" in top)
+        pinning = "devices" in top
+        program = _unit(item, kind) if "vm" in top else _program(item, folder, kind, pinning=pinning)
         with item.at("name"):
             if any(program.zone.name == other.zone.name for other in programs):
                 raise ConfigError(f"application {program.zone.name}: appears twice", hint="choose another name")
+        with item.at("unit"):
+            check_units([each.application for each in (*programs, program)])
         programs.append(program)
     return tuple(programs)
 
 
 def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -> Program:
     name = item.name("application")
+    with item.at("unit"):
+        if "unit" in item:
+            raise ConfigError(f"application {name}: a unit, and no system that it is of", hint="name the disk: vm")
     zone = read_zone(item, name, kind, pinning=pinning)
     disks: dict[str, Any] = {"scratch": read_scratch(item, name), "key": read_encryption(item)}
     if "container" in item:
@@ -86,6 +92,21 @@ def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -
         packages = java.packages(packages)
         files = _with_archive(files, merge, java.path)
     return Program(application, zone, files, merge, packages, requirements, **disks)
+
+
+def _unit(item: Mapping, kind: DomainClass) -> Program:
+    """A unit of the system on the disk of the VM form."""
+    name = item.name("application")
+    zone = read_zone(item, name, kind, pinning=False)
+    with item.at("unit"):
+        unit = item.string("unit")
+        check_unit(unit, f"application {name}")
+    common = _common(item, name)
+    with item.at("environment"):
+        environment = item.mapping("environment")
+        application = Application(name=name, command=(), environment=environment, directory="/", unit=unit, **common)
+    item.done()
+    return Program(application, zone, (), merge=False)
 
 
 def _container(item: Mapping, folder: Path, zone: Zone, disks: dict[str, Any]) -> Program:

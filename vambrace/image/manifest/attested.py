@@ -26,6 +26,7 @@ from vambrace.image.manifest.devices import Hardware, NetworkCard, read_cards, r
 from vambrace.image.manifest.lines import Mapping
 from vambrace.image.manifest.realm import read_broker, read_endpoint
 from vambrace.image.manifest.storage import read_storage
+from vambrace.image.manifest.vm import SystemWish, check_alone, read_system
 from vambrace.image.manifest.zones import read_system_zone
 from vambrace.release import SEALS, Broker, Sealing
 from vambrace.storage import Storage
@@ -55,6 +56,7 @@ class Manifest:
     broker: Broker | None = None
     sealing: Sealing | None = None
     storage: Storage | None = None
+    vm: SystemWish | None = None
 
 
 def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
@@ -72,6 +74,9 @@ def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         verdict_seconds = top.number("verdict_seconds", 1, MAX_SECONDS, verdict_seconds)
     collect_seconds = top.number("collect_seconds", 0, MAX_SECONDS, DomainConfig.collect_seconds)
     debug = top.boolean("debug", False)
+    vm = read_system(top, folder)
+    if vm:
+        check_alone(top)
     programs = read_programs(top, folder, kind)
     highest = max(program.zone.percent for program in programs)
     system = read_system_zone(top, kind, highest, pinning="devices" in top)
@@ -92,7 +97,7 @@ def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         sealing = top.choice_and_number("sealing", Sealing, ("to", SEALS), "version")
     storage = read_storage(top, [program.scratch for program in programs if program.scratch], names)
     with top.at("applications"):
-        if broker is None and any(program.key for program in programs):
+        if broker is None and (any(program.key for program in programs) or (vm and vm.key)):
             raise ConfigError("encrypt: there is no broker that has the key", hint="name one: broker")
     with top.at("volumes"):
         if storage:
@@ -118,6 +123,7 @@ def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         broker=broker,
         sealing=sealing,
         storage=storage,
+        vm=vm,
     )
 
 
