@@ -166,6 +166,17 @@ def test_an_image_that_nobody_signed(registry: Registry, bundle: Bundle, key: Ke
     assert run(*pulling, "--unverified") == 0 and out.exists()
 
 
+def test_where_nothing_can_be_written(registry: Registry, bundle: Bundle, tmp_path: Path) -> None:
+    """The place of a bundle is no folder, or a folder stands where the bundle would be."""
+    place = f"docker://{registry.name}/written:1"
+    push(bundle, Reference.parse(place), registry.skopeo)
+    pulling = ["image", "pull", place, "--unverified", *registry.options, "-o"]
+    assert run(*pulling, tmp_path / "none/got") == 2
+    (tmp_path / "taken").mkdir()
+    assert run(*pulling, tmp_path / "taken") == 6
+    assert not list(tmp_path.glob(".vambrace-*"))
+
+
 def test_a_policy_of_skopeo_s(registry: Registry, bundle: Bundle, tmp_path: Path) -> None:
     place, out = f"docker://{registry.name}/policy:1", tmp_path / "got"
     push(bundle, Reference.parse(place), registry.skopeo)

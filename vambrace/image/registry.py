@@ -9,6 +9,7 @@ Everything that a registry sends is hostile until the bundle made of it is opene
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -22,7 +23,7 @@ from typing import Any, Final
 
 from vambrace.canonical import canonical
 from vambrace.config import MAX_CONFIG_BYTES, MAX_DISKS, DomainConfig
-from vambrace.errors import ImageError, NoSpace, UsageError
+from vambrace.errors import BuildError, ImageError, NoSpace, UsageError
 from vambrace.image import bundle as form
 from vambrace.image import ustar
 from vambrace.image.bundle import Bundle, Part
@@ -216,12 +217,15 @@ def fetch_signatures(image: RemoteImage, skopeo: Skopeo, place: Path) -> list[Si
 
 @contextmanager
 def _workplace(beside: Path) -> Iterator[Path]:
-    """A folder on the disk that the image is on, which must hold it once more."""
-    place = Path(tempfile.mkdtemp(prefix=".vambrace-", dir=beside))
+    """A folder on the disk that the image is on, which must hold it once more. Raises ``BuildError``, ``NoSpace``."""
     try:
-        yield place
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=".vambrace-", dir=beside, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise NoSpace(str(beside), "the image", hint="free some") from None
+        hint = "choose another place for the bundle"
+        raise BuildError(f"{error.filename or beside}: {error.strerror}", hint=hint) from None
 
 
 def _blob(descriptor: Any, title: str, most: int) -> Blob:
