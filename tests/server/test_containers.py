@@ -150,7 +150,7 @@ def test_it_serves_its_owner_and_knows_how_it_is(realm: Realm) -> None:
     ]
     assert [(file.path, file.size) for file in realm.results()] == [("/results/web/out", 5)]
     realm.encrypt("web", 90)
-    assert {zone.name: zone.percent for zone in realm.stats()}["web"] == 90
+    assert {zone["name"]: zone["percent"] for zone in realm.stats()}["web"] == 90
 
 
 def test_its_end(realm: Realm) -> None:
@@ -192,7 +192,8 @@ def plain(machine: Machine, base: RuntimeBase, image: str, tmp_path: Path) -> It
 
 
 def _crun(words: str) -> str:
-    return f"cd {PLAIN}; LD_LIBRARY_PATH=lib ./crun --root state --cgroup-manager=disabled {words}"
+    crun = f"LD_LIBRARY_PATH={PLAIN}/lib ./crun --root {PLAIN}/state --cgroup-manager=disabled"
+    return f"cd {PLAIN}; {crun} {words}"
 
 
 def _await(door: Door, command: str) -> str:
