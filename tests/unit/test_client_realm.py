@@ -371,3 +371,22 @@ def test_a_result_larger_than_the_memory_is_not_taken(tmp_path: Path, stated: in
         download(ResultFile("a", "/results/a/x", stated), tmp_path, "0" * 36, fetch, 1000)
     assert len(asked) <= 1
     assert not (tmp_path / "a/x").exists()
+
+
+def test_a_realm_that_is_being_destroyed_says_why(world: World) -> None:
+    """Not that it cannot be reached at this moment."""
+    realm = Realm.create(world.bundle)
+    realm.verify()
+    realm.approve()
+    record = world.record
+    record.state = "destroying"
+    steps = iter([("destroying", ""), ("failed", "agent: volume records: the host gives an older copy of it")])
+    looked = realm.host.domain
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        record.state, record.reason = next(steps, (record.state, record.reason))
+        return looked(*arguments, **options)
+
+    realm.host.domain = look  # type: ignore[method-assign]
+    with pytest.raises(DomainError, match="gives an older copy"):
+        realm._connect()

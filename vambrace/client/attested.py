@@ -19,6 +19,7 @@ from vambrace.client import files, results, zones
 from vambrace.client.channel import OTHER_VERSION, Channel, Verify
 from vambrace.client.context import Context
 from vambrace.client.domain import (
+    END_SECONDS,
     LOAD_SECONDS,
     LOADING,
     POLL_SECONDS,
@@ -365,6 +366,8 @@ class Attested(Domain):
                 return self._channel
             except Conflict as error:
                 info = self.info()
+                if info.state == "destroying":  # in a moment it can say why
+                    info = self.host.wait(self.uuid, lambda info: info.final, timeout=END_SECONDS)
                 raise (self.ended(info) if info.final else error) from error
             except (HostError, ChannelClosed) as error:
                 again = isinstance(error, ChannelClosed) or error.status in (429, 503)
