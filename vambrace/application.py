@@ -99,6 +99,11 @@ class Application(Record):
             check_integer(register, REGISTERS[0], REGISTERS[-1], f"{where}: register")
         check_unique([str(register) for register in self.registers], f"{where}: register")
 
+    @property
+    def program(self) -> str:
+        """What runs, in a line for people."""
+        return self.unit or " ".join(self.command)
+
     @classmethod
     def read(cls, item: Object) -> Application:
         return cls(

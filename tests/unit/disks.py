@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 import uuid
 import zlib
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vambrace.debian.tools import run
-from vambrace.image.systems.partitions import LINUX_DATA, ROOT_ARM64
+from vambrace.image.systems.partitions import ROOT_ARM64
 
 SECTOR = 512
 SWAP = uuid.UUID("0657fd6d-a4ab-43c4-84e5-0933c84b4f4f")
@@ -29,6 +30,13 @@ def ext4(folder: Path, out: Path, size: int = 4 * MIB) -> Path:
         env={"E2FSPROGS_FAKE_TIME": "1767225600"},
     )
     return out
+
+
+def sample_system(folder: Path) -> Path:
+    """A file system in ``folder`` with a file in it, which is in the folder ``tree`` as well."""
+    (folder / "tree/sbin").mkdir(parents=True)
+    (folder / "tree/sbin/init").write_bytes(random.Random(1).randbytes(20000))
+    return ext4(folder / "tree", folder / "root.ext4")
 
 
 def gpt(size: int, rows: Sequence[Row], sector: int = SECTOR) -> bytearray:
@@ -69,6 +77,3 @@ def root_disk(system: Path, kind: uuid.UUID = ROOT_ARM64) -> bytearray:
 def qcow2(raw: Path, out: Path, *options: str) -> Path:
     run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", *options, raw, out])
     return out
-
-
-__all__ = ["LINUX_DATA", "MIB", "ROOT_ARM64", "SECTOR", "SWAP", "ext4", "gpt", "mbr", "qcow2", "root_disk"]

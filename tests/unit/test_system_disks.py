@@ -10,22 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from disks import LINUX_DATA, MIB, ROOT_ARM64, SECTOR, SWAP, ext4, gpt, mbr, qcow2, root_disk
+from disks import MIB, SECTOR, SWAP, gpt, mbr, qcow2, root_disk, sample_system
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vambrace.debian.tools import run
 from vambrace.errors import ConfigError, ImageError, VambraceError
 from vambrace.image.systems.disk import MAX_DISK, data_ranges
+from vambrace.image.systems.partitions import LINUX_DATA, ROOT_ARM64
 from vambrace.image.systems.system import SystemDisk, build_system
 
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("system")
-    (folder / "tree/sbin").mkdir(parents=True)
-    (folder / "tree/sbin/init").write_bytes(random.Random(1).randbytes(20000))
-    return ext4(folder / "tree", folder / "root.ext4")
+    return sample_system(tmp_path_factory.mktemp("system"))
 
 
 def build(disk: Path | bytes, tmp_path: Path, partition: int | None = None) -> SystemDisk:

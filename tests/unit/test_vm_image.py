@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from config_factory import make_kernel, owner
-from disks import ext4, qcow2, root_disk
+from base_factory import make_base
+from config_factory import owner
+from disks import qcow2, root_disk, sample_system
 
 from vambrace.application import Application
 from vambrace.cli.main import main
@@ -40,21 +39,12 @@ NOT_GIVEN: Any = object()
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("system")
-    (folder / "tree/sbin").mkdir(parents=True)
-    (folder / "tree/sbin/init").write_bytes(random.Random(2).randbytes(9000))
-    return ext4(folder / "tree", folder / "root.ext4")
+    return sample_system(tmp_path_factory.mktemp("system"))
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> RuntimeBase:
-    folder = tmp_path_factory.mktemp("base")
-    disk = b"base" * 2048
-    for name, data in (("kernel", make_kernel()), ("initrd", b"i" * 5000), ("disk", disk)):
-        (folder / name).write_bytes(data)
-    info = VerityDisk(hashlib.sha256(disk).hexdigest(), len(disk), 4096, "ab" * 32, "cd" * 32)
-    found = RuntimeBase(folder / "kernel", folder / "initrd", folder / "disk", info, folder / "tree")
-    return dataclasses.replace(found, containers=True, systems=True)
+    return dataclasses.replace(make_base(tmp_path_factory.mktemp("base")), containers=True, systems=True)
 
 
 def write(folder: Path, vm: object = "disk.raw", units: object = UNITS, **more: object) -> Path:
@@ -72,7 +62,9 @@ def read(path: Path) -> Manifest:
     return manifest
 
 
-def test_what_is_measured(tmp_path: Path, system: Path, base: RuntimeBase) -> None:
+def test_what_is_measured(
+    tmp_path: Path, system: Path, base: RuntimeBase, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path, {"disk": "disk.qcow2", "partition": 2})
     (tmp_path / "raw").write_bytes(root_disk(system))
     qcow2(tmp_path / "raw", tmp_path / "disk.qcow2")
@@ -83,6 +75,8 @@ def test_what_is_measured(tmp_path: Path, system: Path, base: RuntimeBase) -> No
     assert DomainConfig.parse(config.encode()) == config
     assert bundle.disks[2].read()[: config.disks[2].data_size] == system.read_bytes()
     assert bundle.inspect()["config"]["form"] == "vm"
+    assert main(["image", "inspect", str(tmp_path / "out")]) == 0
+    assert "\nweb: nginx.service\n" in capsys.readouterr().out
     # Whoever reads the registry is not told that it is EROFS.
     assert f'"mediaType":"{PLAIN_DISK}"'.encode() in (tmp_path / "out").read_bytes()
 

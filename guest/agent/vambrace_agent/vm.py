@@ -36,6 +36,7 @@ GROUP = f"{confine.CGROUPS}/vm"
 RUNTIME = "/usr/bin/crun"
 NAME = "system"
 MAX_PROCESSES = 4096
+MAX_FILES = 1 << 18  # that are written
 _FIRST_PORT = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _CREATE_SECONDS = 120.0
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
@@ -162,7 +163,7 @@ class Machine:
         allow_user_namespaces(0)
         mount_mapped(f"{RUN}/disk", f"{RUN}/lower", f"{RUN}/user")
         # Without a node of its own: a page is of the zone of who writes it.
-        options = f"size={self.system.writable},mode=711,nr_inodes=0"
+        options = f"size={self.system.writable},mode=711,nr_inodes={MAX_FILES}"
         call("mount", b"tmpfs", f"{RUN}/data".encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, options.encode())
         for name in ("upper", "work", "run"):
             os.mkdir(f"{RUN}/data/{name}", 0o700 if name == "work" else 0o755)
