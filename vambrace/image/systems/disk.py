@@ -150,4 +150,4 @@ def _qemu_img(path: Path, *words: str | Path) -> str:
 
 def _check_size(path: Path, size: int) -> None:
     if not 4096 <= size <= MAX_DISK:
-        raise ImageError(f"{path} is a disk of {size} bytes", hint=f"from 4096 to {MAX_DISK >> 30} GiB")
+        raise ImageError(f"{path} is a disk of {size} bytes", hint=f"from 4096 bytes to {MAX_DISK >> 30} GiB")
