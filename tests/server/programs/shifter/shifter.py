@@ -21,6 +21,7 @@ def use(size: int, seconds: float) -> None:
             memory[start] = 2
 
 
+use(SMALL, 1)  # so that what is said to be used has come back into the window
 print("small", flush=True)
 use(SMALL, SMALL_SECONDS)
 print("large", flush=True)
