@@ -178,3 +178,27 @@ def test_a_wheel_that_leads_out(project: Path, shelf: Path, guest: Guest, path: 
     with pytest.raises(ConfigError, match="no good wheel"):
         environment(wheels, "analysis", guest, Cache(project / "cache"))
     assert not list(project.rglob("escape*")) and not Path("/tmp/escape.py").exists()
+
+
+def test_nothing_of_a_wheel_s_requirements_is_built(project: Path, shelf: Path, guest: Guest) -> None:
+    """--only-binary is for an index; what is required by a URL pip would build, with the stranger's own backend."""
+    evil = project / "evil"
+    evil.mkdir()
+    (evil / "pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    )
+    (evil / "backend.py").write_text(f"open({str(project / 'ran')!r}, 'w')\n")
+    make_wheel(shelf, "alpha", requires=(f"evil @ file://{evil}",))
+    with pytest.raises(ConfigError, match="have to be built"):
+        lock(project, guest)
+    assert not (project / "ran").exists()
+
+
+def test_the_present_folder_has_no_pip(
+    project: Path, shelf: Path, guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(shelf, "alpha")
+    (project / "pip.py").write_text(f"open({str(project / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(project)
+    assert lock(project, guest) == ["alpha==1.0"]
+    assert not (project / "ran").exists()

@@ -28,6 +28,7 @@ from packaging.utils import canonicalize_name
 from vambrace.debian import root, tools
 from vambrace.debian.cache import Cache
 from vambrace.errors import BuildError, ConfigError
+from vambrace.image import pip_alone
 from vambrace.image.programs import DEFAULT_PATH
 from vambrace.image.requirements import Wanted, Wheel, closure, guest_markers, plain, read_requirements
 
@@ -193,7 +194,9 @@ def _wheel(item: dict[str, Any]) -> Wheel:
 
 
 def _pip(*arguments: str | Path) -> None:
-    command: list[str | Path] = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments]
+    # -P: what lies in the present folder is not pip, whatever its name.
+    command: list[str | Path] = [sys.executable, "-P", Path(pip_alone.__file__), "--no-input"]
+    command += ["--disable-pip-version-check", *arguments]
     try:
         # Limits on what this machine installs are not the guest's.
         tools.run(command, env={"PIP_CONSTRAINT": os.devnull, "PIP_REQUIRE_VIRTUALENV": "0", "PIP_USER": "0"})
@@ -205,6 +208,10 @@ def _explained(error: BuildError) -> BuildError | ConfigError:
     text = error.message
     if "No module named pip" in text:
         return BuildError("this Python has no pip", hint=f"{sys.executable} -m ensurepip")
+    if pip_alone.REFUSAL in text:
+        return ConfigError(
+            "a wheel requires something by its URL that would have to be built", hint="require a wheel of it instead"
+        )
     unknown = _NO_WHEEL.search(text)
     if unknown and _NO_ANSWER not in text:
         name = Requirement(unknown[1].split(" (from")[0].split(" --hash")[0]).name
