@@ -107,6 +107,13 @@ def test_hard_links_and_large_folders() -> None:
     assert len(found) == 3005 and found[b"/many/" + b"02999" * 20].content == bytes([2999 % 256]) * 3
 
 
+def test_the_largest_folders_are_written_in_seconds() -> None:
+    """A stranger's folder of so many of the longest names: with work for each name over all before it, it takes minutes."""
+    many = {f"{number:05}".encode() * 51: Made(FILE) for number in range(40_000)}
+    image = written(Made(FOLDER, children={b"many": Made(FOLDER, children=many)}))
+    assert len(image) > 40_000 * (255 + 12 + 64)
+
+
 def test_the_same_tree_gives_the_same_bits() -> None:
     first = Made(FOLDER, children={b"x": Made(FILE, b"1"), b"a": Made(FILE, b"2")})
     second = Made(FOLDER, children={b"a": Made(FILE, b"2"), b"x": Made(FILE, b"1")})

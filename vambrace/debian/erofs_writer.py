@@ -181,13 +181,13 @@ def _attributes(xattrs: Mapping[str, bytes]) -> bytes:
     """The header and entries of inline attributes, names in order."""
     if not xattrs:
         return b""
-    entries = b""
+    entries = bytearray()
     for name in sorted(xattrs):
         prefix = next(prefix for prefix in _PREFIXES if name.startswith(prefix))
         rest = name[len(prefix) :].encode("utf-8", "surrogateescape")
         entry = struct.pack("<BBH", len(rest), _PREFIXES[prefix], len(xattrs[name])) + rest + xattrs[name]
         entries += entry + bytes(-len(entry) % 4)
-    return struct.pack("<IB7x", 0, 0) + entries
+    return struct.pack("<IB7x", 0, 0) + bytes(entries)
 
 
 #: The entries of one block of a folder.
@@ -210,7 +210,7 @@ def _parts(inode: _Inode) -> list[_Part]:
 
 def _folder(inode: _Inode) -> bytes:
     """A folder's content: in each block entries, then their names."""
-    content = b""
+    content = bytearray()  # it grows in its place: a folder of a stranger's may be as large as he likes
     for part in _parts(inode):
         content += bytes(-len(content) % BLOCK)
         place = _DIRENT.size * len(part)
@@ -219,4 +219,4 @@ def _folder(inode: _Inode) -> bytes:
             content += _DIRENT.pack(child.offset // _SLOT, place, kind, 0)
             place += len(name)
         content += b"".join(name for name, _ in part)
-    return content
+    return bytes(content)
