@@ -184,6 +184,14 @@ def test_many_files_are_refused_in_bounded_time(monkeypatch: pytest.MonkeyPatch)
 def test_headers_are_bounded() -> None:
     with pytest.raises(ImageError, match=f"header of {tar.MAX_EXTENDED + 2048}|header of"):
         stack(pax("comment", "x" * (tar.MAX_EXTENDED + 1)))
+    # Every one of these is small, and what they say would be kept until a member comes.
+    one = pax("comment", "x")[:1024]
+    assert stack(one * tar.MAX_HEADERS + layer(member("f")))
+    with pytest.raises(ImageError, match="headers before a member"):
+        stack(one * (tar.MAX_HEADERS + 1) + layer(member("f")))
+    large = pax("comment", "x" * (tar.MAX_EXTENDED // 2))[: 512 + tar.MAX_EXTENDED // 2 + 512]
+    with pytest.raises(ImageError, match="header of"):
+        stack(large * 2 + layer(member("f")))
 
 
 def digest(data: bytes) -> str:

@@ -13,7 +13,8 @@ from typing import BinaryIO, Final
 from vambrace.errors import ImageError
 
 BLOCK: Final = 512
-MAX_EXTENDED: Final = 1 << 20  # bytes of one extended header, or long name
+MAX_EXTENDED: Final = 1 << 20  # bytes of the extended headers and long names of one member
+MAX_HEADERS: Final = 8  # of these, before one member
 MAX_ID: Final = (1 << 24) - 1  # of a user or group: as many as a container has, see vambrace.container
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, FOLDER, FIFO = "file", "link", "symlink", "char", "block", "dir", "fifo"
 _KINDS: Final = {
@@ -30,6 +31,7 @@ _KINDS: Final = {
 _PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK = b"x", b"g", b"L", b"K"
 _XATTR = "SCHILY.xattr."
 _CHECKSUM: Final = slice(148, 156)
+_AGAIN: Final = "save or push the image again"
 
 
 @dataclass
@@ -53,6 +55,7 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
     total = file.seek(0, 2)
     position = 0
     pax: dict[str, bytes] = {}
+    headers = extended = 0
     while position + BLOCK <= total:
         file.seek(position)
         header = file.read(BLOCK)
@@ -63,18 +66,23 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
         kind = header[156:157]
         size = _number(header[124:136], "size")
         if kind in (_PAX, _PAX_GLOBAL, _LONG_NAME, _LONG_LINK):
+            headers, extended = headers + 1, extended + size
+            if headers > MAX_HEADERS:
+                raise ImageError(f"a layer has more than {MAX_HEADERS} headers before a member", hint=_AGAIN)
+            if extended > MAX_EXTENDED:
+                raise ImageError(f"a layer has a header of {extended} bytes", hint=f"at most {MAX_EXTENDED} are read")
             pax.update(_extended(file, kind, size))
         else:
             member = _member(header, pax)
             member.offset = position
             size = member.size
-            pax = {}
+            pax, headers, extended = {}, 0, 0
             yield member
         position += size + -size % BLOCK
         if position > total:
-            raise ImageError("a layer is cut off", hint="save or push the image again")
+            raise ImageError("a layer is cut off", hint=_AGAIN)
     if pax or (position == 0 and 0 < total < BLOCK):
-        raise ImageError("a layer is cut off", hint="save or push the image again")
+        raise ImageError("a layer is cut off", hint=_AGAIN)
 
 
 def _member(header: bytes, pax: dict[str, bytes]) -> Member:
@@ -102,7 +110,7 @@ def _member(header: bytes, pax: dict[str, bytes]) -> Member:
 def _check(header: bytes) -> None:
     checksum = sum(header[: _CHECKSUM.start]) + 8 * ord(" ") + sum(header[_CHECKSUM.stop :])
     if header[257:262] != b"ustar" or _number(header[_CHECKSUM], "checksum") != checksum:
-        raise ImageError("a layer is no tar archive, or damaged", hint="save or push the image again")
+        raise ImageError("a layer is no tar archive, or damaged", hint=_AGAIN)
 
 
 def _name(header: bytes) -> bytes:
@@ -113,11 +121,9 @@ def _name(header: bytes) -> bytes:
 
 def _extended(file: BinaryIO, kind: bytes, size: int) -> dict[str, bytes]:
     """What an extended header says of the member that follows it."""
-    if size > MAX_EXTENDED:
-        raise ImageError(f"a layer has a header of {size} bytes", hint=f"at most {MAX_EXTENDED} are read")
     data = file.read(size)
     if len(data) != size:
-        raise ImageError("a layer is cut off", hint="save or push the image again")
+        raise ImageError("a layer is cut off", hint=_AGAIN)
     if kind == _LONG_NAME:
         return {"path": data.rstrip(b"\0")}
     if kind == _LONG_LINK:
@@ -141,7 +147,7 @@ def _records(data: bytes) -> dict[str, bytes]:
         record = data[position : position + length]
         key, equals, value = record[len(digits) + 1 :].partition(b"=")
         if not digits or len(record) != length or not equals or not value.endswith(b"\n"):
-            raise ImageError("a layer has a damaged header", hint="save or push the image again")
+            raise ImageError("a layer has a damaged header", hint=_AGAIN)
         found[key.decode("utf-8", "surrogateescape")] = value[:-1]
         position += length
     return found
@@ -156,7 +162,7 @@ def _number(field_: bytes, what: str, *, signed: bool = False) -> int:
     else:
         digits = field_.strip(b"\0 ").split(b"\0", 1)[0]
         if digits.strip(b"01234567"):
-            raise ImageError(f"a layer has a damaged header: {what}", hint="save or push the image again")
+            raise ImageError(f"a layer has a damaged header: {what}", hint=_AGAIN)
         value = int(digits or b"0", 8)
     if not (-(1 << 62) if signed else 0) <= value < 1 << 62:
         raise ImageError(f"a layer has an impossible {what} in a header")
