@@ -7,6 +7,7 @@ import hashlib
 import io
 import subprocess
 import tarfile
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -179,6 +180,30 @@ def test_many_files_are_refused_in_bounded_time(monkeypatch: pytest.MonkeyPatch)
     # And each of these paths leads through forty links.
     with pytest.raises(ImageError, match="take too long"):
         stack(layer(member("l39/"), *LOOP[:39], *(member("l0/x"),) * 900))
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "MAX_TEXT", 100_000)
+    assert stack(layer(*(link(f"l{number}", "x" * 900) for number in range(100))))
+    for hostile in (
+        layer(*(link(f"l{number}", "x" * 900) for number in range(120))),
+        layer(*(member("n" * 250 + f"/{number}") for number in range(500))),
+        layer(*(member(f"{number}", pax_headers={"SCHILY.xattr.user.a": "x" * 10_000}) for number in range(11))),
+    ):
+        with pytest.raises(ImageError, match="names, links and attributes"):
+            stack(hostile)
+
+
+def test_long_paths_of_many_files_are_not_kept_together() -> None:
+    found = Tree()
+    folder = "/".join(["d" * 250] * 15)
+    found.apply(io.BytesIO(layer(*(member(f"{folder}/{number}") for number in range(3000)))))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in found.walk()) == 3016
+        assert tracemalloc.get_traced_memory()[1] < 3000 * len(folder) // 4
+    finally:
+        tracemalloc.stop()
 
 
 def test_headers_are_bounded() -> None:

@@ -19,6 +19,7 @@ MAX_PATH, MAX_NAME, MAX_DEPTH = 4096, 255, 256  # Linux' own bounds, and one on 
 MAX_STEPS: Final = 20_000_000  # from one entry to another, until all layers are in: seconds
 MAX_LINKS: Final = 40  # that a path may lead through, as in Linux
 MAX_XATTRS: Final = 16 << 10  # bytes of names and values of one file
+MAX_TEXT: Final = 256 << 20  # bytes of names, links and attributes of all files: what is kept in memory
 _TYPES: Final = {tar.FILE: stat.S_IFREG, tar.FOLDER: stat.S_IFDIR, tar.SYMLINK: stat.S_IFLNK, tar.FIFO: stat.S_IFIFO}
 _WHITEOUT, _OPAQUE, _AUFS = b".wh.", b".wh..wh..opq", b".wh..wh."
 #: What would tell an overlay file system, which containers run on, to look elsewhere.
@@ -62,6 +63,7 @@ class Tree:
         self._layers = 0
         self._members = 0
         self._steps = 0
+        self._text = 0
         # Entries of the layer that is being applied: a whiteout in it is not for them.
         self._fresh: set[tuple[Node, bytes]] = set()
 
@@ -72,6 +74,12 @@ class Tree:
             self._members += 1
             if self._members > MAX_MEMBERS:
                 raise ImageError(f"the image holds more than {MAX_MEMBERS} files", hint="take some out of it")
+            self._text += len(member.name) + len(member.link) + sum(map(len, member.xattrs.values()))
+            if self._text > MAX_TEXT:
+                raise ImageError(
+                    f"the image's names, links and attributes have more than {MAX_TEXT >> 20} MiB",
+                    hint="take some out of it",
+                )
             self._apply(member)
         self._fresh = set()
         self._layers += 1
@@ -91,12 +99,19 @@ class Tree:
 
     def walk(self) -> Iterator[tuple[str, Node]]:
         """Every node with its path, ``/`` first, folders before what is in them, names in order."""
-        waiting = [("/", self.root)]
+        yield "/", self.root
+        # Of each folder on the way what is still to come, and no path of it: there may be very many, and long ones.
+        waiting = [("/", iter(sorted(self.root.children.items())))]
         while waiting:
-            path, node = waiting.pop()
-            yield path, node
-            for name in sorted(node.children, reverse=True):
-                waiting.append((path.rstrip("/") + "/" + _text(name), node.children[name]))
+            folder, entries = waiting[-1]
+            for name, node in entries:
+                path = folder + _text(name)
+                yield path, node
+                if node.children:
+                    waiting.append((path + "/", iter(sorted(node.children.items()))))
+                    break
+            else:
+                waiting.pop()
 
     def _apply(self, member: tar.Member) -> None:
         path = _split(member.name)
