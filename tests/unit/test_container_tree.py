@@ -15,6 +15,7 @@ import pytest
 from container_images import hard, layer, link, member, stack
 
 from vambrace.errors import ImageError
+from vambrace.image.containers import layer as layers
 from vambrace.image.containers import tar, tree
 from vambrace.image.containers.layer import MAX_RATIO, RATIO_FREE, unpack_layer
 from vambrace.image.containers.tree import Tree
@@ -261,3 +262,10 @@ def test_decompression_bombs(tmp_path: Path) -> None:
     zstd = subprocess.run(["zstd", "-q", "-c"], input=bytes(200 << 20), capture_output=True, check=True).stdout
     with pytest.raises(ImageError, match="unpacks to more than"):
         unpack(tmp_path, zstd, digest(b""))
+
+
+def test_parts_of_a_gzip_file_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "MAX_PARTS", 100)
+    assert unpack(tmp_path, gzip.compress(b"x") * 100, digest(b"x" * 100)) == b"x" * 100
+    with pytest.raises(ImageError, match="more than 100 parts"):
+        unpack(tmp_path, gzip.compress(b"") * 101, digest(b""))

@@ -108,7 +108,7 @@ def test_hard_links_and_large_folders() -> None:
 
 
 def test_the_largest_folders_are_written_in_seconds() -> None:
-    """A stranger's folder of so many of the longest names: with work for each name over all before it, it takes minutes."""
+    """With work for each name over all that were before it, this would take minutes."""
     many = {f"{number:05}".encode() * 51: Made(FILE) for number in range(40_000)}
     image = written(Made(FOLDER, children={b"many": Made(FOLDER, children=many)}))
     assert len(image) > 40_000 * (255 + 12 + 64)

@@ -17,7 +17,9 @@ from vambrace.errors import ImageError
 MAX_UNPACKED: Final = 32 << 30
 MAX_RATIO: Final = 100
 RATIO_FREE: Final = 64 << 20  # a layer may always unpack to this
+MAX_PARTS: Final = 1_000_000  # members of one gzip file: more than any tool makes, which make one for each file at most
 _CHUNK: Final = 1 << 20
+_COMPRESSED: Final = 64 << 10  # read at a time: what is behind a member's end is copied for each member
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _DAMAGED = "save or push the image again"
 
@@ -61,8 +63,12 @@ def _contents(blob: Path) -> Iterator[bytes]:
 
 def _gunzip(file: BinaryIO) -> Iterator[bytes]:
     """Every member of a gzip file, in pieces of bounded size."""
-    data = file.read(_CHUNK)
+    data = file.read(_COMPRESSED)
+    parts = 0
     while data:
+        parts += 1
+        if parts > MAX_PARTS:
+            raise ImageError(f"a layer is a gzip file of more than {MAX_PARTS} parts", hint=_DAMAGED)
         stream = zlib.decompressobj(wbits=31)
         while not stream.eof:
             try:
@@ -71,10 +77,10 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
                 raise ImageError("a layer is not the gzip file that it begins as", hint=_DAMAGED) from None
             if piece:
                 yield piece
-            data = stream.unconsumed_tail or (b"" if stream.eof else file.read(_CHUNK))
+            data = stream.unconsumed_tail or (b"" if stream.eof else file.read(_COMPRESSED))
             if not data and not stream.eof and not piece:
                 raise ImageError("a layer is cut off", hint=_DAMAGED)
-        data = stream.unused_data or file.read(_CHUNK)
+        data = stream.unused_data or file.read(_COMPRESSED)
 
 
 def _unzstd(file: BinaryIO) -> Iterator[bytes]:
