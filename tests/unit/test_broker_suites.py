@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from attest_factory import new_key
 from broker_world import PASSWORD, SECRET, World, refused
 from client_harness import make_platform
 from vambrace_agent.events import Events
-from vambrace_agent.secrets import Secrets
+from vambrace_agent.main import handlers
+from vambrace_agent.sealing import Sealing
 from vambrace_agent.settings import Secret as Granted
 
 from vambrace.errors import BrokerError
@@ -38,17 +40,21 @@ def test_evidence_is_of_after_the_last_event(world: World, first: bool) -> None:
     events = Events("sha-256", lambda register, digest: registers.__setitem__(register, bad if first else good))
     application = SimpleNamespace(name="analysis", registers=[1])
     granted = Granted({"name": "password", "application": "analysis", "resource": SECRET})
-    secrets = Secrets(realm, [granted], events.count)
+    desk = handlers(events, realm, [granted], Sealing(None, lambda version: b""))
+
+    def secret() -> object:
+        return desk["secret"](application, {"name": "password"})["value"]  # type: ignore[arg-type]
+
     with world.client() as client:
         client.put(SECRET, None, world.policy(registers={"1": [good.hex()]}))
     for allowed in (first, not first):
         for _ in range(2):
             if allowed:
-                assert secrets.get("analysis", "password") == PASSWORD
+                assert secret() == base64.b64encode(PASSWORD).decode()
             else:
-                refused(world, lambda: secrets.get("analysis", "password"), 403, "register 1")
+                refused(world, secret, 403, "register 1")
         if allowed is first:
-            events.told(application, 1, "said")  # type: ignore[arg-type]
+            desk["extend"](application, {"register": 1, "text": "said"})  # type: ignore[arg-type]
     proofs = [entry for entry in world.log() if entry["event"] == "attest"]
     assert len(proofs) == 2  # and as long as nothing is said, one is enough
 

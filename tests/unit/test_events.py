@@ -28,7 +28,6 @@ from vambrace.measure.registers import BYTES, COUNT, Registers, event_digest, re
 from vambrace_agent import AgentError, desk, events  # isort: skip
 from vambrace_agent import main as agent_main  # isort: skip
 from vambrace_agent.sealing import Sealing  # isort: skip
-from vambrace_agent.secrets import Secrets  # isort: skip
 from vambrace_agent.settings import Application  # isort: skip
 
 LOG = [Event(0, "", "start db"), Event(1, "db", "model 1"), Event(3, "db", "é"), Event(1, "db", "model 2")]
@@ -211,7 +210,7 @@ class Program:
 def open_desk(path: Path, log: events.Events, uid: int) -> Path:
     ours = application()
     ours.uid = uid
-    handlers = agent_main.handlers(log, Secrets(None, []), Sealing(None, lambda version: b""))
+    handlers = agent_main.handlers(log, None, [], Sealing(None, lambda version: b""))
     desk.Desk(str(path), [ours], handlers).start()
     return path
 

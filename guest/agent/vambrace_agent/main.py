@@ -25,7 +25,7 @@ from vambrace_agent.release import Broker
 from vambrace_agent.sealing import Sealing
 from vambrace_agent.secrets import Secrets
 from vambrace_agent.service import Service
-from vambrace_agent.settings import Application, Settings
+from vambrace_agent.settings import Application, Secret, Settings
 from vambrace_agent.supervisor import Process, Supervisor
 
 SETTINGS = "/app/vambrace.json"
@@ -161,8 +161,6 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
     if wanted.broker and streams:
         dial = functools.partial(streams.dial, port.broker)
         broker = Broker(wanted.broker.url, wanted.broker.certificate, dial, port.attest, instance)
-    events = Events(wanted.hash, port.extend)
-    secrets = Secrets(broker, wanted.broker.secrets if wanted.broker else [], events.count)
     sealing = Sealing(wanted.sealing, port.sealing_key)
     for application in wanted.applications:
         if application.files:
@@ -189,7 +187,8 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
     service = Service(supervisor, port, events, key_info, instance, loop.wake, digests=digests)
     ports = Ports(wanted.applications)
     doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
-    Desk(settings.DESK, wanted.applications, handlers(events, secrets, sealing), who).start()
+    granted = wanted.broker.secrets if wanted.broker else []
+    Desk(settings.DESK, wanted.applications, handlers(events, broker, granted, sealing), who).start()
     return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds, wanted.lasting)
 
 
@@ -232,9 +231,10 @@ def _attach(wanted: Settings, broker: Broker | None, sealing: Sealing, stack: co
         volumes.attach(disk, named[disk.application])
 
 
-def handlers(events: Events, secrets: Secrets, sealing: Sealing) -> dict[str, Handler]:
-    """What applications may ask for."""
+def handlers(events: Events, broker: Broker | None, granted: list[Secret], sealing: Sealing) -> dict[str, Handler]:
+    """What applications may ask for: ``granted`` secrets, each with evidence that has all ``events`` so far."""
     pace = Pace(DESK_RATE, DESK_BURST)
+    secrets = Secrets(broker, granted, events.count)
 
     def extend(application: Application, request: Request) -> Request:
         register, text = request.get("register"), request.get("text")
