@@ -15,11 +15,11 @@ def add(commands: Commands) -> None:
     listing = volumes.add("list", "your volumes on a host", _list, "vambrace volume list")
     listing.add_argument("--all", action="store_true", help="those of other owners, too")
     create = volumes.add("create", "make one before its first Realm does", _create, "vambrace volume create records 1G")
-    create.add_argument("size", metavar="SIZE", help="as in the manifest, for example 1G")
     remove = volumes.add("remove", "remove one, with all that is in it", _remove, "vambrace volume remove records")
     remove.add_argument("--owner", metavar="VALUE", help="another owner's, by its personalization value")
     for parser in (create, remove):
         parser.add_argument("name", metavar="NAME")
+    create.add_argument("size", metavar="SIZE", help="as in the manifest, for example 1G")
     for parser in (listing, create, remove):
         host_option(parser)
 
