@@ -143,6 +143,7 @@ def test_a_missing_file(work: Path, refused: Refusals, base: RuntimeBase) -> Non
     refused(3, "image", "measure", "none.vambrace", says="none.vambrace: No such file", hint="image build")
     refused(3, "image", "inspect", "none.vambrace", says="none.vambrace: No such file", hint="image build")
     refused(6, "image", "build", "manifest.yaml", "-o", "none/x", says="none is not a folder", hint="make it")
+    refused(6, "image", "build", "manifest.yaml", "-o", "analysis", says="analysis is a folder", hint="--output")
     refused(2, "run", "none.vambrace", says="no host is set up", hint="server up")
     trust = ["--root", "r", "--references", "c", "--nonce", "00" * 32, "--measurement", "00" * 32]
     says = "vendor root cannot be read: r"

@@ -244,6 +244,10 @@ def test_local_mistakes(world: World, realm: Realm, tmp_path: Path) -> None:
         realm.put_file(tmp_path / "nothing", "analysis:x")
     with pytest.raises(UsageError, match="in the way"):
         realm.get_file("analysis:/data/records/data", tmp_path)
+    os.mkfifo(tmp_path / "pipe")  # as a device: what is written there is not for a file in its place
+    with pytest.raises(UsageError, match="in the way"):
+        realm.get_file("analysis:/data/records/data", tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
     with pytest.raises(UsageError, match="cannot be written"):
         realm.get_file("analysis:/data/records/data", tmp_path / "no/such/folder")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from config_factory import make_disk, make_kernel, make_realm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vambrace.errors import ConfigError, ImageError
+from vambrace.errors import BuildError, ConfigError, ImageError
 from vambrace.image import Bundle, write_bundle
 from vambrace.image.bundle import MAX_SIGNATURE, sign_bundle
 
@@ -236,3 +237,13 @@ def test_a_signature_has_a_bound(bundle: Bundle, tmp_path: Path, size: int) -> N
         return
     with pytest.raises(ImageError, match="larger than"):
         sign_bundle(bundle, bytes(size), tmp_path / "signed.vambrace")
+
+
+def test_only_files_are_replaced(tmp_path: Path, bundle: Bundle) -> None:
+    """A device stays one, also where whoever builds may replace it: ``--output /dev/null``."""
+    os.mkfifo(tmp_path / "pipe")
+    before = set(tmp_path.iterdir())
+    for name, says in (("pipe", "pipe is no regular file"), ("no/folder", "no is not a folder")):
+        with pytest.raises(BuildError, match=says):
+            sign_bundle(bundle, b"signature", tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo() and set(tmp_path.iterdir()) == before

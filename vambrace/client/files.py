@@ -108,7 +108,7 @@ def get(place: Place, target: Path, uuid: str, ask: Ask, limit: int, progress: P
 
     Raises ``UsageError`` (it cannot be written), ``DomainError``.
     """
-    if target.is_symlink() or target.is_dir():
+    if target.is_symlink() or (target.exists() and not target.is_file()):  # a device would be replaced
         raise UsageError(f"{target} is in the way", hint="remove it, or give another name")
     partial = target.with_name(f".{uuid[:13]}.{target.name}.part")
     reply, _ = ask("file-digest", **place.arguments)

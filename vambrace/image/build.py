@@ -20,7 +20,7 @@ from vambrace.debian.erofs import BLOCK, VerityDisk, make_erofs
 from vambrace.errors import BuildError, ConfigError, NoSpace
 from vambrace.image import python
 from vambrace.image.base import INIT, RuntimeBase
-from vambrace.image.bundle import Bundle, write_bundle
+from vambrace.image.bundle import Bundle, check_output, write_bundle
 from vambrace.image.containers.program import settle
 from vambrace.image.encrypted import encrypt_disk, obtain_key
 from vambrace.image.manifest import Hardware, Manifest, Program, read_manifest
@@ -52,8 +52,7 @@ def build_bundle(
     if manifest.vm and not base.systems:
         raise BuildError("this base runs no system of a disk", hint="see vambrace.image.prepare")
     out_path = Path(out_path)
-    if not out_path.parent.is_dir():
-        raise BuildError(f"{out_path.parent} is not a folder", hint="make it, or choose another output")
+    check_output(out_path)
     # Beside the result: it is as large, and must be on a disk that can hold it.
     try:
         work = Path(tempfile.mkdtemp(prefix=".vambrace-", dir=out_path.parent))

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Final
 
 from vambrace.canonical import canonical, decode_json
 from vambrace.config import MAX_CONFIG_BYTES, MAX_DISKS, SYSTEM_DISK, VM, Disk, DomainConfig
-from vambrace.errors import ConfigError, ImageError, NoSpace
+from vambrace.errors import BuildError, ConfigError, ImageError, NoSpace
 from vambrace.image import ustar
 from vambrace.image.ustar import BUILD_AGAIN
 
@@ -166,8 +166,20 @@ class Bundle:
 
 
 def sign_bundle(bundle: Bundle, signature: bytes, out: Path) -> Bundle:
-    """The same image with ``signature`` beside it, in the place of any that was there. Raises as ``write_bundle``."""
+    """The same image with ``signature`` beside it, in the place of any that was there. Raises as ``write_bundle`` and
+    ``check_output``."""
+    check_output(out)
     return write_bundle(out, bundle.config, bundle.kernel, bundle.initrd, bundle.disks, signature)
+
+
+def check_output(out: Path) -> None:
+    """That a bundle may be written to ``out``: its folder is there, and nothing but a file would be replaced, no device
+    such as /dev/null. Raises ``BuildError``."""
+    if not out.parent.is_dir():
+        raise BuildError(f"{out.parent} is not a folder", hint="make it, or choose another --output")
+    if out.exists() and not out.is_file():
+        what = "a folder" if out.is_dir() else "no regular file"
+        raise BuildError(f"{out} is {what}", hint="choose another --output")
 
 
 def write_bundle(

@@ -10,8 +10,8 @@ from pathlib import Path
 from vambrace.application import SYSTEM
 from vambrace.config import BLOCK, PAGE, PIN_HEADROOM, Disk, DomainConfig, Zone
 from vambrace.debian.system import System, make_ext4
-from vambrace.errors import BuildError, ConfigError
-from vambrace.image.bundle import Bundle, write_bundle
+from vambrace.errors import ConfigError
+from vambrace.image.bundle import Bundle, check_output, write_bundle
 from vambrace.image.manifest import NormalManifest
 from vambrace.machine.plan import plan_boot
 
@@ -21,8 +21,7 @@ def build_normal(manifest: NormalManifest, out: Path, system: System | None) -> 
 
     Raises ``ConfigError``, ``ImageError``, ``BuildError`` (``ToolMissing``, ``NoSpace``).
     """
-    if not out.parent.is_dir():
-        raise BuildError(f"{out.parent} is not a folder", hint="make it, or choose another output")
+    check_output(out)
     work = Path(tempfile.mkdtemp(prefix=".vambrace-", dir=out.parent))
     try:
         kernel, initrd, disks = manifest.kernel, manifest.initrd, list(manifest.disks)

@@ -26,7 +26,7 @@ from vambrace.config import MAX_CONFIG_BYTES, MAX_DISKS, DomainConfig
 from vambrace.errors import BuildError, ImageError, NoSpace, UsageError
 from vambrace.image import bundle as form
 from vambrace.image import ustar
-from vambrace.image.bundle import Bundle, Part
+from vambrace.image.bundle import Bundle, Part, check_output
 from vambrace.image.layout import INDEX, LAYOUT, MANIFEST, Layout, image_config, printable, read_object
 from vambrace.image.skopeo import MAX_MANIFEST, Skopeo
 
@@ -164,10 +164,11 @@ def push(bundle: Bundle, reference: Reference, skopeo: Skopeo, signatures: Seque
 def pull(image: RemoteImage, out: Path, skopeo: Skopeo, check: Check | None = None) -> Bundle:
     """Fetch ``image`` into the bundle ``out``, replaced whole or not at all, once ``check`` has not raised for it and
     its cosign signatures; without one, whoever made it. Raises ``RegistryError``, ``ImageError``, ``ConfigError``,
-    ``NoSpace``.
+    ``BuildError``, ``NoSpace``.
     """
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent} is not a folder", hint="choose another --output")
+    check_output(out)
     if 2 * image.size > shutil.disk_usage(out.parent).free:
         hint = "free some, or choose another --output"
         raise NoSpace(str(out.parent), f"an image of {image.size >> 20} MiB", hint=hint)
