@@ -102,5 +102,5 @@ def check_unique(names: Sequence[str], what: str) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ConfigError(f"{what} {name}: appears twice", hint="every name must be different")
+            raise ConfigError(f"{what} {name}: appears twice", hint="name it once")
         seen.add(name)

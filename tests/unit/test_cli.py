@@ -154,6 +154,7 @@ def test_owner(capsys: Capture, own_state: Path) -> None:
     assert main(["owner", "show"]) == 0
     assert capsys.readouterr().out == Path(created["certificate"]).read_text()
     assert main(["owner", "create"]) == 3
+    assert "hint: 'vambrace owner show' prints" in capsys.readouterr().err
     assert ((own_state / "owner/key.pem").stat().st_mode & 0o777) == 0o600
 
 

@@ -79,7 +79,11 @@ def test_names_of_programs() -> None:
         ("--app server --command x --owner owner.pem", "--command without --container"),
         ("--container x --package redis --owner owner.pem", "--package without --app"),
         ("shop.yaml --container x --owner owner.pem", "a manifest and a --container"),
-        ("--app none --owner owner.pem", "does not exist"),
+        ("--app none --owner owner.pem", "one in a manifest begins"),
+        ("--app server --owner none.pem", "'vambrace owner show > owner.pem'"),
+        ("--app server --owner owner.pem -- --port 80", "the whole command: ./server --port …"),
+        ("--app server --owner owner.pem --publish 8080 --publish 8080", "port 8080: appears twice"),
+        ("--container project --owner owner.pem", "project is no container image"),
     ],
 )
 def test_what_does_not_go_together(folder: Path, capsys: pytest.CaptureFixture[str], words: str, says: str) -> None:

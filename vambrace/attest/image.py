@@ -117,8 +117,8 @@ def public_key(key: PrivateKey) -> bytes:
 
 
 def load_key(path: Path) -> PrivateKey:
-    """The platform owner's private key (PEM). Raises ``ConfigError``."""
-    hint = "the platform owner's private key, ECDSA P-256 or SM2, in PEM form"
+    """The private key (PEM) of who signs. Raises ``ConfigError``."""
+    hint = "give the private key of who signs, ECDSA P-256 or SM2, in PEM form"
     try:
         return load_private(path.read_bytes())
     except OSError as error:

@@ -21,9 +21,10 @@ def add(commands: Commands) -> None:
     group = commands.group("image", "secure images: bundles of kernel, initrd, disks and configuration")
     build = group.add(
         "build",
-        "build the bundle of a manifest, or of one container or program",
+        "build the bundle of a manifest, or of one container, program or disk",
         _build,
-        "vambrace image build patients.yaml -o patients.vambrace",
+        "vambrace image build patients.yaml -o patients.vambrace\n"
+        "  vambrace image build --container nginx.tar --owner owner.pem --name web --publish 80",
     )
     build.add_argument("manifest", nargs="?")
     build.add_argument("-o", "--output", type=Path, help="the bundle (default: the manifest's name + .vambrace)")

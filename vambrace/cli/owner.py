@@ -18,10 +18,14 @@ def add(commands: Commands) -> None:
 
 
 def _create(options: argparse.Namespace, output: Output) -> int:
-    from vambrace.attest.owner import OwnerIdentity
+    from vambrace.attest.owner import KEY_FILE, OwnerIdentity
     from vambrace.client.context import Context
+    from vambrace.errors import ConfigError
 
     directory = Context().owner
+    if (directory / KEY_FILE).exists():
+        hint = "'vambrace owner show' prints its certificate; for another one, VAMBRACE_HOME names another place"
+        raise ConfigError(f"you have a key already, in {directory}", hint=hint)
     owner = OwnerIdentity.create(directory, options.name, suite=SUITES[options.suite])
     personalization = owner.personalization().hex()
     output.result(

@@ -24,6 +24,8 @@ def read_owner(path: Path) -> tuple[str, str]:
 def read_certificates(path: Path, whose: str, most: int = 1) -> list[str]:
     """The certificates in the file at ``path``, at least one. Raises ``ConfigError``."""
     hint = f"the path of the {whose}'s certificate in PEM form, relative to the manifest"
+    if whose == "owner":
+        hint = "give the file in PEM form that 'vambrace owner show > owner.pem' writes"
     try:
         text = path.read_text(encoding="ascii")
     except OSError as error:

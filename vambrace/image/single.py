@@ -38,6 +38,9 @@ class Files:
             if not self.words:
                 raise ConfigError(f"{self.path} is a folder", hint="say what runs in it: -- COMMAND…")
             return found | {"files": path, "command": list(self.words)}
+        if self.words and self.words[0].startswith("-"):
+            hint = f"behind '--' stands the whole command: ./{self.path.name} {self.words[0]} …"
+            raise ConfigError(f"{self.words[0][:80]!r} is no program", hint=hint)
         return found | {"files": [path], "command": list(self.words) or [f"./{self.path.name}"]}
 
 

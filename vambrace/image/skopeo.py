@@ -36,6 +36,12 @@ _TROUBLES: Final = (
     ("connection refused", "cannot be reached", "correct the reference, or try again"),
     ("no such host", "cannot be reached", "correct the reference, or try again"),
 )
+#: What to do where the command has no options for registries, by what it means.
+_WITHOUT_OPTIONS: Final = {
+    "has a certificate that is not trusted": "put its CA's into /etc/containers/certs.d, see containers-certs.d(5)",
+    "speaks no TLS": "if that is meant, fetch it first: 'skopeo copy --src-tls-verify=false … oci:FOLDER:TAG'",
+    "wants other credentials": "'skopeo login'",
+}
 _UNKNOWN: Final = ("manifest unknown", "name unknown", "not found", "404")
 
 
@@ -94,7 +100,7 @@ class Skopeo:
         done = self._run([*words, "copy", "--quiet", *self._reach("src-"), source, f"dir:{folder}"], largest)
         if done.returncode and not source.startswith("docker://") and "no space left" not in _message(done):
             raise BuildError(f"{source}: {_message(done)[-300:]}", hint="'skopeo inspect' may tell more")
-        self._check(done, source, folder)
+        self._check(done, source, folder, options=False)
 
     def send(self, layout: Path, name: str, reference: str, *, total: int, index: bool = False) -> None:
         """Copy ``name`` of the OCI layout to ``reference``; of an ``index`` nothing but itself.
@@ -130,12 +136,14 @@ class Skopeo:
             command, stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, "LC_ALL": "C"}, preexec_fn=bound
         )
 
-    def _check(self, done: subprocess.CompletedProcess[bytes], reference: str, place: Path) -> None:
+    def _check(
+        self, done: subprocess.CompletedProcess[bytes], reference: str, place: Path, *, options: bool = True
+    ) -> None:
         if done.returncode:
             message = _message(done)
             if "no space left" in message:
                 raise NoSpace(str(place), "the image", hint="free some")
-            raise _explained(reference, message)
+            raise _explained(reference, message, options=options)
 
 
 def _message(done: subprocess.CompletedProcess[bytes]) -> str:
@@ -146,9 +154,10 @@ def _message(done: subprocess.CompletedProcess[bytes]) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in said)
 
 
-def _explained(reference: str, message: str) -> RegistryError:
+def _explained(reference: str, message: str, *, options: bool = True) -> RegistryError:
     for words, meaning, hint in _TROUBLES:
         if words in message:
+            hint = hint if options else _WITHOUT_OPTIONS.get(meaning, hint)
             return RegistryError(f"{reference}: the registry {meaning}", hint=hint)
     if any(word in message for word in _UNKNOWN):
         return RegistryError(f"{reference}: the registry has no such image", hint="correct the reference")

@@ -74,8 +74,13 @@ def reference(text: str, folder: Path) -> str:
 
 def _recognise(path: Path) -> str:
     """The transport of an archive or folder."""
+    if path.is_dir() and (path / "oci-layout").is_file():
+        return "oci:"
+    if path.is_dir() and (path / "manifest.json").is_file():
+        return "dir:"
     if path.is_dir():
-        return "oci:" if (path / "oci-layout").is_file() else "dir:"
+        hint = "a folder has an OCI layout, or is of 'skopeo copy … dir:FOLDER'"
+        raise ConfigError(f"{path} is no container image", hint=hint)
     try:
         with path.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":

@@ -13,7 +13,7 @@ from vambrace.config import Zone
 from vambrace.errors import ConfigError
 from vambrace.image.manifest.container import Wish, read_wish
 from vambrace.image.manifest.languages import read_java, read_python
-from vambrace.image.manifest.lines import Mapping
+from vambrace.image.manifest.lines import CORRECT_PATH, Mapping
 from vambrace.image.manifest.storage import read_encryption, read_scratch
 from vambrace.image.manifest.zones import read_zone
 from vambrace.image.packages import check_packages
@@ -174,7 +174,7 @@ def _files(item: Mapping, folder: Path, where: str) -> tuple[tuple[Path, ...], b
             except OSError as error:  # for example a name that no file system takes
                 raise ConfigError(f"{where}: {str(path)[:200]}: {error.strerror}", hint="correct the path") from None
             if not there:
-                raise ConfigError(f"{where}: {path} does not exist", hint="paths are relative to the manifest's folder")
+                raise ConfigError(f"{where}: {path} does not exist", hint=CORRECT_PATH)
         if merge and not paths[0].is_dir():
             merge = False
         if len({path.name for path in paths}) != len(paths) or any(not path.name for path in paths):

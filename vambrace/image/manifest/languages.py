@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vambrace.errors import ConfigError
 from vambrace.image.java import JavaArchive
-from vambrace.image.manifest.lines import Mapping
+from vambrace.image.manifest.lines import CORRECT_PATH, Mapping
 
 
 def read_python(item: Mapping, folder: Path) -> Path | None:
@@ -17,7 +17,7 @@ def read_python(item: Mapping, folder: Path) -> Path | None:
     with python.at("requirements"):
         requirements = folder / python.string("requirements")
         if not requirements.is_file():
-            raise ConfigError(f"{requirements} does not exist", hint="paths are relative to the manifest's folder")
+            raise ConfigError(f"{requirements} does not exist", hint=CORRECT_PATH)
     python.done()
     return requirements
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 
@@ -13,6 +13,9 @@ from vambrace.checks import check_integer, check_name
 from vambrace.errors import ConfigError
 
 Made = TypeVar("Made")
+
+#: What to do about a file that is not there; a command line may have named it as well.
+CORRECT_PATH: Final = "correct the path; one in a manifest begins at the manifest's folder"
 
 
 class Mapping:

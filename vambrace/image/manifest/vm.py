@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from vambrace.errors import ConfigError
-from vambrace.image.manifest.lines import Mapping
+from vambrace.image.manifest.lines import CORRECT_PATH, Mapping
 from vambrace.image.manifest.storage import read_encryption
 
 MAX_PARTITION: Final = 1024
@@ -65,5 +65,5 @@ def _existing(path: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"{str(path)[:200]}: {error.strerror}", hint="correct the path") from None
     if not there:
-        raise ConfigError(f"{path} is no file", hint="paths are relative to the manifest's folder")
+        raise ConfigError(f"{path} is no file", hint=CORRECT_PATH)
     return path
