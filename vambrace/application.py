@@ -82,6 +82,9 @@ class Application(Record):
                 raise ConfigError(f"{where}: a unit has no command of the manifest's", hint="change the unit")
         elif not self.command or not self.command[0]:
             raise ConfigError(f"{where}: the command is empty", hint='for example ["python3", "main.py"]')
+        elif "=" in self.command[0] and not self.container:
+            # What starts it in its Realm would take it for a variable.
+            raise ConfigError(f"{where}: the name of its program has a '='", hint="start it by a link or a script")
         for argument in self.command:
             check_text(argument, f"{where}: command")
         _check_environment(self.environment, where, _WORD if self.container else _VARIABLE)

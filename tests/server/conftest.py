@@ -22,7 +22,7 @@ from vambrace.emulator.server import Server
 from vambrace.image.base import RuntimeBase, runtime_base
 
 ORDER = (
-    "test_storage",  # no server
+    *("test_storage", "test_nodes"),  # no server
     *("test_verdicts", "test_suite_tokens", "test_freed", "test_auto", "test_neighbours"),  # DOOR
     *("test_census", "test_applications", "test_secrets", "test_volumes", "test_hostile"),
     *("test_domains", "test_devices", "test_containers", "test_vm_form"),

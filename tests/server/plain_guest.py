@@ -28,10 +28,14 @@ busybox poweroff -f
 
 
 class Guest:
-    """``disks`` are files by their serial numbers, writable; ``script`` is run with the agent's modules at hand."""
+    """``disks`` are files by their serial numbers, writable; ``script`` is run with the agent's modules at hand.
+    ``nodes`` are MiB of memory, the first one's processor is the only one."""
 
-    def __init__(self, folder: Path, base: RuntimeBase, script: Path, **disks: Path) -> None:
+    def __init__(
+        self, folder: Path, base: RuntimeBase, script: Path, nodes: tuple[int, ...] = (768,), **disks: Path
+    ) -> None:
         self._base = base
+        self._nodes = nodes
         self._disks = disks
         tree = folder / "tree"
         tree.mkdir()
@@ -55,10 +59,13 @@ class Guest:
         ]
         command = [
             *(tools.find("qemu-system-aarch64"), "-M", "virt,gic-version=3", "-cpu", "max,pauth-impdef=on"),
-            *("-accel", "tcg", "-m", "768", "-nodefaults", "-nographic", "-no-reboot"),
+            *("-accel", "tcg", "-m", str(sum(self._nodes)), "-nodefaults", "-nographic", "-no-reboot"),
             *("-serial", f"file:{self._console}"),
             *("-kernel", str(base.kernel), "-initrd", str(base.initrd), "-append", " ".join(words)),
         ]
+        for number, size in enumerate(self._nodes):
+            node = f"node,nodeid={number},memdev=memory{number}{',cpus=0' if number == 0 else ''}"
+            command += ["-object", f"memory-backend-ram,id=memory{number},size={size}M", "-numa", node]
         drives = [(base.disk, "base", "on"), (self._apps, "apps", "on")]
         drives += [(path, serial.replace("_", "-"), "off") for serial, path in self._disks.items()]
         for path, serial, fixed in reversed(drives):  # Linux finds the last one first

@@ -165,7 +165,7 @@ def launch(application: settings.Application, output: int) -> int:
         try:
             os.dup2(output, 1)
             os.dup2(output, 2)
-            confine.execute(application)
+            confine.execute(application, os.open("/dev/null", os.O_WRONLY))
         finally:
             os._exit(126)
     return pid

@@ -1,8 +1,8 @@
 """Starting an application so that it reaches its own files and its own memory zone.
 
-In order, in the child: cgroup (its NUMA node, limits), mount and IPC namespaces with its own /tmp and /dev/shm in that
-node, no capabilities, no new privileges, neither AF_VSOCK nor io_uring, its own user; then the program. The
-applications of one Realm share its network: they may talk to each other over loopback.
+In order, in the child: mount and IPC namespaces with its own /tmp and /dev/shm in its NUMA node, no capabilities, no
+new privileges, neither AF_VSOCK nor io_uring, its own user; then, behind a gate, its cgroup (its NUMA node, limits) and
+the program. The applications of one Realm share its network: they may talk to each other over loopback.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ MAX_PROCESSES = 512
 MAX_FILES = 4096
 #: A folder of the measured base in which an application finds what it is given under names of its own choice.
 DATA = "/data"
+_BUSYBOX = "/usr/bin/busybox"
+_GATE = 3
+_JOIN = f'echo 0 >&{_GATE} || exit 126; exec {_GATE}>&-; exec {_BUSYBOX} env -i "$@"'
 
 _CLONE_NEWNS, _CLONE_NEWIPC = 0x00020000, 0x08000000
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_SLAVE, _MS_REC = 2, 4, 1 << 12, 1 << 19, 1 << 14
@@ -79,8 +82,9 @@ def launch(application: Application, output: int) -> int:
     try:
         os.dup2(output, 1)
         os.dup2(output, 2)
+        door = gate(application)
         _enter(application)
-        execute(application)
+        execute(application, door)
     except FileNotFoundError:
         _say(f"vambrace: {application.command[0]}: no such program\n")
         status = 127
@@ -91,11 +95,10 @@ def launch(application: Application, output: int) -> int:
     return 0
 
 
-def execute(application: Application) -> None:
-    """Replace this process by the program of ``application``."""
+def execute(application: Application, door: int) -> None:
+    """Replace this process by the program of ``application``, behind its gate. Raises ``FileNotFoundError``."""
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
-    os.closerange(3, 65536)
     for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
     os.chdir(application.directory)
@@ -107,12 +110,31 @@ def execute(application: Application) -> None:
         "PYTHONDONTWRITEBYTECODE": "1",
         **application.environment,
     }
-    os.execvpe(application.command[0], application.command, environment)
+    if not _exists(application.command[0], environment["PATH"]):
+        raise FileNotFoundError(application.command[0])
+    step_through(door, application.command, environment)
 
 
-def join(application: Application) -> None:
-    """Put this process into the application's cgroup: its memory is of that node from now on."""
-    _put(f"{_group(application)}/cgroup.procs", "0")
+def gate(application: Application) -> int:
+    """A descriptor by which its holder, whoever that has become, may enter the application's cgroup."""
+    return os.open(f"{_group(application)}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+
+
+def step_through(door: int, command: list[str], environment: dict[str, str]) -> None:
+    """Replace this process by ``command``, with ``environment`` and no other descriptors than the standard three, in
+    the cgroup that is behind ``door``.
+
+    Whoever enters brings all pages along that it maps (cgroup-v2, "cpuset.mems"), and a child shares those of the agent
+    until it is another program: keys would be encrypted as the application wants, and its node would be full of them.
+    So it first becomes a program of which nothing matters, and that one enters.
+    """
+    # What is written is judged by who opened it.
+    os.dup2(door, _GATE)
+    os.set_inheritable(_GATE, True)  # also where it was that one already
+    os.closerange(_GATE + 1, 65536)
+    # A command's name has no "=": the image builder sees to that.
+    variables = [f"{name}={value}" for name, value in environment.items()]
+    os.execve(_BUSYBOX, ["busybox", "sh", "-c", _JOIN, "sh", *variables, *command], {})
 
 
 def members(application: Application) -> list[int]:
@@ -135,7 +157,6 @@ def stop(application: Application) -> None:
 
 def _enter(application: Application) -> None:
     os.setsid()
-    join(application)
     _put("/proc/self/oom_score_adj", "500")
     call("unshare", _CLONE_NEWNS | _CLONE_NEWIPC)
     call("mount", b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
@@ -187,6 +208,11 @@ def _forbid_vsock() -> None:
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("@HP", len(program), ctypes.addressof(buffer))
     call("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, header, 0, 0)
+
+
+def _exists(program: str, path: str) -> bool:
+    folders = [""] if "/" in program else [f"{folder or '.'}/" for folder in path.split(":")]
+    return any(os.path.exists(folder + program) for folder in folders)
 
 
 def _group(application: Application) -> str:

@@ -188,12 +188,11 @@ def _spawn(application: Application, output: int, words: list[str]) -> int:
         os.dup2(output, 2)
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.setsid()
-        confine.join(application)
-        os.closerange(3, 65536)
         for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
         common = [RUNTIME, "--root", f"{folder(application)}/state", "--cgroup-manager=disabled"]
-        os.execve(RUNTIME, [*common, *words, application.name], {"PATH": "/usr/sbin:/usr/bin"})
+        command = [*common, *words, application.name]
+        confine.step_through(confine.gate(application), command, {"PATH": "/usr/sbin:/usr/bin"})
     except OSError as error:
         os.write(2, f"vambrace: the container cannot be started: {error.strerror}\n".encode())
     finally:
