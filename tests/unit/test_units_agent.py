@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
 
 from vambrace_agent import AgentError, desk, settings, unitfiles  # noqa: E402
 from vambrace_agent.logs import Log  # noqa: E402
-from vambrace_agent.supervisor import FAILED, RUNNING, SUCCEEDED, WAITING, Process  # noqa: E402
+from vambrace_agent.supervisor import FAILED, RUNNING, SUCCEEDED, WAITING, Process, Supervisor  # noqa: E402
 from vambrace_agent.units import Units  # noqa: E402
 
 REASON = "vambrace: there is no unit two.service, or it starts nothing\n"
@@ -128,6 +128,43 @@ def test_all_that_was_said_is_there_at_the_end(world: Callable[..., World]) -> N
     it = world(f"HOOK 1 start; seq 9000 > OUT/1.output; {end(1)}; sleep 60")
     it.run(lambda: it.units.succeeded)
     assert it.said().split() == [str(number) for number in range(1, 9001)]
+
+
+class Endless(Log):
+    """As soon as something was read there is more."""
+
+    output = -1
+
+    def append(self, data: bytes) -> None:
+        super().append(data)
+        if self.output >= 0:
+            os.write(self.output, data)
+
+
+def test_the_end_of_one_that_is_never_silent(world: Callable[..., World], tmp_path: Path) -> None:
+    """Its processes are over, but others have its output, which their system's root may give to anybody."""
+    it = world(f"HOOK 1 start; {end(1)}; sleep 60")
+    it.units.processes[0].log = log = Endless(str(tmp_path / "one"), 1 << 16)
+    it.units.start()
+    log.output = it.units.processes[0].output
+    os.write(log.output, b"x")
+    it.run(lambda: it.units.succeeded)
+
+
+def test_the_end_of_a_program_that_is_never_silent(tmp_path: Path) -> None:
+    log = Endless(str(tmp_path), 1 << 16)
+
+    def launch(_: settings.Application, output: int) -> int:
+        log.output = os.dup(output)
+        return subprocess.Popen(["echo", "hello"], stdout=output).pid
+
+    process = Process(application(1), log)
+    supervisor = Supervisor([process], launch, lambda _: None, lambda _: None, select.poll())
+    supervisor.start()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    supervisor.reap(process.pid)
+    os.close(log.output)
+    assert supervisor.succeeded and log.read(0, 6)[1] == b"hello\n"
 
 
 def test_nothing_starts_before_it_is_let(world: Callable[..., World]) -> None:

@@ -14,6 +14,8 @@ from vambrace_agent.settings import Application
 WAITING, RUNNING, SUCCEEDED, FAILED = "waiting", "running", "succeeded", "failed"
 RESTART_DELAY = 1.0
 _CHUNK = 64 << 10
+#: So often is read what a pipe may hold (pipe(7), pipe-max-size); who has handed it on to others may write without end.
+LAST_READS = (1 << 20) // _CHUNK + 1
 
 Launch = Callable[[Application, int], int]
 Stop = Callable[[Application], None]
@@ -145,8 +147,9 @@ class Supervisor:
         os.close(process.pidfd)
         process.pid, process.pidfd = 0, -1
         self._stop(process.application)
-        while process.output >= 0 and self._read(process):
-            pass
+        for _ in range(LAST_READS):
+            if process.output < 0 or not self._read(process):
+                break
         self._close_output(process)
         process.exit_code = code if code >= 0 else 128 - code
         process.deadline = 0.0

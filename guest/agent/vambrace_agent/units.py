@@ -6,6 +6,7 @@ Starting it again after a failure is systemd's, how often is counted here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -15,7 +16,7 @@ from typing import Protocol
 
 from vambrace_agent import AgentError
 from vambrace_agent.settings import Application
-from vambrace_agent.supervisor import FAILED, RUNNING, SUCCEEDED, WAITING, Process, Supervisor
+from vambrace_agent.supervisor import FAILED, LAST_READS, RUNNING, SUCCEEDED, WAITING, Process, Supervisor
 
 _CHUNK = 64 << 10
 _LONGEST_LINE = 4096
@@ -152,8 +153,7 @@ class Units(Supervisor):
     def _ended(self, process: Process, code: int) -> None:
         if process.state not in (WAITING, RUNNING):
             return
-        while _read(process, 16):
-            pass
+        _read(process, LAST_READS)
         self._begun.add(process.application.index)
         process.exit_code = code
         process.deadline = 0.0
@@ -206,11 +206,8 @@ def _drain(fd: int) -> None:
         return
 
 
-def _read(process: Process, most: int) -> bool:
-    """Take what the unit has said, ``most`` times; False once there is nothing left."""
-    for _ in range(most):
-        try:
+def _read(process: Process, most: int) -> None:
+    """Take what the unit has said, ``most`` times, or until there is nothing left."""
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(most):
             process.log.append(os.read(process.output, _CHUNK))
-        except BlockingIOError:
-            return False
-    return True
