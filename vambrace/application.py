@@ -107,6 +107,12 @@ class Application(Record):
         """What runs, in a line for people."""
         return self.unit or " ".join(self.command)
 
+    @property
+    def described(self) -> str:
+        """Its name, its program and the ports that it publishes, in a line for people."""
+        ports = f" (publishes {', '.join(str(port.port) for port in self.ports)})" if self.ports else ""
+        return f"{self.name}: {self.program}{ports}"
+
     @classmethod
     def read(cls, item: Object) -> Application:
         return cls(

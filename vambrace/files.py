@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 def write_whole(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = True) -> None:
     """Write ``data`` aside, sync it, give it its name, and sync the folder.
 
-    Raises ``OSError``; what was there before stays then. Without ``replace``, ``FileExistsError`` if anything was.
+    Raises ``OSError``; what was there before stays then, and always what is no regular file, such as a device. Without
+    ``replace``, ``FileExistsError`` if anything was there.
     """
+    if replace and path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "it is no regular file", str(path))
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".new")
     aside = Path(name)
     try:

@@ -219,6 +219,8 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
     assert main(["advise", "patients", "--seconds", "1", "--picture", "cost.svg"]) == 0
     assert "analysis" in (told := capsys.readouterr().out) and "idle" in told
     assert Path("cost.svg").read_text().count("<polyline") == 3 and world.record.monitor.sampling == [True, False]
+    assert main(["advise", "patients", "--seconds", "1", "--picture", "none/cost.svg"]) == 2
+    assert "none/cost.svg cannot be written: No such file" in capsys.readouterr().err
     assert main(["advise", "patients", "--seconds", "0"]) == 2
     assert main(["advise", "patients", "--app", "nobody"]) == 2
     assert "system, analysis, report" in capsys.readouterr().err

@@ -24,6 +24,13 @@ def test_write_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
 
 
+def test_a_device_stays_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(FileExistsError, match="no regular file"):
+        write_whole(tmp_path / "x", b"1")
+    assert (tmp_path / "x").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
 def test_nothing_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_whole(path, b"1", replace=False)

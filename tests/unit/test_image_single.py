@@ -83,6 +83,9 @@ def test_names_of_programs() -> None:
         ("--app server --owner none.pem", "'vambrace owner show > owner.pem'"),
         ("--app server --owner owner.pem -- --port 80", "the whole command: ./server --port …"),
         ("--app server --owner owner.pem --publish 8080 --publish 8080", "port 8080: appears twice"),
+        ("--app server --owner owner.pem --port", "unrecognized arguments: --port\nhint: see 'vambrace image build"),
+        ("server", "not UTF-8 text\nhint: the manifest is a YAML file"),
+        ("--app server --owner owner.pem --memory 128", "from 16 MiB to 1 TiB"),
         ("--container project --owner owner.pem", "project is no container image"),
     ],
 )

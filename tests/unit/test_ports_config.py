@@ -47,6 +47,7 @@ def edited(**fields: Any) -> bytes:
 
 
 def test_they_are_measured() -> None:
+    assert make_application(ports=(Port(5432), Port(8080))).described.endswith(" (publishes 5432, 8080)")
     plain = make_realm()
     for make in (make_realm, make_secure):
         application = make_application(ports=(Port(5432), Port(8080)), registers=(2,))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vambrace.cli import session
-from vambrace.cli.output import Output, table
+from vambrace.cli.output import Output, table, writing
 from vambrace.cli.parser import Commands, host_option, percent, policy_options
 from vambrace.errors import UsageError
 
@@ -81,7 +81,8 @@ def _advise(options: argparse.Namespace, output: Output) -> int:
         # Not before it is asked for: every command imports this module.
         from vambrace.client.curves import draw
 
-        draw(options.picture, found)
+        with writing(options.picture):
+            draw(options.picture, found)
     zones_json = [_as_json(one, options.slowdown) for one in found]
     value = {"realm": realm.uuid, "seconds": options.seconds, "zones": zones_json}
     output.result(value, _lines(found, options.slowdown))

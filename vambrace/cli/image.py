@@ -183,7 +183,7 @@ def _inspect(options: argparse.Namespace, output: Output) -> int:
         "",
         *table(parts),
         "",
-        *(f"{application.name}: {application.program}" for application in config.applications),
+        *(application.described for application in config.applications),
         *_disk_lines(bundle),
         *(_endpoint(endpoint) for endpoint in value["config"].get("endpoints", ())),
     ]

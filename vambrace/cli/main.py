@@ -31,7 +31,7 @@ from vambrace.cli import (
 )
 from vambrace.cli.output import Output
 from vambrace.cli.parser import Commands, Parser
-from vambrace.errors import VambraceError
+from vambrace.errors import UsageError, VambraceError
 
 INTERRUPTED = 130
 INTERNAL = 1
@@ -52,6 +52,14 @@ def make_parser() -> Parser:
     return parser
 
 
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    """Raises ``UsageError``, whose hint is the help of the command that was meant."""
+    options, unknown = make_parser().parse_known_args(words)
+    if unknown:
+        raise UsageError(f"unrecognized arguments: {' '.join(unknown)[:200]}", hint=f"see '{options.called} --help'")
+    return options
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -59,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     options = argparse.Namespace()
     try:
-        options = make_parser().parse_args(words)
+        options = _parse(words)
         output = Output(json_mode=options.json, progress=options.progress)
         code: int = options.handler(options, output)
         sys.stdout.flush()

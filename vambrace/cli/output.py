@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from vambrace.errors import VambraceError
+from vambrace.errors import UsageError, VambraceError
 
 EVERY_SECONDS = 0.2
 
@@ -104,3 +106,12 @@ def size(number: int) -> str:
             return f"{number} {unit}"
         number //= 1024
     raise AssertionError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """While a file that was asked for is written. Raises ``UsageError`` where it cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}", hint="give another name") from None

@@ -48,7 +48,7 @@ class Commands:
         )
         shown.add_argument("--no-progress", dest="progress", action="store_false", help="show none")
         common.add_argument("--debug", action="store_true", help="show a traceback if something fails")
-        parser.set_defaults(handler=handler)
+        parser.set_defaults(handler=handler, called=parser.prog)
         return parser
 
 

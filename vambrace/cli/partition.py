@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vambrace.cli import session
-from vambrace.cli.output import Output, table
+from vambrace.cli.output import Output, table, writing
 from vambrace.cli.parser import Commands, host_option
 from vambrace.errors import HostError
 
@@ -42,7 +42,8 @@ def _partition(options: argparse.Namespace, output: Output) -> int:
         # Not before it is asked for: every command imports this module.
         from vambrace.client.partition import draw
 
-        draw(options.picture, partition)
+        with writing(options.picture):
+            draw(options.picture, partition)
     value = {**partition.raw, "verification": found.raw} if found else partition.raw
     output.result(value, [*table_of(partition), *(_found(found) if found else ())])
     return HostError.exit_code if found and not found.passed else 0

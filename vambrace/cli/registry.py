@@ -169,7 +169,7 @@ def inspect_remote(options: argparse.Namespace, output: Output) -> int:
         "",
         *table(parts),
         "",
-        *(f"{application.name}: {application.program}" for application in config.applications),
+        *(application.described for application in config.applications),
     ]
     output.result(value, lines)
     return 0

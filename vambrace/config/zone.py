@@ -91,6 +91,10 @@ def check_percent(percent: object, where: str) -> None:
 
 
 def check_memory(memory: object, least: int, where: str) -> None:
-    check_integer(memory, least, MAX_MEMORY, f"{where}: memory", unit=" bytes")
-    if int(str(memory)) % MEMORY_STEP:
+    bounds = f'from {least >> 20} MiB to {MAX_MEMORY >> 40} TiB, written like "128M"'
+    if type(memory) is not int:
+        raise ConfigError(f"{where}: memory: a whole number is expected", hint=bounds)
+    if not least <= memory <= MAX_MEMORY:
+        raise ConfigError(f"{where}: memory is {str(memory)[:24]} bytes", hint=bounds)
+    if memory % MEMORY_STEP:
         raise ConfigError(f"{where}: memory must be a multiple of 2 MiB", hint='for example "128M"')

@@ -41,7 +41,7 @@ class JavaArchive:
         except (OSError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
             raise ConfigError(f"{self.path} is no Java archive", hint="a .jar file with a manifest") from None
         if not _MAIN.search(manifest):
-            raise ConfigError(f"{self.path} names no Main-Class", hint="build it as an executable archive")
+            raise ConfigError(f"{self.path} names no Main-Class", hint="'jar --create --main-class NAME' writes one")
 
 
 def machine_options(memory: int) -> tuple[str, ...]:

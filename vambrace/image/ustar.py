@@ -12,6 +12,7 @@ from typing import BinaryIO, Final
 from vambrace.errors import ImageError
 
 BLOCK: Final = 512
+NO_BUNDLE: Final = "give the file of 'image build'; of a container 'image build --container' makes one"
 BUILD_AGAIN: Final = "build the image again, with 'vambrace image build'"
 _END: Final = bytes(2 * BLOCK)
 _MAX_SIZE: Final = 8 << 30  # 11 octal digits
@@ -74,9 +75,9 @@ def read_members(file: BinaryIO, *, most: int) -> dict[str, tuple[int, int]]:
 
 def _parse(header: bytes) -> tuple[str, int]:
     if _octal(header[_CHECKSUM]) != _checksum(header) or header[257:263] != b"ustar\0":
-        raise ImageError("not a bundle: no tar header where one must be", hint="give the file of 'image build'")
+        raise ImageError("not a bundle: no tar header where one must be", hint=NO_BUNDLE)
     if header[156:157] not in (b"0", b"\0"):
-        raise ImageError("the bundle holds something that is not a regular file", hint=BUILD_AGAIN)
+        raise ImageError("not a bundle: it holds something that is not a regular file", hint=NO_BUNDLE)
     if header[345:500].strip(b"\0"):
         raise ImageError("the bundle holds a file with a long name", hint=BUILD_AGAIN)
     try:
@@ -91,7 +92,7 @@ def _parse(header: bytes) -> tuple[str, int]:
 def _octal(field: bytes) -> int:
     digits = field.rstrip(b"\0 ")
     if not digits or digits.strip(b"01234567"):
-        raise ImageError("not a bundle: a tar header is damaged", hint="give the file of 'image build'")
+        raise ImageError("not a bundle: a tar header is damaged", hint=NO_BUNDLE)
     return int(digits, 8)
 
 

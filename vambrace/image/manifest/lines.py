@@ -185,7 +185,8 @@ def _scalar(node: yaml.Node, where: str) -> Any:
             return node.value.lower() in ("yes", "true", "on")
         if kind == "int" and re.fullmatch(r"-?(0|[1-9][0-9]{0,18})", node.value):
             return int(node.value)
-    raise ConfigError(f"{where}: a plain value is expected", line=line)
+    hint = 'a whole number, true or false, or text; text that looks like a number stands in quotes: "1:1"'
+    raise ConfigError(f"{where}: a plain value is expected", hint=hint, line=line)
 
 
 def _string(node: yaml.Node, where: str) -> str:

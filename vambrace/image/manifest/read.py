@@ -33,6 +33,7 @@ def _compose(path: Path) -> yaml.Node:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", hint=hint) from None
     except UnicodeDecodeError:
+        hint = f"{hint}; --app, --container and --vm take what a manifest would name"
         raise ConfigError(f"{path}: not UTF-8 text", hint=hint) from None
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
