@@ -194,11 +194,14 @@ def test_nothing_of_a_wheel_s_requirements_is_built(project: Path, shelf: Path, 
     assert not (project / "ran").exists()
 
 
-def test_the_present_folder_has_no_pip(
+def test_nothing_of_the_present_folder_runs(
     project: Path, shelf: Path, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_wheel(shelf, "alpha")
-    (project / "pip.py").write_text(f"open({str(project / 'ran')!r}, 'w')\n")
+    for name in ("pip.py", "compileall.py", "py_compile.py"):
+        (project / name).write_text(f"open({str(project / 'ran')!r}, 'w')\n")
     monkeypatch.chdir(project)
     assert lock(project, guest) == ["alpha==1.0"]
+    wheels = locked_wheels(project / "requirements.txt", lock_path(project / "shop.yaml", "analysis"), guest)
+    assert list(environment(wheels, "analysis", guest, Cache(project / "cache")).rglob("alpha.cpython-313.pyc"))
     assert not (project / "ran").exists()

@@ -97,7 +97,8 @@ def compile_modules(root: Path, folder: Path, place: str) -> None:
 
 
 def _run_python(root: Path, arguments: Sequence[str | Path]) -> None:
+    """-P: no module comes from the present folder, which may be a stranger's project."""
     tools.run(
-        ["qemu-aarch64-static", "-L", root, python_interpreter(root), "-S", *arguments],
+        ["qemu-aarch64-static", "-L", root, python_interpreter(root), "-S", "-P", *arguments],
         env={"PYTHONHASHSEED": "0", "PYTHONHOME": str(root / "usr"), "SOURCE_DATE_EPOCH": "0"},
     )
