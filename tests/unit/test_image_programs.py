@@ -211,6 +211,13 @@ def test_what_is_no_archive(tmp_path: Path) -> None:
         JavaArchive(tmp_path / "shop.jar").check()
     with pytest.raises(ConfigError, match="no Java archive"):
         JavaArchive(tmp_path / "none.jar").check()
+    name = "META-INF/MANIFEST.MF"
+    with zipfile.ZipFile(tmp_path / "shop.jar", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, "Main-Class: shop\n" * 100)
+    data = (tmp_path / "shop.jar").read_bytes()
+    (tmp_path / "shop.jar").write_bytes(data.replace(data[30 + len(name) :][:8], b"\xff" * 8))
+    with pytest.raises(ConfigError, match="no Java archive"):
+        JavaArchive(tmp_path / "shop.jar").check()
 
 
 def test_options_of_small_and_large_zones() -> None:

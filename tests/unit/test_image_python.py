@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
 from vambrace.errors import BuildError, ConfigError
 from vambrace.image.base import runtime_base
-from vambrace.image.python import Guest, environment, environment_of, lock_path, locked_wheels
+from vambrace.image.python import Guest, _install, _lay_out, environment, environment_of, lock_path, locked_wheels
 from vambrace.image.requirements import Wanted, guest_markers, read_requirements
 
 __all__ = ["shelf"]
@@ -178,6 +180,32 @@ def test_a_wheel_that_leads_out(project: Path, shelf: Path, guest: Guest, path: 
     with pytest.raises(ConfigError, match="no good wheel"):
         environment(wheels, "analysis", guest, Cache(project / "cache"))
     assert not list(project.rglob("escape*")) and not Path("/tmp/escape.py").exists()
+
+
+def test_wheels_that_are_damaged_or_bombs(tmp_path: Path, guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has an index, and its hashes, sends what he likes."""
+    wheel = make_wheel(tmp_path, "alpha", files={"alpha.py": "x = 1\n" * 1000})
+    with zipfile.ZipFile(wheel) as stored:
+        contents = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name, content in contents.items():
+            deflated.writestr(name, content)
+    good = wheel.read_bytes()
+
+    def unpack() -> None:
+        shutil.rmtree(tmp_path / "tree", ignore_errors=True)
+        _lay_out(tmp_path / "tree", guest)
+        _install(wheel, tmp_path / "tree", "/app/a/.venv", guest)
+
+    unpack()
+    for place in (30 + len("alpha.py"), len(good) - 100):
+        wheel.write_bytes(good[:place] + b"\xff" * 12 + good[place + 12 :])
+        with pytest.raises(ConfigError, match="no good wheel"):
+            unpack()
+    wheel.write_bytes(good)
+    monkeypatch.setattr("vambrace.image.zips.MAX_UNPACKED", 6000)
+    with pytest.raises(ConfigError, match="unpacks to too much"):
+        unpack()
 
 
 def test_nothing_of_a_wheel_s_requirements_is_built(project: Path, shelf: Path, guest: Guest) -> None:

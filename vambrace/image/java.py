@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from vambrace.errors import ConfigError
+from vambrace.image import zips
 
 #: What runs archives where the manifest names no other package with a Java runtime.
 PACKAGE: Final = "openjdk-21-jre-headless"
@@ -35,11 +36,16 @@ class JavaArchive:
 
     def check(self) -> None:
         """Raises ``ConfigError`` where ``java -jar`` could not start it."""
+        what, hint = f"{self.path} is no Java archive", "a .jar file with a manifest"
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("META-INF/MANIFEST.MF") as file:
+            with (
+                zips.reading(what, hint),
+                zipfile.ZipFile(self.path) as archive,
+                archive.open("META-INF/MANIFEST.MF") as file,
+            ):
                 manifest = file.read(_MAX_MANIFEST).decode(errors="replace")
-        except (OSError, KeyError, zipfile.BadZipFile, RuntimeError, NotImplementedError):
-            raise ConfigError(f"{self.path} is no Java archive", hint="a .jar file with a manifest") from None
+        except OSError:
+            raise ConfigError(what, hint=hint) from None
         if not _MAIN.search(manifest):
             raise ConfigError(f"{self.path} names no Main-Class", hint="'jar --create --main-class NAME' writes one")
 

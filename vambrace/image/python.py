@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from packaging.utils import canonicalize_name
 from vambrace.debian import root, tools
 from vambrace.debian.cache import Cache
 from vambrace.errors import BuildError, ConfigError
-from vambrace.image import pip_alone
+from vambrace.image import pip_alone, zips
 from vambrace.image.programs import DEFAULT_PATH
 from vambrace.image.requirements import Wanted, Wheel, closure, guest_markers, plain, read_requirements
 
@@ -245,8 +244,10 @@ def _install(wheel: Path, tree: Path, place: str, guest: Guest) -> None:
     scheme["headers"] = str(tree / "include")
     # Some wheels share a file, such as the licence at the top.
     destination = SchemeDictionaryDestination(scheme, f"{place}/bin/python3", "posix", overwrite_existing=True)
-    try:
-        with WheelFile.open(wheel) as source:
-            install(source, destination, additional_metadata={"INSTALLER": b"vambrace\n"})
-    except (InstallerError, ValueError, KeyError, AssertionError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{wheel.name} is no good wheel: {str(error)[:200]}", hint="choose another version") from None
+    with zips.reading(f"{wheel.name} is no good wheel", "choose another version"):
+        zips.check_size(wheel)
+        try:
+            with WheelFile.open(wheel) as source:
+                install(source, destination, additional_metadata={"INSTALLER": b"vambrace\n"})
+        except InstallerError as error:
+            raise ValueError(str(error)) from None
