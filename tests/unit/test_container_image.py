@@ -26,7 +26,7 @@ from vambrace.image.base import RuntimeBase
 from vambrace.image.build import build_bundle
 from vambrace.image.containers import read_image
 from vambrace.image.containers.settings import find_user, parse_signal, read_settings
-from vambrace.image.containers.source import read, reference
+from vambrace.image.containers.source import fetch, read, reference
 from vambrace.image.single import Single, manifest_file, name_of
 
 FILES = layer(
@@ -301,11 +301,14 @@ def test_damaged_configurations(config: dict[str, Any]) -> None:
 
 def test_references(tmp_path: Path) -> None:
     image(tmp_path / "layout", FILES)
-    (tmp_path / "saved.tar.gz").write_bytes(gzip.compress(b"x"))
+    (tmp_path / "saved.tar.gz").write_bytes(gzip.compress(bytes(700)))
     assert reference("docker://registry:5000/a:b", tmp_path) == "docker://registry:5000/a:b"
     assert reference("layout", tmp_path) == f"oci:{tmp_path}/layout"
     assert reference("oci:layout:latest", tmp_path) == f"oci:{tmp_path}/layout:latest"
     assert reference("saved.tar.gz", tmp_path) == f"docker-archive:{tmp_path}/saved.tar.gz"
+    with pytest.raises(BuildError) as caught:
+        fetch(reference("saved.tar.gz", tmp_path), tmp_path / "work")
+    assert "gunzip" in str(caught.value.hint)
     with pytest.raises(ConfigError):
         reference("containers-storage:x", tmp_path)
     assert CONFIG["Cmd"]

@@ -99,7 +99,11 @@ class Skopeo:
         words = ["--command-timeout", f"{seconds}s", "--override-os=linux", f"--override-arch={architecture}"]
         done = self._run([*words, "copy", "--quiet", *self._reach("src-"), source, f"dir:{folder}"], largest)
         if done.returncode and not source.startswith("docker://") and "no space left" not in _message(done):
-            raise BuildError(f"{source}: {_message(done)[-300:]}", hint="'skopeo inspect' may tell more")
+            said = _message(done)
+            # The skopeo of Debian 12 reads no compressed archives.
+            compressed = source.startswith("docker-archive:") and "tar component" in said
+            hint = "if the archive is compressed, 'gunzip' it first" if compressed else "'skopeo inspect' may tell more"
+            raise BuildError(f"{source}: {said[-300:]}", hint=hint)
         self._check(done, source, folder, options=False)
 
     def send(self, layout: Path, name: str, reference: str, *, total: int, index: bool = False) -> None:
