@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 from vambrace.cli import session
-from vambrace.cli.output import Output, size, table
+from vambrace.cli.output import Output, moment, size, table
 from vambrace.cli.parser import Commands, host_option, policy_options
 
 _PLACE = "APPLICATION:PATH, below its results, /scratch or a volume; without a / below its results"
@@ -53,7 +52,7 @@ def _list(options: argparse.Namespace, output: Output) -> int:
         found, more = realm.list_files(options.place)
     rows = [["KIND", "SIZE", "CHANGED", "NAME"]]
     for file in sorted(found, key=lambda file: file.name):
-        changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(file.changed))
+        changed = moment(file.changed)
         rows.append([file.kind, size(file.size), changed, file.name])
     value = [{"name": each.name, "kind": each.kind, "size": each.size, "changed": each.changed} for each in found]
     lines = table(rows) + (["there is more: name a folder below"] if more else [])

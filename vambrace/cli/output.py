@@ -88,6 +88,14 @@ class Output:
             print(f"hint: {printable(error.hint)}", file=sys.stderr)
 
 
+def moment(seconds: float) -> str:
+    """Date and time of day here; a question mark for what a stranger says and no calendar has."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return "?"
+
+
 def printable(text: str, *, keep_lines: bool = False) -> str:
     """``text`` without control characters: it may come from a host or a Realm, and go to a terminal."""
     return "".join(c if c.isprintable() or c == "\t" or (keep_lines and c == "\n") else "?" for c in text)

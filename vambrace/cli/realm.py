@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from vambrace.cli import session, stats
-from vambrace.cli.output import Output, size, table
+from vambrace.cli.output import Output, moment, size, table
 from vambrace.cli.parser import Commands, host_option, percent, policy_options
 
 
@@ -52,7 +52,7 @@ def _ps(options: argparse.Namespace, output: Output) -> int:
     shown = [realm for realm in realms if options.all or not realm.final]
     rows = [["NAME", "CLASS", "DOMAIN", "STATE", "AGENT", "MEMORY", "STARTED", "REASON"]]
     for realm in shown:
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(realm.created))
+        started = moment(realm.created)
         reason = realm.reason + ("; never executed" if realm.final and not realm.executed else "")
         rows.append([realm.name, realm.kind, realm.uuid, realm.state, realm.agent, size(realm.memory), started, reason])
     output.result([realm.raw for realm in shown], table(rows))

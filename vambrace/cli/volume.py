@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import time
 
 from vambrace.cli import session
-from vambrace.cli.output import Output, size, table
+from vambrace.cli.output import Output, moment, size, table
 from vambrace.cli.parser import Commands, host_option
 
 
@@ -37,7 +36,7 @@ def _list(options: argparse.Namespace, output: Output) -> int:
         found = [volume for volume in found if volume.owner == own]
     rows = [["NAME", "SIZE", "TAKEN", "CHANGED", "DOMAIN", *(["OWNER"] if options.all else [])]]
     for volume in found:
-        changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(volume.changed))
+        changed = moment(volume.changed)
         owner = [volume.owner] if options.all else []
         rows.append([volume.name, size(volume.size), size(volume.taken), changed, volume.domain or "-", *owner])
     output.result([volume.raw for volume in found], table(rows))
