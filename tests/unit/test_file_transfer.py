@@ -68,6 +68,16 @@ def test_there_and_back(world: World, realm: Realm, tmp_path: Path) -> None:
         assert realm.get_file("analysis:small", tmp_path / "small").read_bytes() == content
 
 
+def test_the_longest_list(world: World, realm: Realm) -> None:
+    """Names are the application's choice, and JSON makes six characters of each of these."""
+    folder = inside(world, "many")
+    folder.mkdir()
+    for number in range(files.MAX_ENTRIES + 1):
+        (folder / f"{number:03}{chr(1) * 252}").touch()
+    found, more = realm.list_files("analysis:/data/records/many")
+    assert (len(found), more) == (files.MAX_ENTRIES, True)
+
+
 def test_goes_on_where_it_was_cut(
     world: World, realm: Realm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

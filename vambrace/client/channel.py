@@ -27,7 +27,7 @@ from vambrace.client.said import plain
 from vambrace.client.websocket import open_websocket
 from vambrace.errors import ChannelClosed, ConfigError, DomainError, HostUnreachable, MalformedEvidence
 
-MAX_LINE = 256 << 10
+MAX_LINE = 1 << 20  # a list of files has 500 names of 255 bytes, of which each may be six characters of JSON
 MAX_DATA = 16 << 20
 MAX_MESSAGE = 1 << 20
 BLOCK = 64 << 10
