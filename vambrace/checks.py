@@ -43,6 +43,15 @@ def check_integer(value: object, least: int, most: int, where: str, unit: str = 
         raise ConfigError(f"{where} is {str(value)[:24]}{unit}", hint=f"from {least} to {most}{unit}")
 
 
+def check_size(value: object, least: int, most: int, where: str) -> None:
+    """A size in bytes, which people write in MiB."""
+    bounds = f'from {least >> 20} to {most >> 20} MiB, written like "128M"'
+    if type(value) is not int:
+        raise ConfigError(f"{where}: a whole number is expected", hint=bounds)
+    if not least <= value <= most:
+        raise ConfigError(f"{where} is {str(value)[:24]} bytes", hint=bounds)
+
+
 def check_choice(value: object, choices: Sequence[str], where: str) -> None:
     if value not in choices:
         raise ConfigError(f"{where}: {str(value)[:40]!r} is not known", hint="one of " + ", ".join(choices))

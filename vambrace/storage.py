@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vambrace.canonical import Object
-from vambrace.checks import check_choice, check_integer, check_name, check_text, check_unique
+from vambrace.checks import check_choice, check_name, check_size, check_text, check_unique
 from vambrace.classes import DomainClass
 from vambrace.errors import ConfigError
 from vambrace.record import Record
@@ -122,7 +122,7 @@ class Storage(Record):
 
 
 def check_disk_size(size: object, where: str) -> None:
-    check_integer(size, LEAST, MOST, f"{where}: size", unit=" bytes")
+    check_size(size, LEAST, MOST, f"{where}: size")
     if int(str(size)) % MIB:
         raise ConfigError(f"{where}: the size must be a multiple of 1 MiB", hint='for example "512M"')
 

@@ -125,7 +125,7 @@ def unchanged(work: Path, own_state: Path) -> Iterator[None]:
         (MANIFEST.replace("owner.pem", "manifest.yaml"), "line 2: owner", "PEM"),
         (MANIFEST.replace("owner.pem", '"a\\0b"'), "line 2: owner", "PEM"),
         (MANIFEST.replace("16M", "16 bananas"), "line 5: '16 bananas' is no size of memory", "128M"),
-        (MANIFEST.replace("16M", "1M"), "line 5: application analysis: memory is 1048576", "from 16 MiB"),
+        (MANIFEST.replace("16M", "1M"), "line 5: application analysis: memory is 1048576", "from 16 to 1048576 MiB"),
     ],
     ids=["not YAML", "empty", "unknown key", "name", "owner", "owner with NUL", "memory", "too little memory"],
 )

@@ -85,7 +85,7 @@ def test_names_of_programs() -> None:
         ("--app server --owner owner.pem --publish 8080 --publish 8080", "port 8080: appears twice"),
         ("--app server --owner owner.pem --port", "unrecognized arguments: --port\nhint: see 'vambrace image build"),
         ("server", "not UTF-8 text\nhint: the manifest is a YAML file"),
-        ("--app server --owner owner.pem --memory 128", "from 16 MiB to 1 TiB"),
+        ("--app server --owner owner.pem --memory 128", "from 16 to 1048576 MiB"),
         ("--container project --owner owner.pem", "project is no container image"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from vambrace.application import SYSTEM
 from vambrace.canonical import Object
-from vambrace.checks import check_boolean, check_integer, check_name
+from vambrace.checks import check_boolean, check_integer, check_name, check_size
 from vambrace.classes import DomainClass
 from vambrace.errors import ConfigError
 from vambrace.record import Record
@@ -91,10 +91,6 @@ def check_percent(percent: object, where: str) -> None:
 
 
 def check_memory(memory: object, least: int, where: str) -> None:
-    bounds = f'from {least >> 20} MiB to {MAX_MEMORY >> 40} TiB, written like "128M"'
-    if type(memory) is not int:
-        raise ConfigError(f"{where}: memory: a whole number is expected", hint=bounds)
-    if not least <= memory <= MAX_MEMORY:
-        raise ConfigError(f"{where}: memory is {str(memory)[:24]} bytes", hint=bounds)
-    if memory % MEMORY_STEP:
+    check_size(memory, least, MAX_MEMORY, f"{where}: memory")
+    if int(str(memory)) % MEMORY_STEP:
         raise ConfigError(f"{where}: memory must be a multiple of 2 MiB", hint='for example "128M"')
