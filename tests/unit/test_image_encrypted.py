@@ -15,7 +15,7 @@ from container_images import image, layer, member
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from vambrace.config import DomainConfig
-from vambrace.debian.erofs import BLOCK, VerityDisk
+from vambrace.debian.erofs import BLOCK, VerityDisk, add_verity
 from vambrace.errors import BuildError, ConfigError
 from vambrace.image.base import RuntimeBase
 from vambrace.image.build import agent_settings, build_bundle, key_file
@@ -93,6 +93,21 @@ def test_the_same_files_and_key_give_the_same_image(folder: Path, base: RuntimeB
     assert build(folder, base).path.read_bytes() == first
     key_file(folder / "out.vambrace", RESOURCE).unlink()
     assert build(folder, base).path.read_bytes() != first
+
+
+def test_no_guess_of_the_files_can_be_checked(folder: Path, base: RuntimeBase) -> None:
+    """Everybody reads the root hash, and may build the same file system: not what is behind it."""
+    roots = set()
+    for _ in range(2):
+        bundle = build(folder, base)
+        *_, disk = bundle.config.disks
+        roots.add(disk.verity_root)
+        key = key_file(bundle.path, RESOURCE)
+        (folder / "plain").write_bytes(plaintext(bundle.disks[-1].read(), key.read_bytes())[: disk.data_size - BLOCK])
+        key.unlink()
+        assert subprocess.run(["fsck.erofs", folder / "plain"], capture_output=True, check=False).returncode == 0
+        assert add_verity(folder / "plain").verity_root not in roots
+    assert len(roots) == 2
 
 
 def test_what_the_agent_is_told(folder: Path) -> None:

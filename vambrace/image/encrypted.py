@@ -2,13 +2,15 @@
 
 The file system and its hash tree are made first, and all of it is encrypted then: AES-256-XTS, sectors of 4096 bytes,
 their number as the tweak, which is dm-crypt's ``aes-xts-plain64`` with ``iv_large_sectors``. So the measured root hash
-is that of what is read, and another key does not go unseen.
+is that of what is read, and another key does not go unseen. Everybody may read the root hash: behind the file system is
+a block that only the key gives, so that nobody finds out by it whether a guess of the files is right.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import os
 import stat
 from dataclasses import replace
@@ -16,10 +18,11 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from vambrace.debian.erofs import BLOCK, VerityDisk
+from vambrace.debian.erofs import BLOCK, VerityDisk, add_verity
 from vambrace.errors import BuildError
 
 KEY_BYTES = 64  # two keys of AES-256
+_SECRET_BLOCK = b"vambrace-encrypted-disk-1"
 
 
 def obtain_key(path: Path) -> bytes:
@@ -43,7 +46,15 @@ def obtain_key(path: Path) -> bytes:
 
 
 def encrypt_disk(path: Path, disk: VerityDisk, key: bytes) -> VerityDisk:
-    """Encrypt the file ``path`` of ``disk`` in its place; what it is then. Raises ``OSError``."""
+    """Encrypt the file ``path`` of ``disk`` in its place; what it is then, one block larger, and its tree another.
+
+    Raises ``OSError``, ``BuildError``.
+    """
+    with path.open("r+b") as file:
+        file.truncate(disk.data_size)
+        file.seek(disk.data_size)
+        file.write(hmac.digest(key, _SECRET_BLOCK, "sha256").ljust(BLOCK, b"\0"))
+    disk = add_verity(path)
     digest = hashlib.sha256()
     algorithm = algorithms.AES(key)
     with path.open("r+b") as file:
