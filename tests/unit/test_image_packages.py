@@ -180,7 +180,17 @@ def test_the_lock_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert lock.read_text() == before
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"redis": [{"name": "x"}]}', '{"redis": 3}', "\xff"])
+def entry(path: str, sha256: object) -> str:
+    return json.dumps({"redis": [{"name": "x", "version": "1", "path": path, "sha256": sha256}]})
+
+
+#: What is in the cache is found by its hash, so that a hash must not be a path.
+ELSEWHERE = [entry("pool/x.deb", "/tmp/project"), entry("pool/x.deb", 7), entry("pool/../../x.deb", "ab" * 32)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"redis": [{"name": "x"}]}', '{"redis": 3}', "\xff", *ELSEWHERE]
+)
 def test_a_broken_lock(tmp_path: Path, text: str) -> None:
     lock_path(tmp_path / "shop.yaml").write_bytes(text.encode("latin-1"))
     with pytest.raises(BuildError, match="no lock of packages"):

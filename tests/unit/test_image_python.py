@@ -106,6 +106,15 @@ def test_the_lock_holds_until_it_is_renewed(project: Path, shelf: Path, guest: G
     assert lock(project, guest) == ["alpha==1.0"]
 
 
+def test_a_link_in_the_lock_s_way_is_not_followed(project: Path, shelf: Path, guest: Guest) -> None:
+    make_wheel(shelf, "alpha")
+    (project / "mine").write_text("mine\n")
+    place = lock_path(project / "shop.yaml", "analysis")
+    place.with_name(place.name + ".tmp").symlink_to(project / "mine")
+    assert lock(project, guest) == ["alpha==1.0"]
+    assert (project / "mine").read_text() == "mine\n" and not place.is_symlink()
+
+
 def test_no_wheel_for_arm64(project: Path, shelf: Path, guest: Guest) -> None:
     make_wheel(shelf, "alpha", tag=INTEL)
     with pytest.raises(ConfigError, match="no wheel of alpha.* for arm64") as caught:

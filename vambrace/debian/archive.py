@@ -27,6 +27,7 @@ UNSTABLE = "sid"
 ARCHITECTURE = "arm64"
 APT_HELPER = "/usr/lib/apt/apt-helper"
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _URI_LINE = re.compile(r"^'(?P<uri>[^']+)' (?P<file>\S+) (?P<size>\d+) (?P<hash>\S*)$")
 
 
@@ -38,6 +39,13 @@ class Package:
     version: str
     path: str
     sha256: str
+
+
+def _sound(package: Package) -> Package:
+    """``package`` of a lock, which a stranger may have written. Raises ``ValueError``, ``TypeError``."""
+    if not _SHA256.fullmatch(package.sha256) or ".." in package.path.split("/"):
+        raise ValueError
+    return package
 
 
 def mirror() -> str:
@@ -84,7 +92,7 @@ class Archive:
         if lock_file.exists():
             try:
                 for group, entries in json.loads(lock_file.read_text()).items():
-                    self._lock[group] = [Package(**entry) for entry in entries]
+                    self._lock[group] = [_sound(Package(**entry)) for entry in entries]
             except (ValueError, TypeError, AttributeError):
                 raise BuildError(f"{lock_file} is no lock of packages", hint="restore it, or delete it") from None
         self._resolved_now: set[str] = set()
@@ -143,7 +151,9 @@ class Archive:
             {group: [asdict(p) for p in packages] for group, packages in sorted(self._lock.items())}, indent=1
         )
         temporary = self.lock_file.with_suffix(".tmp")
-        temporary.write_text(text + "\n")
+        temporary.unlink(missing_ok=True)  # which may be a link, in a stranger's project
+        with temporary.open("x") as file:
+            file.write(text + "\n")
         temporary.rename(self.lock_file)
 
     def _apt(self, *arguments: str) -> str:

@@ -87,10 +87,10 @@ def locked_wheels(requirements: Path, lock: Path, guest: Guest, *, newer: bool =
     wheels = _resolve(wanted, guest)
     temporary = lock.with_name(lock.name + ".tmp")
     pins = "".join(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n" for wheel in wheels)
-    temporary.write_text(
-        f"# Wheels for arm64 and Python {guest.version}, as 'vambrace image build' took them; --newer renews them.\n"
-        f"# {stamp}\n{pins}"
-    )
+    temporary.unlink(missing_ok=True)  # which may be a link, in a stranger's project
+    head = f"# Wheels for arm64 and Python {guest.version}, as 'vambrace image build' took them; --newer renews them.\n"
+    with temporary.open("x") as file:
+        file.write(f"{head}# {stamp}\n{pins}")
     temporary.rename(lock)
     return wheels
 
