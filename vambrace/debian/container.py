@@ -17,20 +17,34 @@ from typing import Any
 from vambrace.debian import root
 from vambrace.debian.archive import ARCHITECTURE, Archive
 from vambrace.debian.configure import configure
+from vambrace.errors import BuildError
 
 TAG = "latest"
 _OCI = "application/vnd.oci.image"
 
 
+#: Who owns a path and what is below it: numbers of a user and a group, or an account that the packages make.
+Owner = tuple[int, int] | str
+
+
 def debian_layer(
-    archive: Archive, group: str, packages: Sequence[str], work: Path, owners: Mapping[str, tuple[int, int]]
+    archive: Archive,
+    group: str,
+    packages: Sequence[str],
+    work: Path,
+    owners: Mapping[str, Owner],
+    *,
+    without: Sequence[str] = (),
 ) -> Path:
     """A layer with ``packages`` and all that they depend on, configured as far as no script must run.
 
-    ``group`` is their name in the lock, ``work`` a folder for files, ``owners`` the users and groups of paths, with
-    what is below them; all else is root's. Raises ``BuildError``, ``ToolMissing``.
+    ``group`` is their name in the lock, ``work`` a folder for files, ``owners`` those of paths; all else is root's.
+    What some depend on and nobody here uses may stay out: ``without``. Raises ``BuildError``, ``ToolMissing``.
     """
-    files = archive.fetch(archive.binaries(group, packages))
+    found = archive.binaries(group, packages)
+    if strange := sorted({*without} - {package.name for package in found}):
+        raise BuildError(f"{strange[0]} is left out, but nothing depends on it", hint="name what there is to leave out")
+    files = archive.fetch([package for package in found if package.name not in without])
     tree = work / "tree"
     root.build_root(files, tree)
     if (tree / "usr/sbin/ldconfig").exists():  # an image of static programs has no libc-bin
@@ -38,7 +52,17 @@ def debian_layer(
     for name in ("app", "results", "state"):
         (tree / name).rmdir()
     (tree / "tmp").chmod(0o1777)
-    return pack_layer(tree, work / "layer.tar", owners)
+    numbers = {path: account(tree, owner) if isinstance(owner, str) else owner for path, owner in owners.items()}
+    return pack_layer(tree, work / "layer.tar", numbers)
+
+
+def account(tree: Path, name: str) -> tuple[int, int]:
+    """The numbers of the user ``name`` and its group in the system ``tree``. Raises ``BuildError``."""
+    for line in (tree / "etc/passwd").read_text().splitlines():
+        found, _, uid, gid = line.split(":")[:4]
+        if found == name:
+            return int(uid), int(gid)
+    raise BuildError(f"there is no account {name} in these packages", hint="name the package that makes it")
 
 
 def pack_layer(tree: Path, out: Path, owners: Mapping[str, tuple[int, int]] | None = None) -> Path:
