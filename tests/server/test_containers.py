@@ -41,7 +41,7 @@ SAYS = {
     "Env": ["GREETING=hello world", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "with.dot=1"],
     "Entrypoint": ["/compare"],
     "Cmd": ["one", "two words"],
-    "WorkingDir": "/srv/work",
+    "WorkingDir": "/srv/desk",
     "StopSignal": "SIGQUIT",
     "Healthcheck": {"Test": ["CMD-SHELL", "wget -q -O /dev/null http://127.0.0.1/"], "Interval": 10**9},
 }
@@ -63,7 +63,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "debian").mkdir()
     debian = debian_layer(archive, "containers", PACKAGES, folder / "debian", {})
     own = folder / "own"
-    for name in ("srv", "usr/bin", "srv/work"):
+    for name in ("srv", "usr/bin", "srv/desk"):
         (own / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE / "image/compare", own / "compare")
     (own / "etc").mkdir()
@@ -74,12 +74,12 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     for name in ("sh", "env", "id", "sort", "grep", "cat", "find", "xargs", "stat", "touch", "sleep", "wget"):
         (own / "usr/bin" / name).symlink_to("busybox")
     (own / "srv/index.html").write_text("served from a container\n")
-    (own / "srv/through").symlink_to("/srv/work/../real")
+    (own / "srv/through").symlink_to("/srv/desk/../real")
     (own / "srv/real/a").mkdir(parents=True)
     (own / "srv/real/a/link").write_text("reached\n")
     (own / "srv/twin").hardlink_to(own / "srv/index.html")
-    (own / "srv/work/own").write_text("games'\n")
-    (own / "srv/work/own").chmod(0o640)
+    (own / "srv/desk/own").write_text("games'\n")
+    (own / "srv/desk/own").chmod(0o640)
     (own / "compare").chmod(0o6755)
     layer = pack_layer(own, folder / "own.tar", {"srv": (5, 60)})
     return write_layout(folder / "layout", [debian, layer], SAYS)
@@ -108,14 +108,8 @@ def realm(
         {"name": "holder", "memory": "32M", "publish": [8002], "registers": [1]},
         collect_seconds=30,
     )  # fmt: skip
-    realm = user.create(bundle)
-    try:
-        realm.verify()
-        realm.approve()
-        realm.start()
+    with user.started(bundle) as realm:
         yield realm
-    finally:
-        realm.abandon()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="umoci keeps owners for root only")
