@@ -29,7 +29,7 @@ class Kernel:
             os.truncate(path, 0)
             Path(path).write_text(text + "\n")
 
-        monkeypatch.setattr(system, "_write", guarded)
+        monkeypatch.setattr(system, "put", guarded)
         monkeypatch.setattr(system, "lacks", lambda number, arguments: number in self.absent)
 
     def set(self, name: str, value: str) -> None:

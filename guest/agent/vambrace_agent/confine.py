@@ -7,17 +7,16 @@ the program. The applications of one Realm share its network: they may talk to e
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import resource
 import signal
 import struct
 
-from vambrace_agent import AgentError
+from vambrace_agent import AgentError, groups
 from vambrace_agent.settings import Application
+from vambrace_agent.system import put
 
-CGROUPS = "/sys/fs/cgroup"
 MAX_PROCESSES = 512
 MAX_FILES = 4096
 #: A folder of the measured base in which an application finds what it is given under names of its own choice.
@@ -58,12 +57,12 @@ def prepare(application: Application, logs: str) -> None:
     try:
         group = _group(application)
         os.mkdir(group)
-        _put(f"{group}/cpuset.mems", str(application.index))
+        put(f"{group}/cpuset.mems", str(application.index))
         # A container's runtime waits beside it.
         processes = application.container.processes + 1 if application.container else MAX_PROCESSES
-        _put(f"{group}/pids.max", str(processes))
-        _put(f"{group}/memory.max", str(application.memory))
-        _put(f"{group}/memory.oom.group", "1")
+        put(f"{group}/pids.max", str(processes))
+        put(f"{group}/memory.max", str(application.memory))
+        put(f"{group}/memory.oom.group", "1")
         half = application.memory // 2
         os.makedirs(application.results_directory)
         mount_tmpfs(application.results_directory, application.index, half, mode=0o700, uid=application.uid)
@@ -99,8 +98,7 @@ def execute(application: Application, door: int) -> None:
     """Replace this process by the program of ``application``, behind its gate. Raises ``FileNotFoundError``."""
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
-    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
+    usual_signals()
     os.chdir(application.directory)
     environment = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -113,6 +111,12 @@ def execute(application: Application, door: int) -> None:
     if not _exists(application.command[0], environment["PATH"]):
         raise FileNotFoundError(application.command[0])
     step_through(door, application.command, environment)
+
+
+def usual_signals() -> None:
+    """As programs expect them to be when they start."""
+    for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def gate(application: Application) -> int:
@@ -139,25 +143,22 @@ def step_through(door: int, command: list[str], environment: dict[str, str]) -> 
 
 def members(application: Application) -> list[int]:
     """The processes of ``application``."""
-    with open(f"{_group(application)}/cgroup.procs", encoding="ascii") as file:
-        return [int(line) for line in file]
+    return groups.members(_group(application))
 
 
 def terminate(application: Application) -> None:
     """Ask every process of ``application`` to end."""
-    for pid in members(application):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+    groups.terminate(_group(application))
 
 
 def stop(application: Application) -> None:
     """Kill every process that ``application`` left."""
-    _put(f"{_group(application)}/cgroup.kill", "1")
+    groups.kill(_group(application))
 
 
 def _enter(application: Application) -> None:
     os.setsid()
-    _put("/proc/self/oom_score_adj", "500")
+    put("/proc/self/oom_score_adj", "500")
     call("unshare", _CLONE_NEWNS | _CLONE_NEWIPC)
     call("mount", b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
     for path in ("/tmp", "/dev/shm"):
@@ -216,15 +217,7 @@ def _exists(program: str, path: str) -> bool:
 
 
 def _group(application: Application) -> str:
-    return f"{CGROUPS}/{application.name}"
-
-
-def _put(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
+    return f"{groups.ROOT}/{application.name}"
 
 
 def _say(text: str) -> None:

@@ -24,10 +24,10 @@ from vambrace_agent.confine import call
 from vambrace_agent.identities import allow_user_namespaces, make_user_namespace, mount_mapped
 from vambrace_agent.release import Broker
 from vambrace_agent.settings import Application, Image
+from vambrace_agent.system import allow_small_ports
 
 RUN = "/run/containers"
 RUNTIME = "/usr/bin/crun"
-_FIRST_PORT = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _MS_NOSUID, _MS_NODEV = 2, 4
 
 
@@ -45,7 +45,7 @@ def begin(containers: list[Application]) -> None:
         os.makedirs(f"{RUN}/.images")
         os.chmod(RUN, 0o711)
         # Containers have no capability over the network that all share, and images serve on small ports.
-        _put(_FIRST_PORT, "0")
+        allow_small_ports()
         allow_user_namespaces(len(containers))
         for application in containers:
             make_folder(application)
@@ -188,8 +188,7 @@ def _spawn(application: Application, output: int, words: list[str]) -> int:
         os.dup2(output, 2)
         os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
         os.setsid()
-        for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
+        confine.usual_signals()
         common = [RUNTIME, "--root", f"{folder(application)}/state", "--cgroup-manager=disabled"]
         command = [*common, *words, application.name]
         confine.step_through(confine.gate(application), command, {"PATH": "/usr/sbin:/usr/bin"})
@@ -198,8 +197,3 @@ def _spawn(application: Application, output: int, words: list[str]) -> int:
     finally:
         os._exit(126)
     return 0
-
-
-def _put(path: str, text: str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(text)

@@ -5,11 +5,13 @@ What is on a network is nobody's to trust, so a card with an address of its own 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 
 from vambrace_agent import AgentError
 from vambrace_agent.settings import Network
+from vambrace_agent.system import put
 
 CLASS = "/sys/class/net"
 CONF = "/proc/sys/net"
@@ -26,7 +28,8 @@ def bring_up(
     for card, network in zip(cards, networks, strict=True):
         if network.address:
             for setting in ("ipv6/conf/{}/accept_ra", "ipv4/conf/{}/accept_redirects", "ipv6/conf/{}/accept_redirects"):
-                _put(f"{conf}/{setting.format(card)}", "0")
+                with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+                    put(f"{conf}/{setting.format(card)}", "0")
             ip("address", "add", network.address, "dev", card)
         ip("link", "set", card, "up")
         if network.gateway:
@@ -50,14 +53,3 @@ def run(*words: str) -> None:
     code = os.spawnvp(os.P_WAIT, "busybox", ["busybox", "ip", *words])
     if code:
         raise AgentError(f"ip {' '.join(words)}: exit code {code}")
-
-
-def _put(path: str, text: str) -> None:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # a kernel without IPv6
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)

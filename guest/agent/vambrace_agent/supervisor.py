@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from vambrace_agent.health import HealthCheck
 from vambrace_agent.logs import Log
@@ -99,14 +99,7 @@ class Supervisor:
 
     def reap(self, pid: int = -1) -> None:
         """Collect ended processes: ``pid``, or with -1 all, orphans too (the duty of PID 1)."""
-        while True:
-            try:
-                found, status = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not found:
-                return
-            code = os.waitstatus_to_exitcode(status)
+        for found, code in collected(pid):
             for process in self.processes:
                 if process.pid == found:
                     self._ended(process, code)
@@ -178,3 +171,15 @@ class Supervisor:
             self._poll.unregister(process.output)
             os.close(process.output)
             process.output = -1
+
+
+def collected(pid: int) -> Iterator[tuple[int, int]]:
+    """Number and exit code, of signal n -n, of ended children: of ``pid``, or with -1 of any, as far as there are."""
+    while True:
+        try:
+            found, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if not found:
+            return
+        yield found, os.waitstatus_to_exitcode(status)

@@ -48,7 +48,7 @@ def harden(root: str = "/proc/sys") -> None:
     for name, (rule, wanted) in SETTINGS.items():
         path = f"{root}/{name}"
         with contextlib.suppress(OSError):
-            _write(path, wanted)
+            put(path, wanted)
         # What counts is what it says now.
         try:
             with open(path, encoding="ascii") as file:
@@ -85,7 +85,12 @@ def restrict(path: str) -> None:
 
 def enable_controllers() -> None:
     """Let cgroups below the root bind memory nodes and bound processes."""
-    _write("/sys/fs/cgroup/cgroup.subtree_control", "+cpuset +memory +pids")
+    put("/sys/fs/cgroup/cgroup.subtree_control", "+cpuset +memory +pids")
+
+
+def allow_small_ports() -> None:
+    """For who serves on them and has no capability over the network that all applications share."""
+    put("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
 
 
 def power_off() -> None:
@@ -94,7 +99,8 @@ def power_off() -> None:
     ctypes.CDLL(None).reboot(ctypes.c_int(_POWER_OFF))
 
 
-def _write(path: str, text: str) -> None:
+def put(path: str, text: str) -> None:
+    """Write to a file of the kernel's, which is there. Raises ``OSError``."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from vambrace_agent import AgentError
 from vambrace_agent.settings import Application
-from vambrace_agent.supervisor import FAILED, LAST_READS, RUNNING, SUCCEEDED, WAITING, Process, Supervisor
+from vambrace_agent.supervisor import FAILED, LAST_READS, RUNNING, SUCCEEDED, WAITING, Process, Supervisor, collected
 
 _CHUNK = 64 << 10
 _LONGEST_LINE = 4096
@@ -86,22 +86,15 @@ class Units(Supervisor):
 
     def reap(self, pid: int = -1) -> None:
         """Collect ended processes: ``pid``, or with -1 all, orphans too (the duty of PID 1)."""
-        while True:
-            try:
-                found, status = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not found:
-                return
+        for found, code in collected(pid):
             if found == self._init:
                 self._poll.unregister(self._pidfd)
                 os.close(self._pidfd)
                 self._init, self._pidfd = 0, -1
                 self._hear()
-                code = os.waitstatus_to_exitcode(status)
-                code = 128 - code if code < 0 else code or 1
+                ended = 128 - code if code < 0 else code or 1
                 for process in self.processes:
-                    self._fail(process, code, "the system has ended")
+                    self._fail(process, ended, "the system has ended")
 
     def _kill(self, application: Application) -> None:
         """What was asked to end, and has not. It may be that nobody is left to tell of its end."""

@@ -22,22 +22,22 @@ import signal
 import time
 from collections.abc import Callable
 
-from vambrace_agent import AgentError, confine, images, unitfiles
+from vambrace_agent import AgentError, confine, groups, images, unitfiles
 from vambrace_agent.confine import call
 from vambrace_agent.identities import allow_user_namespaces, make_user_namespace, mount_mapped
 from vambrace_agent.logs import Log
 from vambrace_agent.release import Broker
 from vambrace_agent.settings import IDENTITIES, Application, Settings, System
 from vambrace_agent.supervisor import Process
+from vambrace_agent.system import allow_small_ports, put
 from vambrace_agent.units import Units
 
 RUN = "/run/vm"
-GROUP = f"{confine.CGROUPS}/vm"
+GROUP = f"{groups.ROOT}/vm"
 RUNTIME = "/usr/bin/crun"
 NAME = "system"
 MAX_PROCESSES = 4096
 MAX_FILES = 1 << 18  # that are written
-_FIRST_PORT = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 _CREATE_SECONDS = 120.0
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 #: So that what was left in a journal is not wanted: the disk was checked to have nothing there when it was built.
@@ -75,7 +75,7 @@ class Machine:
                 self._make_own(application, f"{logs}/{application.name}")
             self._make_group(len(wanted.applications))
             # It has no capability over the network that is the Realm's, and serves on small ports.
-            _put(_FIRST_PORT, "0")
+            allow_small_ports()
             self._make_root(wanted, broker)
             unitfiles.write(f"{RUN}/data/run", wanted.applications, self.first)
             with open(f"{RUN}/bundle/config.json", "x", encoding="utf-8") as file:
@@ -98,16 +98,12 @@ class Machine:
     def terminate(self, application: Application) -> None:
         """Ask every process of its unit to end."""
         with contextlib.suppress(FileNotFoundError):
-            with open(f"{_group(application)}/cgroup.procs", encoding="ascii") as file:
-                members = [int(line) for line in file]
-            for pid in members:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+            groups.terminate(_group(application))
 
     def stop(self, application: Application) -> None:
         """Kill every process of its unit."""
         with contextlib.suppress(FileNotFoundError):
-            _put(f"{_group(application)}/cgroup.kill", "1")
+            groups.kill(_group(application))
 
     def whose(self, pid: int) -> Application | None:
         """Whose unit a process is of, by its cgroup."""
@@ -117,7 +113,7 @@ class Machine:
         except OSError:
             return None
         for application in self._applications:
-            group = _group(application).removeprefix(confine.CGROUPS)
+            group = _group(application).removeprefix(groups.ROOT)
             if path == group or path.startswith(f"{group}/"):
                 return application
         return None
@@ -148,8 +144,8 @@ class Machine:
 
     def _make_group(self, count: int) -> None:
         os.mkdir(GROUP)
-        _put(f"{GROUP}/cpuset.mems", f"0-{count}")
-        _put(f"{GROUP}/pids.max", str(MAX_PROCESSES))
+        put(f"{GROUP}/cpuset.mems", f"0-{count}")
+        put(f"{GROUP}/pids.max", str(MAX_PROCESSES))
         for name in _DELEGATED:
             os.chown(GROUP + name, self.first, self.first)
 
@@ -179,10 +175,9 @@ class Machine:
             try:
                 os.setsid()
                 if joining:
-                    _put(f"{GROUP}/cgroup.procs", "0")
+                    put(f"{GROUP}/cgroup.procs", "0")
                 os.closerange(3, 65536)
-                for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGCHLD):
-                    signal.signal(number, signal.SIG_DFL)
+                confine.usual_signals()
                 os.execve(RUNTIME, command, {"PATH": "/usr/sbin:/usr/bin"})
             finally:
                 os._exit(126)
@@ -201,11 +196,3 @@ class Machine:
 def _group(application: Application) -> str:
     """Where its unit is: systemd puts it there."""
     return f"{GROUP}/{unitfiles.SLICE}/{application.unit}"
-
-
-def _put(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, text.encode())
-    finally:
-        os.close(fd)
