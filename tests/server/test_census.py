@@ -33,11 +33,7 @@ def test_windows_hold_at_random_moments(user: User, server: Server, tmp_path: Pa
 
 def look(user: User, server: Server, folder: Path, percents: list[int], moments: int) -> None:
     """Dump the memory when each of ``percents`` has been set, and at so many random moments after that."""
-    realm = user.create(user.bundle({"name": "marked", "memory": "64M", "percent": 50}))
-    try:
-        realm.verify()
-        realm.approve()
-        realm.start()
+    with user.started(user.bundle({"name": "marked", "memory": "64M", "percent": 50})) as realm:
         said = await_log(realm, "marked", b"\n")
         told = re.fullmatch(rb"own ([0-9a-f]{32}) kernel ([0-9a-f]{32})\n", said)
         assert told, said
@@ -63,5 +59,3 @@ def look(user: User, server: Server, folder: Path, percents: list[int], moments:
         with dumped(server, folder) as dump:
             assert census.take(dump, own) == census.Census(0, 0, 0)
             assert pages_with(dump, kernels) == []
-    finally:
-        realm.abandon()

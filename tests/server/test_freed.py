@@ -10,11 +10,7 @@ FREED = (24 << 20) // 4096  # pages that the program gives back
 
 def test_freed_pages_are_dropped(user: User) -> None:
     """Once an application has freed memory, its zone drops about as many pages; what it still uses stays whole."""
-    realm = user.create(user.bundle({"name": "freer", "memory": "64M"}))
-    try:
-        realm.verify()
-        realm.approve()
-        realm.start()
+    with user.started(user.bundle({"name": "freer", "memory": "64M"})) as realm:
         await_log(realm, "freer", b"filled\n")
         before = realm.stats()[1]
         assert before["name"] == "freer" and before["percent"] == 50
@@ -24,5 +20,3 @@ def test_freed_pages_are_dropped(user: User) -> None:
         assert eventually(lambda: realm.stats()[1]["discarded"] >= wanted, 120), (before, realm.stats()[1])
         said = await_log(realm, "freer", b"whole\n")
         assert b"harmed" not in said
-    finally:
-        realm.abandon()

@@ -8,8 +8,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 
 from machine import eventually, vmm_of
 from user import User, await_log
@@ -45,20 +44,12 @@ def cards(number: int) -> list[dict[str, str]]:
     return [{"name": "lab", "address": f"10.0.0.{number}/24"}, {"name": "apart", "address": f"10.0.1.{number}/24"}]
 
 
-@contextmanager
 def started(
     user: User, name: str, *applications: dict[str, object], endpoint: dict[str, object], **more: object
-) -> Iterator[Realm]:
+) -> AbstractContextManager[Realm]:
     """A running Realm with the measured name ``name``."""
     bundle = user.bundle(*applications, name=name, endpoints=[{"port": PORT, **endpoint}], **more)
-    realm = user.create(bundle, name=f"{name}-{endpoint['realm']}")
-    try:
-        realm.verify()
-        realm.approve()
-        realm.start()
-        yield realm
-    finally:
-        realm.abandon()
+    return user.started(bundle, name=f"{name}-{endpoint['realm']}")
 
 
 def reached_by_an_ordinary_client(realm: Realm, digest: str) -> None:

@@ -91,18 +91,12 @@ def stays_sealed(user: User, sealed: str) -> None:
          "environment": {"SEALED": sealed}},
         sealing={"to": "owner", "version": 2},
     )  # fmt: skip
-    realm = user.create(bundle, name="next-version")
-    try:
-        realm.verify()
-        realm.approve()
-        realm.start()
+    with user.started(bundle, name="next-version") as realm:
         said = await_log(realm, "asker", b"\nsealed: ").decode()
         assert "unsealed: kept from version to version\n" in said
         own = re.search(r"^sealed: (\S+)$", said, re.MULTILINE)[1]
         assert base64.b64decode(own[:8])[:5] == b"\x01" + (2).to_bytes(4, "big")
         assert b"unsealed: this was sealed by somebody else" in await_log(realm, "stranger", b"\nsealed")
-    finally:
-        realm.abandon()
 
 
 def test_sealing_keys(server: Server, machine: Machine) -> None:

@@ -32,15 +32,9 @@ print(next(int(line.split()[1]) >> 10 for line in open("/proc/meminfo") if line.
 
 def run_one(user: User, bundle: Path, results: Path) -> None:
     """A Realm from its image to its results."""
-    realm = user.create(bundle)
-    try:
-        realm.verify()
-        realm.approve()
-        realm.start()
+    with user.started(bundle) as realm:
         info = realm.finish(results)
         assert info.state == "succeeded" and list(results.rglob("processors.json"))
-    finally:
-        realm.abandon()
 
 
 def test_power_cuts(machine: Machine, base: RuntimeBase, tmp_path: Path) -> None:

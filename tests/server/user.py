@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +68,18 @@ class User:
 
     def create(self, bundle: Path, **options: object) -> Realm:
         return Realm.create(bundle, host=self.host, owner=self.owner, trust=self.trust, context=self.context, **options)
+
+    @contextmanager
+    def started(self, bundle: Path, **options: object) -> Iterator[Realm]:
+        """One whose token its owner has verified; nothing of it is left in the end."""
+        realm = self.create(bundle, **options)
+        try:
+            realm.verify()
+            realm.approve()
+            realm.start()
+            yield realm
+        finally:
+            realm.abandon()
 
 
 def _application(name: str, **other: object) -> dict[str, object]:

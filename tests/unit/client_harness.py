@@ -16,7 +16,7 @@ import signal
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -538,6 +538,14 @@ def make_world(directory: Path, host_directory: Path, **changes: Any) -> World:
     measurement = bundle.measurement()
     host = LoopbackHost(host_directory, platform, bundle.config, measurement)
     return World(context, owner, bundle.path, bundle.config, platform, host, measurement)
+
+
+def living_world(directory: Path) -> Iterator[World]:
+    """For a fixture: all of it, in ``directory``, while its host runs."""
+    made = make_world(directory, directory / "host")
+    with made.host:
+        register(made, directory)
+        yield made
 
 
 def register(world: World, directory: Path) -> None:

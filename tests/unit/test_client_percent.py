@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_harness import World, make_auto, make_stats, make_world, register
+from client_harness import World, living_world, make_auto, make_stats
 
 from vambrace import Realm
 from vambrace.attest.owner import Bounds
@@ -23,10 +23,7 @@ from vambrace.pager.window import ZoneStats
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    made = make_world(tmp_path, tmp_path / "host")
-    with made.host:
-        register(made, tmp_path)
-        yield made
+    yield from living_world(tmp_path)
 
 
 def test_a_percentage_out_of_range_or_for_nobody(world: World) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_harness import Agent, World, make_bundle, make_platform, make_world, register
+from client_harness import Agent, World, living_world, make_bundle, make_platform, make_world, register
 from config_factory import make_endpoint
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -35,10 +35,7 @@ from vambrace.errors import (
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    made = make_world(tmp_path, tmp_path / "host")
-    with made.host:
-        register(made, tmp_path)
-        yield made
+    yield from living_world(tmp_path)
 
 
 def test_whole_life(world: World, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from client_harness import World, make_world, register
+from client_harness import World, living_world
 from config_factory import MIB
 from vambrace_agent import AgentError, files
 
@@ -23,10 +23,7 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    made = make_world(tmp_path, tmp_path / "host")
-    with made.host:
-        register(made, tmp_path)
-        yield made
+    yield from living_world(tmp_path)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from attest_factory import new_key
-from client_harness import World, make_world, register
+from client_harness import World, living_world
 from cryptography import x509
 
 from vambrace import Realm, Trust
@@ -239,10 +239,7 @@ def test_a_machine_is_revoked_by_its_identity(tmp_path: Path) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    made = make_world(tmp_path, tmp_path / "host")
-    with made.host:
-        register(made, tmp_path)
-        yield made
+    yield from living_world(tmp_path)
 
 
 def publish(world: World, directory: Path, *revoked: int) -> None:
