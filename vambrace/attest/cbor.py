@@ -10,6 +10,7 @@ one. Sizes, depth and count of items are bounded in both.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from struct import Struct, calcsize
 from typing import Any, Final, NamedTuple
 
 from vambrace.errors import MalformedCbor
@@ -19,8 +20,11 @@ MAX_ITEMS: Final = 4096
 
 _UINT, _NEGATIVE, _BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = range(8)
 _SIMPLE_VALUES: Final = {20: False, 21: True, 22: None}
-#: By the form of an integer, the smallest one that needs it.
-_SMALLEST: Final = {24: 24, 25: 1 << 8, 26: 1 << 16, 27: 1 << 32}
+#: The longer forms of an integer, from 24 on: what reads it, its bytes, and the smallest integer that needs it.
+_FORMS: Final = tuple(
+    (Struct(form).unpack_from, calcsize(form), smallest)
+    for form, smallest in ((">B", 24), (">H", 1 << 8), (">I", 1 << 16), (">Q", 1 << 32))
+)
 _INTEGERS: Final[frozenset[type]] = frozenset({int})
 _KEYS: Final[frozenset[type]] = frozenset({int, str})
 _BEHIND: Final = 1 << 64
@@ -120,7 +124,7 @@ class _Reader:
     def run(self, count: int, depth: int) -> list[Any]:
         """The next ``count`` items."""
         self.enter(count, depth)
-        data, size, position = self.data, self.size, self.position
+        data, size, position, forms = self.data, self.size, self.position, _FORMS
         values: list[Any] = []
         add = values.append
         for _ in range(count):
@@ -128,15 +132,18 @@ class _Reader:
                 raise MalformedCbor(_TOO_EARLY)
             initial = data[position]
             position += 1
+            if initial < 24:
+                add(initial)
+                continue
             major, argument = initial >> 5, initial & 31
             if argument > 23:
                 if argument > 27:
                     raise MalformedCbor("an indefinite length, or a reserved form of CBOR")
-                smallest, start = _SMALLEST[argument], position
-                position += 1 << argument - 24
-                argument = int.from_bytes(data[start:position], "big")
+                read, length, smallest = forms[argument - 24]
+                start, position = position, position + length
                 if position > size or major == _SIMPLE:
                     raise MalformedCbor(_NO_MEANING if major == _SIMPLE else _TOO_EARLY)
+                (argument,) = read(data, start)
                 if argument < smallest:
                     self.vary("an integer is not in its shortest form")
             if _BYTES <= major <= _TEXT:
