@@ -97,24 +97,22 @@ class Machine:
 
     def terminate(self, application: Application) -> None:
         """Ask every process of its unit to end."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # it has none, or its root has made it one that nobody can list
             groups.terminate(_group(application))
 
     def stop(self, application: Application) -> None:
         """Kill every process of its unit."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             groups.kill(_group(application))
 
     def whose(self, pid: int) -> Application | None:
         """Whose unit a process is of, by its cgroup."""
         try:
-            with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
-                path = file.read().strip().removeprefix("0::")
+            found = groups.group_of(pid)
         except OSError:
             return None
         for application in self._applications:
-            group = _group(application).removeprefix(groups.ROOT)
-            if path == group or path.startswith(f"{group}/"):
+            if f"{found}/".startswith(f"{_group(application)}/"):
                 return application
         return None
 
