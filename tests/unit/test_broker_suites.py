@@ -40,7 +40,7 @@ def test_evidence_is_of_after_the_last_event(world: World, first: bool) -> None:
     events = Events("sha-256", lambda register, digest: registers.__setitem__(register, bad if first else good))
     application = SimpleNamespace(name="analysis", registers=[1])
     granted = Granted({"name": "password", "application": "analysis", "resource": SECRET})
-    desk = handlers(events, realm, [granted], Sealing(None, lambda version: b""))
+    desk = handlers(events, realm, [granted], Sealing(None, lambda version: b""), [application])  # type: ignore[list-item]
 
     def secret() -> object:
         return desk["secret"](application, {"name": "password"})["value"]  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from vambrace.cli.main import main
 from vambrace.errors import EventsMismatch, MalformedEvidence, UsageError
 from vambrace.measure.registers import BYTES, COUNT, Registers, event_digest, replay
 
-from vambrace_agent import AgentError, desk, events  # isort: skip
+from vambrace_agent import AgentError, desk, events, pace  # isort: skip
 from vambrace_agent import main as agent_main  # isort: skip
 from vambrace_agent.sealing import Sealing  # isort: skip
 from vambrace_agent.settings import Application  # isort: skip
@@ -210,7 +211,7 @@ class Program:
 def open_desk(path: Path, log: events.Events, uid: int) -> Path:
     ours = application()
     ours.uid = uid
-    handlers = agent_main.handlers(log, None, [], Sealing(None, lambda version: b""))
+    handlers = agent_main.handlers(log, None, [], Sealing(None, lambda version: b""), [ours])
     desk.Desk(str(path), [ours], handlers).start()
     return path
 
@@ -247,6 +248,54 @@ def test_the_desk_knows_its_callers(tmp_path: Path) -> None:
                 return
         threading.Event().wait(0.02)
     raise AssertionError("a place that was left is not given again")
+
+
+def test_the_desk_outlives_a_want_of_descriptors(tmp_path: Path) -> None:
+    log = events.Events("sha-256", Monitor().extend)
+    path = open_desk(tmp_path / "desk", log, os.getuid())
+    with socket.socket(socket.AF_UNIX) as client:
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+        try:
+            client.connect(str(path))
+            threading.Event().wait(3 * desk.RETRY_SECONDS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, most)
+        client.settimeout(20)
+        client.sendall(b'{"op": "extend", "register": 1, "text": "here"}\n')
+        assert client.makefile().readline() == '{"ok": true}\n'
+
+
+class Clock:
+    """In the place of the module ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds + 1e-6  # no clock wakes up too soon
+
+
+@pytest.mark.parametrize("count", [1, 2, 15])
+def test_no_application_waits_for_anothers_requests(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    clock = Clock()
+    monkeypatch.setattr(pace, "time", clock)
+    everybody = [application(index) for index in range(1, count + 1)]
+    log = events.Events("sha-256", Monitor().extend)
+    extend = agent_main.handlers(log, None, [], Sealing(None, lambda version: b""), everybody)["extend"]
+    request = {"register": 1, "text": "said"}
+    greedy, *others = everybody
+    for _ in range(100):
+        extend(greedy, request)
+    begin = clock.now
+    assert begin >= 18 * count, "it has its share and no more"
+    for other in others:
+        extend(other, request)
+        extend(other, request)
+    assert clock.now == begin
 
 
 # An owner's view

@@ -12,6 +12,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from vambrace_agent import AgentError
@@ -20,6 +21,8 @@ from vambrace_agent.settings import Application
 MAX_CONNECTIONS = 4  # of one application
 MAX_LINE = 64 << 10
 IDLE_SECONDS = 60.0
+#: Until the next try, where there was no descriptor or memory for a connection.
+RETRY_SECONDS = 0.1
 _SO_PEERPIDFD = 77  # asm-generic/socket.h
 
 Request = dict[str, object]
@@ -55,7 +58,12 @@ class Desk:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                # Who waits is still there, and so is whoever used up what we lack: not for ever.
+                time.sleep(RETRY_SECONDS)
+                continue
             application = self._caller(connection)
             with self._lock:
                 welcome = application is not None and self._open[application.name] < MAX_CONNECTIONS

@@ -31,8 +31,9 @@ from vambrace_agent.supervisor import Process, Supervisor
 SETTINGS = "/app/vambrace.json"
 STATE = "/run/vambrace"
 LINGER_SECONDS = 5.0  # for owners who read logs while nothing is to be collected
-#: Requests of applications, of which each costs one to the monitor.
+#: Requests of applications a second and at once, of which each costs one to the monitor: in all, in equal shares.
 DESK_RATE, DESK_BURST = 5.0, 10.0
+LEAST_BURST = 2.0
 _LONGEST_WAIT = 5.0  # orphans are reaped at least this often
 
 
@@ -188,7 +189,8 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
     ports = Ports(wanted.applications)
     doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
     granted = wanted.broker.secrets if wanted.broker else []
-    Desk(settings.DESK, wanted.applications, handlers(events, broker, granted, sealing), who).start()
+    answers = handlers(events, broker, granted, sealing, wanted.applications)
+    Desk(settings.DESK, wanted.applications, answers, who).start()
     return run(loop, supervisor, service, doors, port.report, wanted.collect_seconds, wanted.lasting)
 
 
@@ -231,29 +233,33 @@ def _attach(wanted: Settings, broker: Broker | None, sealing: Sealing, stack: co
         volumes.attach(disk, named[disk.application])
 
 
-def handlers(events: Events, broker: Broker | None, granted: list[Secret], sealing: Sealing) -> dict[str, Handler]:
-    """What applications may ask for: ``granted`` secrets, each with evidence that has all ``events`` so far."""
-    pace = Pace(DESK_RATE, DESK_BURST)
+def handlers(
+    events: Events, broker: Broker | None, granted: list[Secret], sealing: Sealing, applications: list[Application]
+) -> dict[str, Handler]:
+    """What ``applications`` may ask for, each at a pace of its own: ``granted`` secrets, each with evidence that has
+    all ``events`` so far."""
+    share = 1 / len(applications)
+    paces = {one.name: Pace(DESK_RATE * share, max(DESK_BURST * share, LEAST_BURST)) for one in applications}
     secrets = Secrets(broker, granted, events.count)
 
     def extend(application: Application, request: Request) -> Request:
         register, text = request.get("register"), request.get("text")
         if type(register) is not int or not isinstance(text, str):
             raise AgentError("register: a number, and text: a string, are expected")
-        pace.wait()
+        paces[application.name].wait()
         events.told(application, register, text)
         return {}
 
     def secret(application: Application, request: Request) -> Request:
-        pace.wait()
+        paces[application.name].wait()
         return _coded(secrets.get(application.name, request.get("name")))
 
     def seal(application: Application, request: Request) -> Request:
-        pace.wait()
+        paces[application.name].wait()
         return _coded(sealing.seal(application.name, _data(request)))
 
     def unseal(application: Application, request: Request) -> Request:
-        pace.wait()
+        paces[application.name].wait()
         return _coded(sealing.unseal(application.name, _data(request)))
 
     return {"extend": extend, "secret": secret, "seal": seal, "unseal": unseal}
