@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from vambrace_agent import AgentError
 from vambrace_agent.sealing import Sealing
 from vambrace_agent.storage import BLOCK, LEAST, MIB, TAG_BYTES, Keys, Layout, derive
-from vambrace_agent.volumes import ByBroker, BySeal, Header
+from vambrace_agent.volumes import ByBroker, BySeal, Header, give
 
 SIZE = 64 * MIB
 
@@ -221,3 +222,39 @@ def test_a_sealed_volume_of_another_machine_or_name() -> None:
     for name, key in (("records", os.urandom(32)), ("others", machine)):
         with pytest.raises(AgentError, match="sealed by somebody else"):
             BySeal(sealing(key), name, [block, bytes(BLOCK)])
+
+
+# --- whose its files are ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """A file system, as far as its folders go, which may lie deeper than Python's own means remove."""
+    folder = tmp_path / "volume"
+    (folder / "lost+found").mkdir(parents=True)
+    yield folder
+    subprocess.run(["rm", "-rf", folder], check=True)
+
+
+def owners(folder: Path) -> set[str]:
+    """All owners of what is there, found by a program that knows no longest path."""
+    done = subprocess.run(["find", ".", "-printf", "%U:%G\\n"], cwd=folder, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize(("name", "depth"), [("n" * 255, 40), ("d", 1500)], ids=["beyond PATH_MAX", "deep"])
+def test_all_of_a_volume_is_given(volume: Path, name: str, depth: int) -> None:
+    place = os.open(volume, os.O_RDONLY)
+    for level in range(depth):
+        os.mkdir(name, dir_fd=place)
+        os.mkdir(f"beside-{level}", dir_fd=place)
+        os.symlink("/etc/passwd", "link", dir_fd=place)
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=place))
+        above, place = place, os.open(name, os.O_RDONLY, dir_fd=place)
+        os.close(above)
+    os.close(place)
+    passwd = Path("/etc/passwd").stat().st_uid
+    give(str(volume), 4242)
+    assert owners(volume) == {"4242:4242"} and Path("/etc/passwd").stat().st_uid == passwd
+    assert not (volume / "lost+found").exists() and volume.stat().st_mode & 0o777 == 0o700

@@ -298,13 +298,44 @@ def give(folder: str, uid: int) -> None:
     """Make the file system at ``folder`` the application's: all of it, where it was another one's before."""
     if os.stat(folder).st_uid == uid:
         return
-    for place, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            os.chown(f"{place}/{name}", uid, uid, follow_symlinks=False)
+    _give_all(folder, uid)
     with contextlib.suppress(OSError):
         os.rmdir(f"{folder}/{_LOST_AND_FOUND}")  # an application wants to find nothing
     os.chmod(folder, 0o700)
     os.chown(folder, uid, uid)  # last: until it is done, it is done again
+
+
+def _give_all(top: str, uid: int) -> None:
+    """All that is below ``top``, however deep: a path may be longer than the kernel takes, and folders deeper within
+    each other than there are descriptors. So one folder is open at a time, and each is entered from the one above."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    place = os.open(top, flags)
+    waiting: list[list[str]] = []  # folders to enter, of each one on the way
+    try:
+        while True:
+            folders = []
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    os.chown(entry.name, uid, uid, dir_fd=place, follow_symlinks=False)
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.name)
+            waiting.append(folders)
+            while waiting and not waiting[-1]:
+                waiting.pop()
+                if waiting:
+                    place = _enter("..", flags, place)
+            if not waiting:
+                return
+            place = _enter(waiting[-1].pop(), flags, place)
+    finally:
+        os.close(place)
+
+
+def _enter(name: str, flags: int, place: int) -> int:
+    """Open ``name`` in the place of the folder ``place``."""
+    found = os.open(name, flags, dir_fd=place)
+    os.close(place)
+    return found
 
 
 def welcome(folder: str, uid: int) -> None:
