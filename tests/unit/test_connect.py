@@ -246,7 +246,7 @@ def test_a_listener_that_changes_while_it_is_connected_to(
     published: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([{(os.getuid(), 1)}, {(os.getuid(), 2)}])
-    monkeypatch.setattr(agent_ports.Ports, "served", lambda self, port: next(found))
+    monkeypatch.setattr(agent_ports.Ports, "served", lambda self, ports: dict.fromkeys(ports, next(found)))
     accepted: list[bytes] = []
     with serving(published.port, lambda stream: accepted.append(read_all(stream))):
         with pytest.raises(DomainError, match="does not serve"):

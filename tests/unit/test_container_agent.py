@@ -51,13 +51,13 @@ def test_identities_are_nobody_elses() -> None:
 def test_whose_a_port_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """All users of a container are its own; one listener of somebody else spoils it."""
     found: set[tuple[int, int]] = set()
-    monkeypatch.setattr(ports, "listeners", lambda port: found)
+    monkeypatch.setattr(ports, "listeners", lambda asked: dict.fromkeys(asked, found))
     known = ports.Ports([application(1), application(2, BOX)])
     for users, served in (
         ((2 * IDENTITIES, 2 * IDENTITIES + 999), True), ((2 * IDENTITIES, 3 * IDENTITIES), False), ((0,), False),
     ):  # fmt: skip
         found = {(user, number) for number, user in enumerate(users)}
-        assert bool(known.served(8002)) == served
+        assert bool(known.served([8002])[8002]) == served
 
 
 def test_what_the_runtime_is_told() -> None:

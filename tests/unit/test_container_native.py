@@ -213,7 +213,7 @@ def test_two_containers_and_who_they_are(disk: Path) -> None:
         for thread in threads: thread.start()
         users = set()
         for _ in range(35):
-            users |= {user for user, _ in listeners(18080)}
+            users |= {user for user, _ in listeners([18080])[18080]}
             time.sleep(0.1)
         for thread in threads: thread.join()
         tell({"found": found, "owned": [[one.owns(user), two.owns(user)] for user in users]})

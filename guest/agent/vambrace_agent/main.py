@@ -186,7 +186,8 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
         supervisor, who = _programs(wanted, broker, events, loop), None
     key_info, digests = channel.public_key(certificate), wanted.digests
     service = Service(supervisor, port, events, key_info, instance, loop.wake, digests=digests)
-    ports = Ports(wanted.applications)
+    # In a disk's system its root may be anybody, so that nobody is known to be greedy.
+    ports = Ports(wanted.applications, None if wanted.system else confine.stop)
     doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
     granted = wanted.broker.secrets if wanted.broker else []
     answers = handlers(events, broker, granted, sealing, wanted.applications)

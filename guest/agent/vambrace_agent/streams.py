@@ -13,6 +13,7 @@ import select
 import socket
 import ssl
 import struct
+from collections.abc import Iterator
 
 from vambrace_agent.endpoints import LOOPBACK, refuse
 from vambrace_agent.ports import Listener, Ports
@@ -34,8 +35,9 @@ CUT, NOT_PUBLISHED, NOT_SERVED, TOO_MANY = range(4)
 class Stream:
     """One connection to a program."""
 
-    def __init__(self, number: int, port: int, listeners: set[Listener], credit: int) -> None:
-        self.number, self.port, self.listeners = number, port, listeners
+    def __init__(self, number: int, port: int, credit: int) -> None:
+        self.number, self.port = number, port
+        self.listeners: set[Listener] = set()  # before it was connected
         self.credit = credit  # bytes that the owner still takes
         self.connected = False
         self.waiting = bytearray()  # for the program
@@ -56,6 +58,8 @@ class Streams:
         self._in, self._out = bytearray(unread), bytearray()
         self._streams: dict[int, Stream] = {}
         self._by_fd: dict[int, Stream] = {}
+        self._opened: list[Stream] = []  # in this turn, and not connected yet
+        self._arrived: list[Stream] = []  # connected in this turn, to whom is not known yet
         self._last = 0
         self._over = False
 
@@ -64,6 +68,7 @@ class Streams:
         self._tls.setblocking(False)
         try:
             self._parse()
+            self._look()
             while not self._over:
                 self._turn()
         finally:
@@ -87,6 +92,7 @@ class Streams:
                     self._receive()
             elif self._streams.get(watched[fd].number) is watched[fd]:  # else a frame of this turn has ended it
                 self._serve_program(watched[fd], events)
+        self._look()
         self._send()
 
     # The owner's side
@@ -154,45 +160,64 @@ class Streams:
         if len(self._streams) >= MAX_STREAMS:
             self._tell(RESET, number, TOO_MANY)
             return
-        listeners = self._ports.served(port)
-        if not listeners:
-            self._tell(RESET, number, NOT_SERVED)
-            return
-        stream = Stream(number, port, listeners, self._window)
+        stream = Stream(number, port, self._window)
         self._streams[number] = stream
+        self._opened.append(stream)
         self._index()
-        code = stream.program.connect_ex((LOOPBACK, port))
-        if code == 0:
-            self._serve_program(stream, 0)
-        elif code != errno.EINPROGRESS:
-            self._reset(stream, NOT_SERVED)
 
     # The programs' side
 
-    def _connected(self, stream: Stream) -> None:
-        """It is connected to one of the sockets that listened before and after: they are the application's."""
-        code = stream.program.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code or self._ports.served(stream.port) != stream.listeners:
-            self._reset(stream, NOT_SERVED)
+    def _look(self) -> None:
+        """Who listens now: one look for all streams of this turn, those to be connected and those that were.
+
+        A stream is connected to one of the sockets that listened before and after: they are the application's.
+        """
+        both = (self._opened, self._arrived)
+        opened, arrived = ([one for one in new if one.number in self._streams] for new in both)
+        self._opened, self._arrived = [], []
+        if not opened and not arrived:
             return
-        stream.program.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        stream.connected = True
-        self._tell(OPEN, stream.number)
-        self._drain(stream)
+        found = self._ports.served({stream.port for stream in (*opened, *arrived)})
+        for stream in arrived:
+            if found[stream.port] == stream.listeners:
+                self._welcome(stream)
+            else:
+                self._reset(stream, NOT_SERVED)
+        for stream in opened:
+            stream.listeners = found[stream.port]
+            code = stream.program.connect_ex((LOOPBACK, stream.port)) if stream.listeners else errno.ECONNREFUSED
+            if code not in (0, errno.EINPROGRESS):
+                self._reset(stream, NOT_SERVED)
+
+    def _welcome(self, stream: Stream) -> None:
+        with self._program(stream):
+            stream.program.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            stream.connected = True
+            self._tell(OPEN, stream.number)
+            self._drain(stream)
+
+    @contextlib.contextmanager
+    def _program(self, stream: Stream) -> Iterator[None]:
+        """What becomes of a stream whose program's side fails meanwhile."""
+        try:
+            yield
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._reset(stream, CUT)
 
     def _serve_program(self, stream: Stream, events: int) -> None:
-        try:
+        with self._program(stream):
             if not stream.connected:
-                self._connected(stream)
+                if stream.program.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    self._reset(stream, NOT_SERVED)
+                else:
+                    self._arrived.append(stream)
                 return
             if events & select.POLLOUT:
                 self._drain(stream)
             if events & ~select.POLLOUT and not stream.program_ended:
                 self._take(stream)
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._reset(stream, CUT)
 
     def _take(self, stream: Stream) -> None:
         """Bytes from the program to the owner."""
