@@ -87,20 +87,15 @@ class Application(Record):
             raise ConfigError(f"{where}: the name of its program has a '='", hint="start it by a link or a script")
         for argument in self.command:
             check_text(argument, f"{where}: command")
-        _check_environment(self.environment, where, _WORD if self.container else _VARIABLE)
+        check_environment(self.environment, where, container=self.container is not None)
         if self.container or self.unit:
             check_absolute(self.directory, f"{where}: directory")
         else:
             check_below(self.directory, f"/app/{self.name}", f"{where}: directory", itself=True)
             check_unprivileged(self.ports, where)
         check_integer(self.restarts, 0, MAX_RESTARTS, f"{where}: restarts")
-        check_strings(self.results, f"{where}: results")
-        for path in self.results:
-            check_below(path, f"/results/{self.name}", f"{where}: result")
-        check_unique(self.results, f"{where}: result")
-        for register in self.registers:
-            check_integer(register, REGISTERS[0], REGISTERS[-1], f"{where}: register")
-        check_unique([str(register) for register in self.registers], f"{where}: register")
+        check_results(self.results, self.name)
+        check_registers(self.registers, where)
 
     @property
     def program(self) -> str:
@@ -154,6 +149,21 @@ def check_unprivileged(ports: Sequence[Port], where: str) -> None:
         check_integer(port.port, FIRST_PORT, LAST_PORT, f"{where}: port")
 
 
+def check_results(results: tuple[str, ...], name: str) -> None:
+    """They are below ``/results/<name>``, each once."""
+    where = f"application {name}: result"
+    check_strings(results, f"{where}s")
+    for path in results:
+        check_below(path, f"/results/{name}", where)
+    check_unique(results, where)
+
+
+def check_registers(registers: Sequence[int], where: str) -> None:
+    for register in registers:
+        check_integer(register, REGISTERS[0], REGISTERS[-1], f"{where}: register")
+    check_unique([str(register) for register in registers], f"{where}: register")
+
+
 def check_ports(applications: Sequence[Application], listening: Sequence[int]) -> None:
     """They share one loopback: a port is published once, and is none that the agent is ``listening`` on."""
     ports = [port.port for application in applications for port in application.ports]
@@ -165,7 +175,8 @@ def check_ports(applications: Sequence[Application], listening: Sequence[int]) -
             raise ConfigError(f"port {port} is an endpoint's", hint="the agent listens there: publish another port")
 
 
-def _check_environment(environment: object, where: str, names: re.Pattern[str]) -> None:
+def check_environment(environment: object, where: str, *, container: bool = False) -> None:
+    names = _WORD if container else _VARIABLE
     if not isinstance(environment, Mapping) or len(environment) > MAX_ITEMS:
         raise ConfigError(f"{where}: environment must map names to strings", hint=f"at most {MAX_ITEMS} of them")
     for variable, value in environment.items():

@@ -149,6 +149,12 @@ def test_a_missing_file(work: Path, refused: Refusals, base: RuntimeBase) -> Non
     says = "vendor root cannot be read: r"
     refused(3, "verify", "t", *trust, "--owner", "owner.pem", says=says, hint="check the path")
     refused(2, "verify", "t", *trust, "--owner", "none", says="none cannot be read", hint="check the path")
+    refused(2, "broker", "init", "broker", "--repository", "patients", says="no host is set up", hint="server up")
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_a_file_that_is_no_token(work: Path, refused: Refusals) -> None:
+    refused(4, "token", "show", "manifest.yaml", says="CBOR", hint="vambrace token show REALM --save FILE")
 
 
 @pytest.mark.parametrize("name", ["nothing", "n" * 300], ids=["not there", "longer than any name"])

@@ -172,10 +172,13 @@ def test_the_example_is_valid(folder: Path) -> None:
         ("    command: [python3, main.py]", "    command: [python3, 3]", 7, "text is expected"),
         ("    command: [python3, main.py]", "    comand: [python3]", 5, "command is missing"),
         ("{MODE: full}", "{MODE: 1}", 8, "quotes|text is expected"),
-        ("{MODE: full}", "{'1x': a}", None, "environment variable"),
-        ("[out.txt,", "[../out.txt,", None, "outside"),
+        ("{MODE: full}", "{'1x': a}", 8, "environment variable"),
+        ("[out.txt,", "[../out.txt,", 12, "outside"),
+        ("[out.txt,", "[out.txt, out.txt,", 12, "twice"),
+        ("    results: [out.txt,", "    registers: [4]\n    results: [out.txt,", 12, "register is 4"),
+        ("    results: [out.txt, /results/analysis/more.txt]", "    results: out.txt", 12, "must be a list"),
         ("- name: report", "- name: analysis", 13, "twice"),
-        ("    restarts: 2", "    restarts: -2", None, "restarts"),
+        ("    restarts: 2", "    restarts: -2", 11, "restarts"),
         ("applications:", "applications: [", None, "not YAML"),
         ("name: patients", 'name: "\\UFFFFFFFF"', None, "not YAML"),
         ("owner: owner.pem", 'owner: "a\\0b"', 2, "not in PEM form"),
@@ -190,6 +193,24 @@ def test_mistakes_have_their_line(folder: Path, old: str, new: str, line: int | 
     if line is not None:
         assert caught.value.line == line
         assert caught.value.message.startswith(f"line {line}: ")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "hint"),
+    [
+        ("name: patients", "nmae: patients", "line 1 says 'nmae'"),
+        ("owner: owner.pem", "ownr: owner.pem", "line 2 says 'ownr'"),
+        ("    command: [python3, main.py]", "    comand: [python3]", "line 7 says 'comand'"),
+        ("applications:", "aplications:", "line 4 says 'aplications'"),
+        ("    percent: 80", "    percent: 80%", "without quotes or a sign of percent"),
+        ("    results: [out.txt, /results/analysis/more.txt]", "    results: out.txt", "results: [...]"),
+    ],
+)
+def test_a_mistake_that_is_easily_made_says_what_to_write(folder: Path, old: str, new: str, hint: str) -> None:
+    assert old in GOOD
+    with pytest.raises(ConfigError) as caught:
+        read(folder, GOOD.replace(old, new, 1))
+    assert hint in str(caught.value.hint)
 
 
 def test_sixteen_applications(folder: Path) -> None:

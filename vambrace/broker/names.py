@@ -27,7 +27,7 @@ class ResourceName:
             if not _PART.fullmatch(part):
                 raise UsageError(
                     f"{part[:40]!a} is no part of a resource's name",
-                    hint="repository/type/tag, each 1 to 64 of A-Z, a-z, 0-9, _, . and -",
+                    hint="repository/type/name, each 1 to 64 of A-Z, a-z, 0-9, _, . and -",
                 )
 
     @classmethod
@@ -35,7 +35,7 @@ class ResourceName:
         """Read ``repository/type/tag``. Raises ``UsageError``."""
         parts = text.split("/")
         if len(parts) != 3:
-            raise UsageError(f"{text[:80]!a} is no resource", hint="repository/type/tag, as patients/secret/password")
+            raise UsageError(f"{text[:80]!a} is no resource", hint="repository/type/name, as patients/secret/password")
         return cls(*parts)
 
     @property

@@ -45,7 +45,8 @@ def _init(options: argparse.Namespace, output: Output) -> int:
     from vambrace.client.context import toml_string
 
     context = session.open_context()
-    _, entry = context.host(options.host)
+    with session.advice(options, context):
+        _, entry = context.host(options.host)
     references = Path(entry.references) if Path(entry.references).is_file() else None
     owner = read_file(options.owner) if options.owner else OwnerIdentity.load(context.owner).published.encode()
     names = list(dict.fromkeys([*options.name, "localhost", "127.0.0.1"]))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vambrace.errors import ConfigError, HostUnreachable, UsageError, VambraceError
+from vambrace.errors import ConfigError, HostUnreachable, MalformedEvidence, UsageError, VambraceError
 from vambrace.suite import NIST, SUITES
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def open_context() -> Context:
 def open_host(options: argparse.Namespace, context: Context) -> Host:
     from vambrace.client.host import Host
 
-    with _advice(options, context):
+    with advice(options, context):
         return Host.current(options.host, context)
 
 
@@ -68,7 +68,7 @@ def _read_policy(path: Path) -> bytes:
 def open_trust(options: argparse.Namespace, context: Context) -> Trust:
     from vambrace.client.trust import Trust
 
-    with _advice(options, context):
+    with advice(options, context):
         return Trust.current(options.host, context, open_policy(options))
 
 
@@ -96,7 +96,7 @@ def _attach(kind: type[T], options: argparse.Namespace) -> T:
 
 
 @contextlib.contextmanager
-def _advice(options: argparse.Namespace, context: Context) -> Iterator[None]:
+def advice(options: argparse.Namespace, context: Context) -> Iterator[None]:
     """What is missing for the emulated server, this program can make; for a real host it cannot."""
     try:
         yield
@@ -111,7 +111,9 @@ def _advice(options: argparse.Namespace, context: Context) -> Iterator[None]:
 
 
 def advise(error: VambraceError, options: argparse.Namespace) -> None:
-    """Say more about an emulated server that does not answer."""
+    """Say more about an emulated server that does not answer, and of a file that is no token."""
+    if isinstance(error, MalformedEvidence) and hasattr(options, "token"):
+        error.hint = error.hint or "give a token's file: 'vambrace token show REALM --save FILE' writes one"
     if not isinstance(error, HostUnreachable) or not hasattr(options, "host"):
         return
     with contextlib.suppress(VambraceError):

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from vambrace.application import Application, Port, check_application_count, check_unit, check_units, check_unprivileged
+from vambrace.application import (
+    MAX_RESTARTS,
+    Application,
+    Port,
+    check_application_count,
+    check_environment,
+    check_registers,
+    check_results,
+    check_unit,
+    check_units,
+    check_unprivileged,
+)
 from vambrace.classes import DomainClass
 from vambrace.config import Zone
 from vambrace.errors import ConfigError
@@ -76,11 +87,14 @@ def _program(item: Mapping, folder: Path, kind: DomainClass, *, pinning: bool) -
     common = _common(item, name)
     with item.at("publish"):
         check_unprivileged(common["ports"], f"application {name}")
+    with item.at("environment"):
+        environment = item.mapping("environment")
+        check_environment(environment, f"application {name}")
     with item.at("command"):
         application = Application(
             name=name,
             command=java.command(zone.memory) if java else _command(item),
-            environment=(environment_of(name) if requirements else {}) | item.mapping("environment"),
+            environment=(environment_of(name) if requirements else {}) | environment,
             directory=f"/app/{name}",
             **common,
         )
@@ -128,17 +142,18 @@ def _container(item: Mapping, folder: Path, zone: Zone, disks: dict[str, Any]) -
 
 def _common(item: Mapping, name: str) -> dict[str, Any]:
     """What applications of every form have."""
-    results = []
     with item.at("results"):
-        for path in item.strings("results"):
-            results.append(path if path.startswith("/") else f"/results/{name}/{path}")
+        paths = item.strings("results")
+        results = tuple(path if path.startswith("/") else f"/results/{name}/{path}" for path in paths)
+        check_results(results, name)
     with item.at("publish"):
         ports = tuple(map(Port, item.integers("publish")))
     with item.at("registers"):
         registers = item.integers("registers")
+        check_registers(registers, f"application {name}")
     return {
-        "restarts": item.integer("restarts", 0),
-        "results": tuple(results),
+        "restarts": item.number("restarts", 0, MAX_RESTARTS, 0),
+        "results": results,
         "ports": ports,
         "registers": registers,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import Any, Final, TypeVar
 
 import yaml
@@ -71,7 +72,7 @@ class Mapping:
         node = self._get(key)
         if node is None:
             if default is None:
-                raise ConfigError(f"{self._where}: {key} is missing", line=self.line)
+                raise self._missing(key)
             return default
         return _scalar(node, f"{self._where}: {key}")
 
@@ -153,6 +154,13 @@ class Mapping:
             for number, item in items
         ]
 
+    def _missing(self, key: str) -> ConfigError:
+        """Where a key that nobody has asked for yet looks like ``key``, it is that one, mistyped."""
+        unasked = [other for other in self._values if other not in self._asked and len(other) < 2 * len(key)]
+        mistyped = get_close_matches(key, unasked, 1)
+        hint = f"line {self._lines[mistyped[0]]} says {mistyped[0]!r}" if mistyped else None
+        return ConfigError(f"{self._where}: {key} is missing", hint=hint, line=self.line)
+
     def _get(self, key: str) -> yaml.Node | None:
         self._asked.add(key)
         return self._values.get(key)
@@ -161,16 +169,18 @@ class Mapping:
         node = self._get(key)
         if node is None:
             if required:
-                raise ConfigError(f"{self._where}: {key} is missing", line=self.line)
+                raise self._missing(key)
             return []
         if not isinstance(node, yaml.SequenceNode):
-            raise ConfigError(f"{self._where}: {key} must be a list", line=self._lines[key])
+            hint = f"in brackets, or each item in a line of its own that begins with '-': {key}: [...]"
+            raise ConfigError(f"{self._where}: {key} must be a list", hint=hint, line=self._lines[key])
         return list(node.value)
 
     def _typed(self, key: str, kind: type, default: str | int | bool | None, what: str) -> Any:
         value = self.scalar(key, default)
         if type(value) is not kind:
-            hint = f'put it in quotes: "{value}"' if kind is str else None
+            hints = {str: f'put it in quotes: "{value}"', int: "digits alone, without quotes or a sign of percent"}
+            hint = hints.get(kind)
             raise ConfigError(f"{self._where}: {key} must be {what}", hint=hint, line=self._lines.get(key, self.line))
         return value
 
