@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES ?= yes
 
-.PHONY: demo demo-domains test unit lint bench soak fuzz packages clean
+.PHONY: demo demo-domains gallery test unit lint bench soak fuzz packages clean
 
 # What hashes, signs and encrypts in the demos: nist, or sm for SM2, SM3 and SM4.
 SUITE ?= nist
@@ -14,6 +14,11 @@ demo: $(VENV)/ready
 
 demo-domains: $(VENV)/ready
 	$(BIN)/python -m examples.domains.demo --suite $(SUITE)
+
+# Software that people run, in Realms: all of it, or one example.
+EXAMPLE ?=
+gallery: $(VENV)/ready
+	$(BIN)/python -m examples.gallery $(EXAMPLE) --suite $(SUITE)
 
 # The server's tests share one emulated machine, which needs all processors.
 test: lint

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class Story:
         self.path = report
         self.report: dict[str, Any] = {"seconds": {}}
         self.rows: list[tuple[str, str, bool]] = []
+        #: The parts that were asked for by name; none: all.
+        self.chosen: list[str] = []
         self._told = ""
 
     def say(self, text: str) -> None:
@@ -74,19 +76,28 @@ def owned_images(source: Path, target: Path, owner: OwnerIdentity) -> Path:
     return target
 
 
-def tell(about: str, play: Callable[[Path, Server, Story], None], *, work: str, report: str) -> int:
+def tell(
+    about: str, play: Callable[[Path, Server, Story], None], *, work: str, report: str, choices: Sequence[str] = ()
+) -> int:
     """The command line of a demo: ``play`` with its folder, the emulated server, and the story. Returns the exit code.
 
-    A server that was not running before is stopped, unless ``--keep`` says otherwise.
+    ``choices`` are parts that one may ask for by name. A server that was not running before is stopped, unless
+    ``--keep`` says otherwise.
     """
     parser = argparse.ArgumentParser(description=about)
+    if choices:
+        parser.add_argument("chosen", nargs="*", metavar="EXAMPLE", help=f"{', '.join(choices)} (all of them)")
     parser.add_argument("--work", type=Path, default=Path(work), help="folder for what the demo makes")
     parser.add_argument("--report", type=Path, default=Path(report))
     parser.add_argument("--suite", choices=list(SUITES), default=NIST.name, help="what hashes, signs and encrypts")
     parser.add_argument("--keep", action="store_true", help="leave the server running")
     options = parser.parse_args()
+    chosen = options.chosen if choices else []
+    if unknown := [name for name in chosen if name not in choices]:
+        parser.error(f"there is no {unknown[0]!r}: choose from {', '.join(choices)}")
     options.work.mkdir(parents=True, exist_ok=True)
     story = Story(options.report)
+    story.chosen = chosen
     server = Server(suite=SUITES[options.suite])
     was_running = bool(server.status()["running"])
     try:

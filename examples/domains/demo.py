@@ -12,17 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from vambrace.attest.image import ImageStatement, load_key, sign_image
-from vambrace.attest.owner import OwnerIdentity
 from vambrace.cli.output import size
 from vambrace.cli.partition import table_of
 from vambrace.client.attested import Attested
 from vambrace.client.console import Console
-from vambrace.client.context import Context
-from vambrace.client.host import Host
 from vambrace.client.normal import NormalVm
 from vambrace.client.realm import Realm
 from vambrace.client.secure import SecureVm
-from vambrace.client.trust import Trust
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
 from vambrace.debian.system import stock_system
@@ -38,6 +34,7 @@ from vambrace.image.normal import build_normal
 from vambrace.suite import Suite
 
 from examples.story import Story, owned_images, tell
+from examples.user import User
 
 HERE = Path(__file__).parent
 PATIENCE = 300.0
@@ -49,14 +46,9 @@ class Scene:
     def __init__(self, work: Path, access: Access, story: Story, suite: Suite) -> None:
         self.work, self.story = work, story
         self.platform_owner = access.platform_owner
-        self.context = Context(work / "user" / suite.name)
-        self.context.owner.mkdir(parents=True, exist_ok=True)
-        if not (self.context.owner / "key.pem").exists():
-            OwnerIdentity.create(self.context.owner, suite=suite)
-        self.owner = OwnerIdentity.load(self.context.owner)
-        self.sources = owned_images(HERE, work / "images", self.owner)
-        self.host = Host(access.url, str(access.certificate), str(access.key), str(access.ca))
-        self.trust = Trust.load(access.vendor_root, access.references)
+        self.user = User.at(access, work / "user", suite)
+        self.host = self.user.host
+        self.sources = owned_images(HERE, work / "images", self.user.owner)
 
     def images(self) -> dict[str, Path]:
         cache = Cache()
@@ -75,8 +67,7 @@ class Scene:
         return found
 
     def attested(self, kind: type[Attested], bundle: Path) -> Attested:
-        options = {"host": self.host, "owner": self.owner, "trust": self.trust, "context": self.context}
-        return kind.create(bundle, progress=self.story.progress, **options)  # type: ignore[arg-type]
+        return kind.create(bundle, progress=self.story.progress, **self.user.options)
 
     def signed(self, path: Path) -> Path:
         """The image refused without a signature, then signed by the platform's owner."""
@@ -112,7 +103,7 @@ def play(work: Path, server: Server, story: Story) -> None:
     with ExitStack() as stack:
         with story.step("normal", "A Normal VM", "a stock Debian system, neither measured nor signed"):
             normal = stack.enter_context(
-                NormalVm.create(images["debian"], host=scene.host, context=scene.context, progress=story.progress)
+                NormalVm.create(images["debian"], host=scene.host, context=scene.user.context, progress=story.progress)
             )
             normal.start(story.progress)
             with Console(scene.host, normal.uuid) as console:

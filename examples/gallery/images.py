@@ -22,12 +22,14 @@ LAYOUT: Final = "layout"
 @dataclass(frozen=True)
 class Image:
     """``packages`` and what they depend on, ``without`` some of that; ``owners`` of paths, by the names of accounts;
-    ``says`` how it is run (OCI image specification, config: User, Cmd, Env …)."""
+    ``accounts`` are those that Debian's scripts make in many words; ``says`` how it is run (OCI image specification,
+    config: User, Cmd, Env …)."""
 
     packages: tuple[str, ...]
     says: Mapping[str, Any]
     owners: Mapping[str, Owner] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    accounts: tuple[str, ...] = ()
 
 
 def make_image(image: Image, group: str, files: Path | None, folder: Path, downloads: Path) -> str:
@@ -40,7 +42,8 @@ def make_image(image: Image, group: str, files: Path | None, folder: Path, downl
         work = Path(name)
         (work / "debian").mkdir()
         packages = (*COMMON, *image.packages)
-        layers = [debian_layer(archive, group, packages, work / "debian", image.owners, without=image.without)]
+        options = {"without": image.without, "accounts": image.accounts}
+        layers = [debian_layer(archive, group, packages, work / "debian", image.owners, **options)]
         if files is not None:
             layers.append(pack_layer(_as_committed(files, work / "own"), work / "own.tar"))
         return write_layout(folder / LAYOUT, layers, image.says)

@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from vambrace.attest.owner import OwnerIdentity
-from vambrace.client.context import Context
 from vambrace.client.host import Host
 from vambrace.client.realm import Realm
-from vambrace.client.trust import Trust
 from vambrace.client.zones import ZoneStats
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
@@ -37,6 +35,7 @@ from vambrace.image.build import build_bundle
 from vambrace.pager import PAGE_SIZE, window_pages
 
 from examples.story import Story, owned_images, tell
+from examples.user import User
 
 HERE = Path(__file__).parent
 CANARY = b"VAMBRACE-CANARY-"
@@ -59,7 +58,6 @@ class Demo:
         self.server = server
         self.story = story
         story.report["dumps"] = []
-        self.context = Context(work / "user" / server.suite.name)
         # Dumps are searched beside the story: one after the other, in a process of its own.
         self.searcher = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         self.searches: list[tuple[dict[str, Any], Future[tuple[int, int]]]] = []
@@ -70,16 +68,15 @@ class Demo:
         story = self.story
         with story.step("server", "An ARM server", "TF-A at EL3, OP-TEE in TrustZone, Linux/KVM at EL2, all measured"):
             access = self.server.up(story.progress)
-            host, owner, trust = self._user(access)
+            user = User.at(access, self.work / "user", self.server.suite)
         with story.step("image", "The secure image", "anyone computes the launch measurement offline"):
             base = runtime_base(Archive(Cache().root / "archive", LOCK_FILE), Cache())
-            bundle = build_bundle(self._manifest(owner), self.work / "patients.vambrace", base)
+            bundle = build_bundle(self._manifest(user.owner), self.work / "patients.vambrace", base)
             expected = bundle.measurement()
             story.report["measurement"] = {"expected": expected.hex()}
             story.say(f"expected measurement {expected.hex()}")
-        options: dict[str, Any] = {"host": host, "owner": owner, "trust": trust, "context": self.context}
         with story.step("launch", "401, 402: create, load, measure; sign in TrustZone", "the host runs what was built"):
-            realm = Realm.create(self.work / "patients.vambrace", progress=story.progress, **options)
+            realm = Realm.create(self.work / "patients.vambrace", progress=story.progress, **user.options)
             verified = realm.verify(story.progress)
             story.say("the verified token says")
             story.say(json.dumps(verified.as_dict(), indent=1).replace("\n", "\n    "))
@@ -93,7 +90,7 @@ class Demo:
         with story.step("after", "406: destroyed", "nothing of the Realm is left in memory"):
             self._dump("after destruction", None, None)
         with story.step("tampered", "403: an image changed by one byte", "the user's no destroys it unexecuted"):
-            self._tampered(sent.result(), expected, options)
+            self._tampered(sent.result(), expected, user)
         with story.step("dumps", "What the dumps of physical memory hold", "no more plaintext than the window"):
             self._tell_dumps()
 
@@ -123,14 +120,6 @@ class Demo:
             for file in files:
                 story.say(f"{file.relative_to(results)}: {file.read_text()[:200]!r}")
             story.claim("results received", f"{len(files)} files, the Realm {info.state}", len(files) == 2)
-
-    def _user(self, access: Access) -> tuple[Host, OwnerIdentity, Trust]:
-        directory = self.context.owner
-        if not (directory / "certificate.pem").exists():
-            OwnerIdentity.create(directory, suite=self.server.suite)
-        host = Host(access.url, str(access.certificate), str(access.key), str(access.ca))
-        trust = Trust.load(access.vendor_root, access.references)
-        return host, OwnerIdentity.load(directory), trust
 
     def _manifest(self, owner: OwnerIdentity) -> Path:
         return owned_images(HERE, self.work / "image", owner) / "manifest.yaml"
@@ -203,8 +192,8 @@ class Demo:
             host.upload(path, digest)
         return path
 
-    def _tampered(self, path: Path, expected: bytes, options: dict[str, Any]) -> None:
-        realm = Realm.create(path, expected=expected, name="tampered", progress=self.story.progress, **options)
+    def _tampered(self, path: Path, expected: bytes, user: User) -> None:
+        realm = Realm.create(path, expected=expected, name="tampered", progress=self.story.progress, **user.options)
         try:
             realm.verify(self.story.progress)
             verdict = "yes"

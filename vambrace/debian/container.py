@@ -16,7 +16,7 @@ from typing import Any
 
 from vambrace.debian import root
 from vambrace.debian.archive import ARCHITECTURE, Archive
-from vambrace.debian.configure import configure
+from vambrace.debian.configure import add_accounts, configure
 from vambrace.errors import BuildError
 
 TAG = "latest"
@@ -35,11 +35,13 @@ def debian_layer(
     owners: Mapping[str, Owner],
     *,
     without: Sequence[str] = (),
+    accounts: Sequence[str] = (),
 ) -> Path:
     """A layer with ``packages`` and all that they depend on, configured as far as no script must run.
 
     ``group`` is their name in the lock, ``work`` a folder for files, ``owners`` those of paths; all else is root's.
-    What some depend on and nobody here uses may stay out: ``without``. Raises ``BuildError``, ``ToolMissing``.
+    What some depend on and nobody here uses may stay out: ``without``. ``accounts`` are system accounts that scripts of
+    the packages make in a way that is not followed (``configure``). Raises ``BuildError``, ``ToolMissing``.
     """
     found = archive.binaries(group, packages)
     if strange := sorted({*without} - {package.name for package in found}):
@@ -49,6 +51,8 @@ def debian_layer(
     root.build_root(files, tree)
     if (tree / "usr/sbin/ldconfig").exists():  # an image of static programs has no libc-bin
         configure(files, tree)
+    if accounts:
+        add_accounts(tree, accounts)
     for name in ("app", "results", "state"):
         (tree / name).rmdir()
     (tree / "tmp").chmod(0o1777)

@@ -151,10 +151,17 @@ class Server:
 
     def running_port(self) -> int:
         """The TCP port of the server that runs; of the next one where none does."""
+        return self._running("port", self.port)
+
+    def running_broker(self) -> int:
+        """The port of this machine that Realms of that server reach as ``qemu.BROKER``."""
+        return self._running("broker", self.broker)
+
+    def _running(self, key: str, otherwise: int) -> int:
         try:
-            return int(json.loads((self.home / "server.json").read_text())["port"])
+            return int(json.loads((self.home / "server.json").read_text())[key])
         except (OSError, ValueError, KeyError):
-            return self.port
+            return otherwise
 
     def _kind(self) -> dict[str, Any]:
         return {
@@ -204,7 +211,8 @@ class Server:
             raise NoSpace(str(self.home), "the server's disks", hint="free some, or set VAMBRACE_SERVER") from error
         machine = self.machine(built)
         started = time.monotonic()
-        (self.home / "server.json").write_text(json.dumps({"port": self.port, **self._kind()}))
+        ports = {"port": self.port, "broker": self.broker}
+        (self.home / "server.json").write_text(json.dumps(ports | self._kind()))
         try:
             how = self.starter.start(machine, progress, cold=cold)
             factory.begin(self.api, self._vendor()[0], progress, lock=lock and not self.insecure)
