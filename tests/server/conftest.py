@@ -30,7 +30,7 @@ ORDER = (
     *("test_operator", "test_partition", "test_jail", "test_death"),
     "test_colours",
     "test_secure_flash",  # OPEN, then PRODUCT
-    *("test_resume", "test_main_job"),  # PRODUCT
+    *("test_resume", "test_main_job", "test_gallery"),  # PRODUCT
     *("test_boot_chain", "test_life_cycle"),
     *("test_insecure", "test_sm_demo"),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from examples.gallery.exhibit import Address, ContainerService
 from examples.gallery.images import Image
 from examples.gallery.load import run_client
-from examples.gallery.web import get
+from examples.gallery.web import request
 from vambrace.errors import VambraceError
 
 PAGE = Path(__file__).with_name("files") / "srv/index.html"
@@ -31,7 +31,7 @@ class Nginx(ContainerService):
     image = IMAGE
 
     def ask(self, address: Address) -> None:
-        if get(address, "/") != PAGE.read_bytes():
+        if request(address, "/") != PAGE.read_bytes():
             raise VambraceError("nginx serves another page")
 
     def do_round(self, address: Address) -> int:

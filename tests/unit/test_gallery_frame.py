@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from postgresql import postgresql
@@ -22,16 +24,21 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from examples.gallery.__main__ import HEADINGS, table  # noqa: E402
+from examples.gallery.analysis.example import WARDS, check_summary, resamples  # noqa: E402
 from examples.gallery.exhibit import ContainerService, Service  # noqa: E402
 from examples.gallery.images import COMMON, LOCK  # noqa: E402
+from examples.gallery.inference.digits import train  # noqa: E402
+from examples.gallery.inference.example import IMAGES, REQUESTS, Inference, holds  # noqa: E402
+from examples.gallery.java.example import JavaService, check_factors, make_archive  # noqa: E402
 from examples.gallery.load import Load, run_client  # noqa: E402
 from examples.gallery.nginx import example as nginx  # noqa: E402
 from examples.gallery.postgresql.example import PostgreSql  # noqa: E402
 from examples.gallery.redis import example as redis  # noqa: E402
 from examples.gallery.visit import HERE, Row, exhibit_of, known  # noqa: E402
-from examples.gallery.web import get  # noqa: E402
+from examples.gallery.web import request  # noqa: E402
 from vambrace.debian import tools  # noqa: E402
 from vambrace.errors import VambraceError  # noqa: E402
+from vambrace.image.packages import lock_path  # noqa: E402
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -63,6 +70,9 @@ def test_an_example_is_whole(name: str) -> None:
     assert lowest < application["percent"] < highest
     if issubclass(kind, Service):
         assert application["publish"] == [kind.port] and tools.find(kind.program)
+    if "packages" in application or "java" in application:
+        recorded = json.loads(lock_path(HERE / name / "manifest.yaml").read_text())
+        assert len(recorded) == 1 and {*application.get("packages", [])} <= {*next(iter(recorded)).split()}
     if issubclass(kind, ContainerService):
         recorded = {package["name"] for package in json.loads(LOCK.read_text())[name]}
         assert {*COMMON, *kind.image.packages, *kind.image.without} <= recorded
@@ -138,15 +148,15 @@ def test_ab_is_believed_when_all_was_answered(tmp_path: Path) -> None:
         report = run_client([*words, f"http://{host}:{port}/index.html"])
         missing = run_client([*words, f"http://{host}:{port}/nothing.html"])
         fewer = run_client(["ab", "-q", "-n", "2", f"http://{host}:{port}/index.html"])
-        assert get((host, port), "/") == page
+        assert request((host, port), "/") == page
         with pytest.raises(VambraceError, match="answered with 404"):
-            get((host, port), "/nothing.html")
+            request((host, port), "/nothing.html")
     assert nginx.completed(report, len(page)) == nginx.REQUESTS
     for wrong, size in ((missing, len(page)), (fewer, len(page)), (report, len(page) + 1), ("", 1)):
         with pytest.raises(VambraceError, match="ab reports"):
             nginx.completed(wrong, size)
     with pytest.raises(VambraceError, match="no answer to a request"):
-        get((host, port), "/")
+        request((host, port), "/")
 
 
 def test_redis_benchmark_is_believed_when_it_did_all() -> None:
@@ -196,3 +206,99 @@ def test_an_unknown_example_is_refused_in_one_line() -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert f"there is no 'oracle': choose from {', '.join(known())}" in done.stderr.splitlines()[-1]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def service(client: Service, words: list[str | Path], folder: Path) -> Iterator[tuple[str, int]]:
+    """The program of an example on this machine, once its client finds that it serves; the last word is its port."""
+    port = free_port()
+    with subprocess.Popen([*words, str(port)], cwd=folder) as process:
+        try:
+            for _ in range(300):
+                try:
+                    client.ask(("127.0.0.1", port))
+                    break
+                except VambraceError:
+                    assert process.poll() is None
+                    time.sleep(0.1)
+            yield ("127.0.0.1", port)
+        finally:
+            process.terminate()
+
+
+def test_the_model_is_read_as_it_is(tmp_path: Path) -> None:
+    client = Inference(None)
+    client.seen = client.right = 0
+    client.chance = np.random.default_rng(7)
+    client.model = train(client.chance)
+    np.savez(tmp_path / "model.npz", **client.model)
+    needle = client.model["first"].tobytes()
+    assert holds(tmp_path / "model.npz", needle) and not holds(tmp_path / "model.npz", needle + needle)
+    program = HERE / "inference/program/serve.py"
+    with service(client, [sys.executable, program], tmp_path) as address:
+        assert client.do_round(address) == REQUESTS
+        assert client.seen == REQUESTS * IMAGES and client.right > 0.95 * client.seen
+        for wrong in (bytes(63), bytes(257 * 64)):
+            with pytest.raises(VambraceError, match="answered with 400"):
+                request(address, "/", wrong)
+        client.right = 0
+        with pytest.raises(VambraceError, match=r"only \d+ of 512 digits are read right"):
+            client.do_round(address)
+        client.model["second"] = client.model["second"][:, ::-1]
+        with pytest.raises(VambraceError, match="other digits than its model does here"):
+            client.do_round(address)
+
+
+def test_the_java_service_knows_its_factors(tmp_path: Path) -> None:
+    make_archive(HERE / "java/Service.java", tmp_path / "service.jar")
+    make_archive(HERE / "java/Service.java", tmp_path / "again.jar")
+    assert (tmp_path / "service.jar").read_bytes() == (tmp_path / "again.jar").read_bytes()
+    client = JavaService(None)
+    with service(client, ["java", "-jar", "service.jar"], tmp_path) as address:
+        assert [client.do_round(address), client.do_round(address)] == [40, 40]
+        client.first = 999_999_990
+        with pytest.raises(VambraceError, match=r"curl ended with 22 and said: .*400"):
+            client.do_round(address)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("6 = 2 3\n", "1 answers to 2 questions"),
+        ("6 = 2 3\n6 = 2 3\n", "'6 = 2 3' is no answer to 7"),
+        ("6 = 6\n7 = 7\n", "these are not the prime factors: '6 = 6'"),
+        ("6 = 2 3\n7 = 1 7\n", "these are not the prime factors: '7 = 1 7'"),
+        ("6 = 2 2\n7 = 7\n", "these are not the prime factors: '6 = 2 2'"),
+    ],
+)
+def test_wrong_factors_are_told(said: str, why: str) -> None:
+    with pytest.raises(VambraceError) as caught:
+        check_factors(said, 6, 7)
+    assert caught.value.message == why
+
+
+def test_the_results_are_those_of_the_records() -> None:
+    records = [(ward, days) for ward in WARDS for days in (1, 2, 3, 4, 5)]
+    good = {ward: {"patients": 5, "mean": 3.0, "interval": [1.8, 4.2]} for ward in WARDS}
+    check_summary({"wards": good}, records)
+    for change, why in (
+        ({"patients": 4}, "not those of its 5 records"),
+        ({"mean": 3.001}, "not those of its 5 records"),
+        ({"interval": [3.1, 4.2]}, "the interval of surgery is 3.1 to 4.2"),
+        ({"interval": [1.8, 9.0]}, "the interval of surgery is 1.8 to 9.0"),
+    ):
+        with pytest.raises(VambraceError, match=why):
+            check_summary({"wards": good | {"surgery": good["surgery"] | change}}, records)
+    with pytest.raises(VambraceError, match="the results of surgery"):
+        check_summary({"wards": {ward: good[ward] for ward in WARDS if ward != "surgery"}}, records)
+
+
+def test_progress_is_read_from_the_log() -> None:
+    said = b"numpy 2, pandas 2: waiting for records\nresampled 20 times\nresampled 40 times\nresampled 60"
+    assert resamples(said) == 40 and resamples(b"") == 0
