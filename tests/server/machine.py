@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vambrace.debian.cache import Cache
 from vambrace.emulator import memory, qemu
@@ -93,6 +94,23 @@ class Machine:
                 copy_sparse(server.state, self.old_state)
             finally:
                 monitor.execute("cont")
+
+
+def play(module: str, *words: str, server: Path, folder: Path) -> tuple[dict[str, Any], str]:
+    """Run the demo ``module`` of the examples at the server in ``server``, as its user would; its report, and what it
+    has said."""
+    report = folder / "report.json"
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words, "--work", folder / "work", "--report", report],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "VAMBRACE_SERVER": str(server)},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    return json.loads(report.read_text()), done.stdout
 
 
 def new_server(home: Path, **options: object) -> Server:

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-from machine import holds
+from machine import holds, play
 
 from vambrace.emulator.server import Server
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def test_demo(product: Server, tmp_path: Path) -> None:
     """The demo shows all that it claims: same measurement, bounded plaintext, results, nothing left, no for a fake."""
-    report = tmp_path / "report.json"
-    run = subprocess.run(
-        [sys.executable, "-m", "examples.patients.demo", "--work", str(tmp_path / "work"), "--report", str(report)],
-        cwd=ROOT,
-        env={**os.environ, "VAMBRACE_SERVER": str(product.home)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-2000:]
-    figures = json.loads(report.read_text())
+    figures, _ = play("examples.patients.demo", server=product.home, folder=tmp_path)
     assert figures["measurement"]["expected"] == figures["measurement"]["token"]
     assert figures["verification"]["verdict"] == "yes"
     running = [dump for dump in figures["dumps"] if dump["moment"] == "running"]

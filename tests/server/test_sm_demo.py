@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from machine import Machine
+from machine import Machine, play
 
 from vambrace.suite import SM
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.soak
 def test_the_whole_demo_in_the_sm_suite(machine: Machine, tmp_path: Path) -> None:
     machine.stop()
-    report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "examples.patients.demo", "--suite", SM.name]
-    command += ["--work", str(tmp_path / "work"), "--report", str(report)]
-    environment = {**os.environ, "VAMBRACE_SERVER": str(tmp_path / "server")}
-    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    told = json.loads(report.read_text())
+    told, said = play("examples.patients.demo", "--suite", SM.name, server=tmp_path / "server", folder=tmp_path)
     assert told["passed"] and told["measurement"]["token"] == told["measurement"]["expected"]
     # The verified token's JSON is among what was told.
-    assert '"hash-algorithm": "sm3"' in done.stdout
+    assert '"hash-algorithm": "sm3"' in said
