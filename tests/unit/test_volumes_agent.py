@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vambrace_agent import AgentError
 from vambrace_agent.sealing import Sealing
-from vambrace_agent.storage import BLOCK, LEAST, MIB, TAG_BYTES, Keys, Layout, derive
+from vambrace_agent.storage import BLOCK, LEAST, MIB, TAG_BYTES, Keys, Layout, derive, superblock_copies
 from vambrace_agent.volumes import ByBroker, BySeal, Header, give
+
+from vambrace.debian.tools import run
 
 SIZE = 64 * MIB
 
@@ -90,6 +93,17 @@ def test_the_parts_of_a_disk_do_not_overlap(size: int) -> None:
 def test_a_disk_that_is_too_small(size: int) -> None:
     with pytest.raises(AgentError, match="too small"):
         Layout(size)
+
+
+@pytest.mark.parametrize("mib", [32, 128, 129, 1 << 10, 30 << 10])
+def test_the_copies_of_a_superblock_are_where_they_are_written(mib: int, tmp_path: Path) -> None:
+    """By the tool itself: it changes a part of these blocks, so it reads what was never written."""
+    disk = tmp_path / "disk"
+    with disk.open("xb") as file:
+        file.truncate(mib * MIB)
+    run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK), "-i", str(1 << 20), disk])
+    found = re.findall(r"Backup superblock at (\d+)", run(["dumpe2fs", disk]))
+    assert superblock_copies(mib * MIB // BLOCK) == [int(block) for block in found]
 
 
 # --- with a broker ---------------------------------------------------------------------------------------------

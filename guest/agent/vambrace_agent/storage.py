@@ -28,6 +28,7 @@ TAG_BYTES = 32
 MOST_JOURNAL = 4 * MIB  # the kernel keeps all of it in memory
 LEAST = 32 * MIB
 _CHUNK = MIB
+_GROUP = 8 * BLOCK  # blocks that one of ext4's bitmaps tells of
 _INODES = (32 << 10, 256 << 10)  # bytes for each: of small disks, and of large ones, whose making would take long
 
 
@@ -102,6 +103,8 @@ class Stack:
         # The tools read these blocks before they write all of them.
         overwrite(self.path, 0, MIB)
         overwrite(self.path, self._layout.data_size - MIB, MIB)
+        for block in superblock_copies(self._layout.data_size // BLOCK):
+            overwrite(self.path, block * BLOCK, BLOCK)
 
     def open(self, which: int, salt: bytes) -> None:
         """What was made to last, over A or B, encrypted with ``salt``. Raises ``Forged``: it is not on the disk."""
@@ -161,6 +164,19 @@ class Stack:
 def _crypt(name: str, path: str, offset: int, sectors: int, key: bytes) -> Device:
     table = f"aes-xts-plain64 {key.hex()} 0 {path} {offset} 2 sector_size:{BLOCK} iv_large_sectors"
     return Device(name, sectors, "crypt", table)
+
+
+def superblock_copies(blocks: int) -> list[int]:
+    """Where ext4 on so many blocks has copies of its superblock, which fills the quarter of one: at the beginning of
+    groups 1 and 3ⁿ, 5ⁿ, 7ⁿ (ext4(5), "sparse_super")."""
+    groups = -(-blocks // _GROUP)
+    found = {1}
+    for base in (3, 5, 7):
+        power = base
+        while power < groups:
+            found.add(power)
+            power *= base
+    return [group * _GROUP for group in sorted(found) if group < groups]
 
 
 def make_file_system(path: str, size: int, *, lasting: bool) -> None:
