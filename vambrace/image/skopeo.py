@@ -5,24 +5,33 @@ A registry is anybody's: every answer is bounded in size and time here, and in w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from vambrace.debian.tools import find
 from vambrace.errors import BuildError, NoSpace, RegistryError
+from vambrace.image.foreign import read_manifest
 
 MAX_MANIFEST: Final = 64 << 10
+#: Bytes beside its blobs that are written of an image: manifests, signatures.
+_BESIDE: Final = 16 << 20
+_LOOK_SECONDS: Final = 0.2  # between two looks at how much has been written
 _ANSWER_SECONDS: Final = 60
 _SLOWEST: Final = 128 << 10  # bytes per second, below which a registry takes too long
+_TOO_MUCH: Final = "it is too much"
 _MESSAGE = re.compile(r'level=fatal msg="((?:[^"\\]|\\.)*)"')
 #: What skopeo says, what it means here, and what to do.
 _TROUBLES: Final = (
+    (_TOO_MUCH, "sends more than its manifest states", "do not use this image"),
     ("file too large", "sends more than its manifest states", "do not use this image"),
     ("Digest did not match", "sends something that has not the digest asked for", "do not use this image"),
     ("does not match", "sends something that has not the digest asked for", "do not use this image"),
@@ -55,17 +64,19 @@ class Skopeo:
     tls_verify: bool | None = None
     policy: Path | None = None
 
-    def manifest(self, reference: str) -> bytes | None:
-        """The manifest of ``reference`` (docker://…), None where there is none. Raises ``RegistryError``."""
+    def manifest(self, reference: str, most: int = MAX_MANIFEST, *, options: bool = True) -> bytes | None:
+        """The manifest of ``reference`` (docker://…), None where there is none; nothing of it is elsewhere.
+        ``options``: whether the command has some for registries. Raises ``RegistryError``, ``ImageError``."""
         words = [*self._global(_ANSWER_SECONDS), "inspect", "--raw", *self._reach(""), reference]
         done = self._run(words, None)
         if done.returncode:
             message = _message(done)
             if any(word in message for word in _UNKNOWN):
                 return None
-            raise _explained(reference, message)
-        if len(done.stdout) > MAX_MANIFEST:
+            raise _explained(reference, message, options=options)
+        if len(done.stdout) > most:
             raise RegistryError(f"{reference}: its manifest has {len(done.stdout)} bytes", hint="this is no such image")
+        read_manifest(done.stdout, reference)
         return done.stdout
 
     def config(self, reference: str) -> bytes:
@@ -80,7 +91,8 @@ class Skopeo:
         self, reference: str, layout: Path, name: str, *, largest: int, total: int, trusted: bool = False
     ) -> None:
         """Copy ``reference`` to the OCI layout in the folder ``layout``, as ``name``. No file becomes larger than
-        ``largest`` bytes; the time is bounded by ``total``. ``trusted``: only if the policy says so.
+        ``largest`` bytes, all of them not than ``total``, which bounds the time, too. ``trusted``: only if the policy
+        says so.
 
         Raises ``RegistryError``, ``NoSpace``.
         """
@@ -88,18 +100,25 @@ class Skopeo:
         # The policy has judged the signatures by then; a layout has no place for them.
         words += ["copy", "--quiet", "--preserve-digests", "--remove-signatures"]
         words += [*self._reach("src-"), reference, f"oci:{layout}:{name}"]
-        self._check(self._run(words, largest + MAX_MANIFEST), reference, layout)
+        self._check(self._run(words, largest + MAX_MANIFEST, layout, total), reference, layout)
 
-    def obtain(self, source: str, folder: Path, *, architecture: str, largest: int, seconds: int) -> None:
+    def obtain(
+        self, source: str, folder: Path, *, architecture: str, largest: int, total: int, seconds: int
+    ) -> None:
         """Copy a container image from anywhere that skopeo knows to the new ``folder`` (``dir:``), as it is; of an
-        index the image for Linux on ``architecture``. Policies of this machine are obeyed.
+        index the image for Linux on ``architecture``. Policies of this machine are obeyed. No file becomes larger than
+        ``largest`` bytes, all of them not than ``total``. What is on this machine is copied without a network, where
+        the machine lets us have none.
 
         Raises ``RegistryError`` where a registry is in the way, ``BuildError`` where a file is, ``NoSpace``.
         """
         words = ["--command-timeout", f"{seconds}s", "--override-os=linux", f"--override-arch={architecture}"]
-        done = self._run([*words, "copy", "--quiet", *self._reach("src-"), source, f"dir:{folder}"], largest)
+        words += ["copy", "--quiet", *self._reach("src-"), source, f"dir:{folder}"]
+        done = self._run(words, largest, folder, total, alone=not source.startswith("docker://"))
         if done.returncode and not source.startswith("docker://") and "no space left" not in _message(done):
             said = _message(done)
+            if said == _TOO_MUCH:
+                raise BuildError(f"{source} holds more than {total >> 30} GiB", hint="take something out of it")
             # The skopeo of Debian 12 reads no compressed archives.
             compressed = source.startswith("docker-archive:") and "tar component" in said
             hint = "if the archive is compressed, 'gunzip' it first" if compressed else "'skopeo inspect' may tell more"
@@ -114,7 +133,7 @@ class Skopeo:
         words = [*self._global(_ANSWER_SECONDS + total // _SLOWEST), "copy", "--quiet"]
         # An index is written anew by skopeo, and by older ones without artifact types.
         words += [*(["--multi-arch", "index-only"] if index else ["--preserve-digests"]), *self._reach("dest-")]
-        self._check(self._run([*words, f"oci:{layout}:{name}", reference], None), reference, layout)
+        self._check(self._run([*words, f"oci:{layout}:{name}", reference]), reference, layout)
 
     def _global(self, seconds: int, *, trusted: bool = False) -> list[str]:
         words = ["--command-timeout", f"{seconds}s"]
@@ -130,15 +149,50 @@ class Skopeo:
             words.append(f"--{side}tls-verify={str(self.tls_verify).lower()}")
         return words
 
-    def _run(self, words: Sequence[str], largest: int | None) -> subprocess.CompletedProcess[bytes]:
+    def _run(
+        self,
+        words: Sequence[str],
+        largest: int | None = None,
+        folder: Path | None = None,
+        total: int = 0,
+        *,
+        alone: bool = False,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """skopeo with ``words``, ended when it has written more than ``total`` bytes into ``folder`` and beside it.
+        ``alone``: without a network."""
+
         def bound() -> None:
             if largest is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
 
-        command = [find("skopeo"), *words]
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, env={**os.environ, "LC_ALL": "C"}, preexec_fn=bound
-        )
+        command = [*(_without_network() if alone else ()), find("skopeo"), *words]
+        environment = {**os.environ, "LC_ALL": "C"}
+        with contextlib.ExitStack() as stack:
+            written: list[Path] = []
+            if folder is not None:
+                # What it unpacks on the way is counted, and on the same disk.
+                work = tempfile.TemporaryDirectory(prefix=".skopeo-", dir=folder.parent, ignore_cleanup_errors=True)
+                environment["TMPDIR"] = stack.enter_context(work)
+                written = [Path(work.name), folder]
+            process = stack.enter_context(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=environment,
+                    preexec_fn=bound,
+                )
+            )
+            stack.callback(process.kill)
+            most = _size(written) + total + _BESIDE
+            while True:
+                try:
+                    out, errors = process.communicate(timeout=_LOOK_SECONDS if written else None)
+                    return subprocess.CompletedProcess(command, process.returncode, out, errors)
+                except subprocess.TimeoutExpired:
+                    if _size(written) > most:
+                        return subprocess.CompletedProcess(command, 1, b"", _TOO_MUCH.encode())
 
     def _check(
         self, done: subprocess.CompletedProcess[bytes], reference: str, place: Path, *, options: bool = True
@@ -148,6 +202,29 @@ class Skopeo:
             if "no space left" in message:
                 raise NoSpace(str(place), "the image", hint="free some")
             raise _explained(reference, message, options=options)
+
+
+@cache
+def _without_network() -> tuple[str, ...]:
+    """What starts a program in a network namespace with nothing in it; empty where there may be none."""
+    for words in (("unshare", "--net"), ("unshare", "--user", "--map-current-user", "--net")):
+        try:
+            if subprocess.run([*words, "true"], capture_output=True).returncode == 0:
+                return words
+        except OSError:
+            break
+    return ()
+
+
+def _size(folders: Sequence[Path]) -> int:
+    """Bytes of all files there, some of which may go meanwhile."""
+    total = 0
+    for folder in folders:
+        for place, _, names in os.walk(folder):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    total += Path(place, name).lstat().st_size
+    return total
 
 
 def _message(done: subprocess.CompletedProcess[bytes]) -> str:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from vambrace.errors import ConfigError, ImageError
+from vambrace.errors import ConfigError, ImageError, NoSpace, RegistryError
+from vambrace.image import foreign
 from vambrace.image.containers import tar
 from vambrace.image.skopeo import Skopeo
 
@@ -22,6 +25,8 @@ ARCHITECTURE: Final = "arm64"
 MAX_JSON: Final = 4 << 20  # bytes of a manifest or configuration
 MAX_LAYERS: Final = 256
 MAX_BLOB: Final = 16 << 30
+MAX_BLOBS: Final = 32 << 30  # of all together
+MAX_CANDIDATES: Final = 16  # of an index, for one platform
 MAX_ARCHIVE: Final = 10_000  # members of an archive that are looked at to tell what it is
 _SECONDS: Final = 3600  # for the whole copy
 _TRANSPORTS: Final = ("oci:", "oci-archive:", "docker-archive:", "docker://", "dir:")
@@ -104,8 +109,66 @@ def fetch(source: str, work: Path) -> Source:
     Raises ``BuildError`` where skopeo cannot (``RegistryError``, ``NoSpace``), ``ImageError`` for what is not an image
     that can be run.
     """
-    Skopeo().obtain(source, work, architecture=ARCHITECTURE, largest=MAX_BLOB, seconds=_SECONDS)
-    return read(work)
+    skopeo = Skopeo()
+    stated: dict[str, int] = {}
+    if source.startswith("docker://"):
+        stated = look(source, skopeo)
+        total = max(stated.values())
+        if total > shutil.disk_usage(work).free:
+            raise NoSpace(str(work), f"an image of {total >> 20} MiB", hint="free some")
+    else:
+        foreign.check_local(source)
+        total = 2 * MAX_BLOBS  # an archive is unpacked first
+    skopeo.obtain(source, work, architecture=ARCHITECTURE, largest=MAX_BLOB, total=total, seconds=_SECONDS)
+    found = read(work)
+    if stated and hashlib.sha256((work / "manifest.json").read_bytes()).hexdigest() not in stated:
+        raise ImageError(f"{source}: the registry gives another image than a moment ago", hint="try again")
+    return found
+
+
+def look(source: str, skopeo: Skopeo) -> dict[str, int]:
+    """The manifests that the reference ``source`` to a registry may come to, by their SHA-256, and the bytes of all
+    that each names: looked at before anything of them is fetched. Raises ``RegistryError``, ``ImageError``."""
+    raw = _manifest(source, skopeo)
+    top = foreign.read_manifest(raw, source)
+    found = [raw]
+    if "manifests" in top:
+        digests = list(dict.fromkeys(_candidates(top, source)))
+        if not 0 < len(digests) <= MAX_CANDIDATES:
+            raise ImageError(f"{source}: {len(digests)} images for linux/{ARCHITECTURE}", hint="name one by its digest")
+        name = source.partition("@")[0]
+        name = name if ":" not in name.rpartition("/")[2] else name.rpartition(":")[0]
+        found = [_manifest(f"{name}@{digest}", skopeo) for digest in digests]
+        if any(f"sha256:{hashlib.sha256(each).hexdigest()}" not in digests for each in found):
+            raise ImageError(f"{source}: the registry sent another manifest", hint="do not use this registry")
+    sizes = {
+        hashlib.sha256(each).hexdigest(): foreign.stated_size(foreign.read_manifest(each, source), source)
+        for each in found
+    }
+    for size in sizes.values():
+        if size > MAX_BLOBS:
+            raise ImageError(f"{source}: an image of {size >> 20} MiB", hint=f"at most {MAX_BLOBS >> 20} MiB")
+    return sizes
+
+
+def _manifest(source: str, skopeo: Skopeo) -> bytes:
+    raw = skopeo.manifest(source, MAX_JSON, options=False)
+    if raw is None:
+        raise RegistryError(f"{source}: the registry has no such image", hint="correct the reference")
+    return raw
+
+
+def _candidates(index: foreign.Manifest, source: str) -> Iterator[str]:
+    """The digests of those that may be meant: all that are not plainly for another platform."""
+    entries = index.get("manifests")
+    for entry in entries if isinstance(entries, list) else []:
+        digest = entry.get("digest") if isinstance(entry, dict) else None
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise ImageError(f"{source}: its index has a damaged digest", hint=_AGAIN)
+        platform = entry.get("platform")
+        known = platform if isinstance(platform, dict) else {}
+        if known.get("os", "linux") == "linux" and known.get("architecture", ARCHITECTURE) == ARCHITECTURE:
+            yield digest
 
 
 def read(folder: Path) -> Source:
