@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from config_factory import make_elf, make_kernel, owner
+from config_factory import make_application, make_elf, make_kernel, owner
 from container_images import CONFIG, hard, image, layer, link, member
 
-from vambrace.container import DEFAULT_CAPABILITIES, Health
+from vambrace.container import DEFAULT_CAPABILITIES, Container, Health
 from vambrace.debian.container import TAG, put_blob
 from vambrace.debian.erofs import VerityDisk
 from vambrace.errors import BuildError, ConfigError, ImageError, VambraceError
@@ -25,8 +25,10 @@ from vambrace.image import Bundle
 from vambrace.image.base import RuntimeBase
 from vambrace.image.build import build_bundle
 from vambrace.image.containers import read_image
+from vambrace.image.containers.program import check_command
 from vambrace.image.containers.settings import find_user, parse_signal, read_settings
 from vambrace.image.containers.source import fetch, read, reference
+from vambrace.image.containers.tree import Tree
 from vambrace.image.single import Single, manifest_file, name_of
 
 FILES = layer(
@@ -88,7 +90,7 @@ def test_an_image_becomes_an_application(tmp_path: Path, base: RuntimeBase) -> N
 
 
 def test_a_manifest_says_otherwise(tmp_path: Path, base: RuntimeBase) -> None:
-    image(tmp_path / "image", FILES, config=SAYS)
+    image(tmp_path / "image", FILES, layer(member("x", mode=0o755)), config=SAYS)
     config = build(
         tmp_path,
         base,
@@ -106,6 +108,60 @@ def test_a_manifest_says_otherwise(tmp_path: Path, base: RuntimeBase) -> None:
     assert (two.container.uid, two.container.gid, two.container.groups) == (5, 0, (0,))
     # One image, one disk.
     assert len(config.disks) == 3 and one.container.disk == two.container.disk
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "message"),
+    [
+        ("tool", {}, ""),
+        ("linked", {}, ""),
+        ("./own", {"directory": "/srv"}, ""),
+        ("../bin/tool", {"directory": "/srv"}, ""),
+        ("own", {"environment": {"PATH": "/none:/srv"}}, ""),
+        ("own", {"environment": {"PATH": ""}, "directory": "/srv"}, ""),
+        ("/data/run", {}, ""),
+        ("kept", {}, ""),
+        ("/data/../bin/none", {}, "no such program"),
+        ("none", {}, "no such program.*PATH is /usr/local/sbin"),
+        ("none", {"environment": {"PATH": "/data/bin:/bin"}}, ""),
+        ("own", {}, "no such program"),
+        ("./own", {"directory": "/"}, "no such program"),
+        ("/bin/none", {}, "no such program"),
+        ("/bin/broken", {}, "no such program"),
+        ("/srv", {}, "no such program"),
+        ("text", {}, "not executable"),
+        ("text", {"environment": {"PATH": "/bin:/srv"}}, ""),
+        ("pipe", {}, "no such program"),
+    ],
+)
+def test_a_program_that_is_not_in_the_image(command: str, more: dict[str, Any], message: str) -> None:
+    """As a runtime would look for it; what is on a volume is not known."""
+    tree = Tree()
+    run = {"mode": 0o755}
+    tree.apply(
+        io.BytesIO(
+            layer(
+                *(member("bin/tool", **run), member("bin/text"), member("srv/own", **run), member("srv/text", **run)),
+                *(link("usr/bin/linked", "/bin/tool"), link("bin/kept", "../data/kept")),
+                *(link("bin/broken", "nothing"), member("data/", type=tarfile.DIRTYPE)),
+                member("bin/pipe", type=tarfile.FIFOTYPE, **run),
+            )
+        )
+    )
+    says = {"command": (command, "-v"), "directory": "/", "environment": {}, "container": Container("image-1")}
+    application = make_application("web", **{**says, "results": (), **more})
+    if not message:
+        check_command(application, tree, ["/data"])
+        return
+    with pytest.raises(ConfigError, match=f"application web: .*{message.split('.*')[0]}") as raised:
+        check_command(application, tree, ["/data"])
+    assert message.split(".*")[-1] in f"{raised.value.message} {raised.value.hint}"
+
+
+def test_a_build_says_that_a_program_is_missing(tmp_path: Path, base: RuntimeBase) -> None:
+    image(tmp_path / "image", FILES, config=SAYS | {"Entrypoint": ["nginx"]})
+    with pytest.raises(ConfigError, match="application web: nginx: no such program in the image"):
+        build(tmp_path, base, ONE)
 
 
 def test_the_same_image_gives_the_same_bits(tmp_path: Path, base: RuntimeBase) -> None:

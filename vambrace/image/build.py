@@ -61,7 +61,7 @@ def build_bundle(
     try:
         tree = work / "tree"
         tree.mkdir()
-        programs, images = settle(manifest.programs, work)
+        programs, images = settle(manifest.programs, work, manifest.storage)
         manifest = dataclasses.replace(manifest, programs=programs)
         disks = {name: image.verity for name, image in images.items()}
         paths = {name: image.disk for name, image in images.items()}

@@ -18,13 +18,14 @@ from vambrace.image.containers.tree import Node, Tree
 
 @dataclass(frozen=True)
 class ContainerImage:
-    """``disk`` is the file of the root file system, ``files`` how many are in it."""
+    """``disk`` is the file of the root file system, ``files`` how many are in it, ``tree`` what they are."""
 
     settings: ImageSettings
     disk: Path
     verity: VerityDisk
     files: int
     accounts: dict[str, bytes]
+    tree: Tree
 
     def user(self, text: str) -> User:
         """Whom ``text`` stands for in this image. Raises ``ImageError``."""
@@ -63,7 +64,7 @@ def convert(source: Source, work: Path) -> ContainerImage:
             file.close()
             (work / f"layer-{number}").unlink()
     verity = add_verity(work / "disk")
-    return ContainerImage(settings, work / "disk", verity, sum(1 for _ in tree.walk()), accounts)
+    return ContainerImage(settings, work / "disk", verity, sum(1 for _ in tree.walk()), accounts, tree)
 
 
 def _stack(source: Source, work: Path, files: list[BinaryIO]) -> Tree:
