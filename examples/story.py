@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vambrace.attest.owner import OwnerIdentity
+from vambrace.cli.main import INTERRUPTED
 from vambrace.emulator.server import Server
 from vambrace.errors import VambraceError
 from vambrace.suite import NIST, SUITES
@@ -105,6 +106,9 @@ def tell(
     except VambraceError as error:
         print(f"\ndemo: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("\ndemo: interrupted", file=sys.stderr)
+        return INTERRUPTED
     finally:
         if not options.keep and not was_running:
             server.down()

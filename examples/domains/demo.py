@@ -106,6 +106,7 @@ def play(work: Path, server: Server, story: Story) -> None:
                 NormalVm.create(images["debian"], host=scene.host, context=scene.user.context, progress=story.progress)
             )
             normal.start(story.progress)
+            story.progress("Debian boots, which takes minutes on an emulated server")
             with Console(scene.host, normal.uuid) as console:
                 console.expect(b"primes below", PATIENCE)
             story.say("Debian has booted, and its service writes to the console")

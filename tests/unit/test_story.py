@@ -1,0 +1,50 @@
+"""How a demo ends: by what it claimed, by an error in one line, or because it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from examples.story import Story, tell  # noqa: E402
+from vambrace.emulator.server import Server  # noqa: E402
+from vambrace.errors import HostError  # noqa: E402
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VAMBRACE_SERVER", str(tmp_path / "server"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["demo"])
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_what_it_claims_decides(tmp_path: Path, holds: bool) -> None:
+    def play(work: Path, server: Server, story: Story) -> None:
+        with story.step("one", "A step", "something"):
+            story.claim("the claim", "a figure", holds)
+
+    assert tell("A demo.", play, work="work", report="report.json") == (0 if holds else 1)
+    assert json.loads((tmp_path / "report.json").read_text())["passed"] is holds
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (HostError("there is no room", hint="make some"), 5, "demo: there is no room\nhint: make some"),
+        (KeyboardInterrupt(), 130, "demo: interrupted"),
+    ],
+    ids=["an error", "Ctrl-C"],
+)
+def test_an_end_before_its_time_is_told_in_a_line(capsys: Capture, error: BaseException, code: int, said: str) -> None:
+    def play(work: Path, server: Server, story: Story) -> None:
+        raise error
+
+    assert tell("A demo.", play, work="work", report="report.json") == code
+    assert capsys.readouterr().err.strip() == said
