@@ -119,7 +119,25 @@ def der(owner: OwnerIdentity) -> bytes:
 
 
 def test_a_stranger_does_not_get_in(world: World) -> None:
-    with world.client(world.stranger) as client, pytest.raises(BrokerError, match="cannot be reached"):
+    with world.client(world.stranger) as client, pytest.raises(BrokerError, match="cannot be reached") as found:
+        client.secrets("patients")
+    assert "of the owners that its settings name" in str(found.value.hint)
+
+
+def test_why_there_is_no_connection_is_told_in_plain_words(world: World) -> None:
+    certificate = world.home / "certificate.pem"
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"https://127.0.0.1:{nobody.getsockname()[1]}"
+        with BrokerClient(url, certificate, *world.owner.channel_paths) as client, pytest.raises(BrokerError) as found:
+            client.secrets("patients")
+    assert found.value.message == f"the broker at {url} cannot be reached: Connection refused"
+    assert "vambrace broker serve" in str(found.value.hint)
+    url = f"https://localhost:{world.port}"
+    with (
+        BrokerClient(url, world.owner.certificate_path, *world.owner.channel_paths) as client,
+        pytest.raises(BrokerError, match="cannot be reached: self-signed certificate$"),
+    ):
         client.secrets("patients")
 
 

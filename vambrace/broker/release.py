@@ -251,7 +251,7 @@ class Broker:
         def work(transaction: Transaction) -> None:
             secret = transaction.get(name)
             if secret is None:
-                raise NotFound(f"there is no {name}")
+                raise _unknown(name)
             row = transaction.delete(name)
             transaction.append(Event("delete", DONE, str(name), secret.generation, row=row, subject=caller.subject()))
 
@@ -261,7 +261,7 @@ class Broker:
         """All but the value. Raises ``NotFound``."""
         secret = await self._store.transact(lambda transaction: transaction.get(name))
         if secret is None:
-            raise NotFound(f"there is no {name}")
+            raise _unknown(name)
         return _description(secret)
 
     async def entries(self, repository: str, after: int, limit: int) -> tuple[list[Entry], Head]:
@@ -270,6 +270,10 @@ class Broker:
 
     async def secrets(self, repository: str) -> list[dict[str, Any]]:
         return [_description(each) for each in await self._store.transact(lambda found: found.all(repository))]
+
+
+def _unknown(name: ResourceName) -> NotFound:
+    return NotFound(f"there is no {name}", hint=f"'vambrace secret list {name.repository}' shows what there is")
 
 
 def _attested(session: Session) -> Attested:
@@ -284,7 +288,7 @@ def _changed(
     there = transaction.get(name)
     if there is None:
         if policy is None:
-            raise NotFound(f"there is no {name}", hint="a new secret needs a policy")
+            raise NotFound(f"there is no {name}", hint="a new secret needs a policy: --bundle, or --policy")
         if value is None:
             if not name.is_volume:
                 raise NotFound(f"there is no {name}", hint="a new secret needs a value; a volume's key is made here")

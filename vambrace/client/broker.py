@@ -85,10 +85,8 @@ class BrokerClient:
                 method, self._url + path, body=data, headers={"Content-Type": "application/json"}
             )
         except (urllib3.exceptions.HTTPError, ValueError) as error:
-            raise BrokerError(
-                f"the broker at {self._url} cannot be reached: {_cause(error)}",
-                hint="is it running, and is this its certificate?",
-            ) from error
+            cause, advice = _cause(error)
+            raise BrokerError(f"the broker at {self._url} cannot be reached: {cause}", hint=advice) from error
         try:
             answer = json.loads(response.data) if response.data else {}
         except ValueError:
@@ -105,6 +103,14 @@ class BrokerClient:
         return answer
 
 
-def _cause(error: BaseException) -> str:
-    reason = getattr(error, "reason", None)
-    return " ".join(str(reason or error).split())[:200]
+def _cause(error: BaseException) -> tuple[str, str]:
+    """Why there is no connection, without what the libraries between say of themselves; and what to do."""
+    found = getattr(error, "reason", None) or error
+    seen: BaseException | None = found if isinstance(found, BaseException) else error
+    while seen is not None and not isinstance(seen, OSError):
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(seen, ConnectionResetError):  # in TLS 1.3 it looks at the client's certificate last
+        return "it ends the connection", "it takes certificates of the owners that its settings name, and no others"
+    words = getattr(seen, "verify_message", None) or (seen.strerror if seen else None) or str(found)
+    hint = "'vambrace broker serve FOLDER' runs it; --broker and --certificate name another one"
+    return " ".join(words.split())[:200], hint
