@@ -7,17 +7,16 @@ import shutil
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from examples.user import User
+from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.policy import Policy
 from vambrace.broker import setup
 from vambrace.broker.platforms import PlatformFiles
 from vambrace.broker.server import running
-from vambrace.broker.settings import Settings
+from vambrace.broker.settings import load_settings
 from vambrace.client.broker import BrokerClient
 from vambrace.emulator.qemu import BROKER
-from vambrace.emulator.server import Server
 from vambrace.errors import BrokerError
 from vambrace.image.bundle import Bundle
 
@@ -26,22 +25,23 @@ _START_SECONDS: Final = 60.0
 
 
 class Broker:
-    """A new one in ``folder``, whose secrets are ``user``'s; it serves until the block is left, in a thread.
+    """A new one in ``folder`` for Realms on ``platform``, with secrets of ``owner``; it serves at ``port`` until the
+    block is left, in a thread.
 
     Raises ``ConfigError`` when it is made, ``BrokerError`` when the block is entered.
     """
 
-    def __init__(self, folder: Path, server: Server, user: User) -> None:
+    def __init__(self, folder: Path, owner: OwnerIdentity, platform: PlatformFiles, port: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        access = server.access()
-        self._user = user
-        self._settings: Settings = setup.create(
+        self._owner = owner
+        setup.create(
             folder,
             names=[BROKER[0], "localhost"],
-            platforms={"default": PlatformFiles(access.vendor_root, access.references)},
-            repositories={REPOSITORY: user.owner.published.encode()},
-            port=server.running_broker(),
+            platforms={"default": platform},
+            repositories={REPOSITORY: owner.published.encode()},
+            port=port,
         )
+        self._settings = load_settings(folder)
         self.certificate = folder / setup.CERTIFICATE
         self._begun = threading.Event()
         self._failure: Exception | None = None
@@ -59,23 +59,24 @@ class Broker:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
-    def put(self, resource: str, value: bytes, bundle: Path) -> None:
-        """Store a secret that Realms of this image get, and nobody else. Raises as ``BrokerClient``."""
-        image = Bundle.open(bundle)
-        policy = Policy(
-            measurements=frozenset({image.measurement()}), owners=frozenset({image.config.personalization()})
-        )
-        url = f"https://localhost:{self._settings.port}"
-        with BrokerClient(url, self.certificate, *self._user.owner.channel_paths) as client:
-            client.put(resource, value, policy.table())
+    def client(self) -> BrokerClient:
+        """Its owner's, while it serves."""
+        return BrokerClient(f"https://localhost:{self.port}", self.certificate, *self._owner.channel_paths)
 
     async def _serve(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         try:
-            async with running(self._settings):
+            async with running(self._settings) as self.port:
                 self._begun.set()
                 await self._end.wait()
         except Exception as error:
             self._failure = error
         finally:
             self._begun.set()
+
+
+def image_policy(bundle: Path) -> dict[str, Any]:
+    """That of a secret for Realms of this image and owner, and nobody else. Raises ``ImageError``."""
+    image = Bundle.open(bundle)
+    owner = image.config.personalization()
+    return Policy(measurements=frozenset({image.measurement()}), owners=frozenset({owner})).table()

@@ -134,7 +134,7 @@ def check_running(realm: Realm) -> None:
     """Raises ``VambraceError`` with its last words where the application does not run (any more)."""
     (application,) = realm.status()["applications"]
     if application["state"] not in ("waiting", "starting", "running"):
-        raise VambraceError(f"its application is {application['state']}", hint=last_lines(realm))
+        raise VambraceError(f"its application has ended: {application['state']}", hint=last_lines(realm))
 
 
 def last_lines(realm: Realm) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from broker_world import MEASUREMENT, World
 from postgresql import postgresql
 from sqlalchemy import create_engine, text
 
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from examples.gallery.__main__ import HEADINGS, table  # noqa: E402
 from examples.gallery.analysis.example import WARDS, check_summary, resamples  # noqa: E402
+from examples.gallery.broker import Broker  # noqa: E402
 from examples.gallery.exhibit import ContainerService, Service  # noqa: E402
 from examples.gallery.images import COMMON, LOCK  # noqa: E402
 from examples.gallery.inference.digits import train  # noqa: E402
@@ -36,8 +38,10 @@ from examples.gallery.postgresql.example import PostgreSql  # noqa: E402
 from examples.gallery.redis import example as redis  # noqa: E402
 from examples.gallery.visit import HERE, Row, exhibit_of, known  # noqa: E402
 from examples.gallery.web import request  # noqa: E402
+from vambrace.attest.policy import Policy  # noqa: E402
+from vambrace.broker.platforms import PlatformFiles  # noqa: E402
 from vambrace.debian import tools  # noqa: E402
-from vambrace.errors import VambraceError  # noqa: E402
+from vambrace.errors import BrokerError, VambraceError  # noqa: E402
 from vambrace.image.packages import lock_path  # noqa: E402
 
 
@@ -253,6 +257,22 @@ def test_the_model_is_read_as_it_is(tmp_path: Path) -> None:
         client.model["second"] = client.model["second"][:, ::-1]
         with pytest.raises(VambraceError, match="other digits than its model does here"):
             client.do_round(address)
+
+
+def test_a_broker_for_one_visit(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    platform = PlatformFiles(world.root, world.references)
+    policy = Policy(measurements=frozenset({MEASUREMENT})).table()
+    for _ in range(2):  # what the last visit has left is of no use to the next one
+        with Broker(tmp_path / "ours", world.owner, platform, 0) as broker:
+            with broker.client() as client:
+                assert client.put("gallery/key/model", b"k" * 64, policy) == 1
+                assert client.describe("gallery/key/model")["policy"]["realm"] == policy["realm"]
+            with (
+                pytest.raises(BrokerError, match=f"cannot listen on 127.0.0.1:{broker.port}"),
+                Broker(tmp_path / "another", world.owner, platform, broker.port),
+            ):
+                pass
 
 
 def test_the_java_service_knows_its_factors(tmp_path: Path) -> None:

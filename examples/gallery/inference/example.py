@@ -11,11 +11,12 @@ from typing import Final
 
 import numpy as np
 
-from examples.gallery.broker import Broker
+from examples.gallery.broker import Broker, image_policy
 from examples.gallery.exhibit import Address, Service
 from examples.gallery.inference.digits import Images, Model, read_digits, train, write_digits
 from examples.gallery.load import Load
 from examples.gallery.web import request
+from vambrace.broker.platforms import PlatformFiles
 from vambrace.errors import VambraceError
 from vambrace.image.build import key_file
 
@@ -35,7 +36,9 @@ class Inference(Service):
         self.chance = np.random.default_rng(7)
         self.model: Model = train(self.chance)
         np.savez(self.stage.source / "program/model.npz", allow_pickle=False, **self.model)
-        self.broker = Broker(self.stage.work / "broker", self.stage.server, self.stage.user)
+        server, access = self.stage.server, self.stage.server.access()
+        platform = PlatformFiles(access.vendor_root, access.references)
+        self.broker = Broker(self.stage.work / "broker", self.stage.user.owner, platform, server.running_broker())
         (self.stage.source / "broker.pem").write_bytes(self.broker.certificate.read_bytes())
         self.seen = self.right = 0
 
@@ -48,7 +51,8 @@ class Inference(Service):
             raise VambraceError("the image holds the model in the clear")
         self.stage.story.say("the model is nowhere in the image in the clear")
         with self.broker:
-            self.broker.put(RESOURCE, key_file(bundle, RESOURCE).read_bytes(), bundle)
+            with self.broker.client() as client:
+                client.put(RESOURCE, key_file(bundle, RESOURCE).read_bytes(), image_policy(bundle))
             yield
 
     def ask(self, address: Address) -> None:

@@ -21,12 +21,11 @@ IMAGE = Image(
         "User": "redis",
         "Env": ["PATH=/usr/bin"],
         "Cmd": [
-            *("redis-server", "--bind", "127.0.0.1", "--dir", "/var/lib/redis"),
+            *("redis-server", "--bind", "127.0.0.1"),
             *("--save", "", "--appendonly", "no", "--maxmemory", "16mb"),
         ],
     },
     accounts=("redis",),
-    owners={"var/lib/redis": "redis"},
 )
 
 

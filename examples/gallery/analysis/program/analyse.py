@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 FOLDER = Path("/results/analysis")
-RESAMPLES = 20  # a round
+RESAMPLES = 100  # a round
 
 print(f"numpy {np.__version__}, pandas {pd.__version__}: waiting for records", flush=True)
 while not (FOLDER / "records.csv").exists():
