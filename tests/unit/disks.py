@@ -33,8 +33,12 @@ def ext4(folder: Path, out: Path, size: int = 4 * MIB) -> Path:
 
 
 def sample_system(folder: Path) -> Path:
-    """A file system in ``folder`` with a file in it, which is in the folder ``tree`` as well."""
+    """A file system in ``folder`` with an init and some units, which are in the folder ``tree`` as well."""
     (folder / "tree/sbin").mkdir(parents=True)
+    units = folder / "tree/usr/lib/systemd/system"
+    units.mkdir(parents=True)
+    for name in ("nginx.service", "postgresql@.service"):
+        (units / name).write_text("[Service]\n")
     (folder / "tree/sbin/init").write_bytes(random.Random(1).randbytes(20000))
     return ext4(folder / "tree", folder / "root.ext4")
 

@@ -62,6 +62,14 @@ def read(path: Path) -> Manifest:
     return manifest
 
 
+def test_a_unit_that_is_not_on_the_disk(tmp_path: Path, system: Path, base: RuntimeBase) -> None:
+    (tmp_path / "disk.raw").write_bytes(root_disk(system))
+    path = write(tmp_path, units=[UNITS[0], UNITS[1] | {"unit": "ngnix.service"}])
+    with pytest.raises(ConfigError, match="application web: ngnix.service: no such unit on the disk") as raised:
+        build_bundle(path, tmp_path / "out", base)
+    assert raised.value.hint == "perhaps nginx.service" and not (tmp_path / "out").exists()
+
+
 def test_what_is_measured(
     tmp_path: Path, system: Path, base: RuntimeBase, capsys: pytest.CaptureFixture[str]
 ) -> None:

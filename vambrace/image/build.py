@@ -26,6 +26,7 @@ from vambrace.image.encrypted import encrypt_disk, obtain_key
 from vambrace.image.manifest import Hardware, Manifest, Program, read_manifest
 from vambrace.image.programs import check_program
 from vambrace.image.systems.system import build_system
+from vambrace.image.systems.units import check_units
 from vambrace.machine.plan import plan_boot
 from vambrace.storage import SCRATCH, Storage
 
@@ -67,6 +68,8 @@ def build_bundle(
         paths = {name: image.disk for name, image in images.items()}
         if manifest.vm:
             system = build_system(manifest.vm.disk, manifest.vm.partition, work)
+            with system.path.open("rb") as disk:
+                check_units(disk, system.filesystem, [program.application for program in programs])
             manifest = dataclasses.replace(manifest, vm=dataclasses.replace(manifest.vm, filesystem=system.filesystem))
             disks[SYSTEM_DISK], paths[SYSTEM_DISK] = system.verity, system.path
         for number, program in enumerate(manifest.programs):
