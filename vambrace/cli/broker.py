@@ -75,14 +75,8 @@ def _settings(folder: Path) -> Settings:
     try:
         from vambrace.broker.settings import load_settings
     except ImportError as error:
-        raise _missing(error) from error
+        raise session.not_installed(error, "broker") from None
     return load_settings(folder)
-
-
-def _missing(error: ImportError) -> Exception:
-    from vambrace.errors import ConfigError
-
-    return ConfigError(f"the Python package {error.name} is missing", hint="pip install 'vambrace[broker]'")
 
 
 def _serve(options: argparse.Namespace, output: Output) -> int:
@@ -94,7 +88,7 @@ def _serve(options: argparse.Namespace, output: Output) -> int:
     try:
         from vambrace.broker.server import serve
     except ImportError as error:
-        raise _missing(error) from error
+        raise session.not_installed(error, "broker") from None
     # It holds every secret: nothing of it on a disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
@@ -109,7 +103,7 @@ def _audit(options: argparse.Namespace, output: Output) -> int:
         from vambrace.broker.store import Store
         from vambrace.broker.vault import Vault
     except ImportError as error:
-        raise _missing(error) from error
+        raise session.not_installed(error, "broker") from None
     vault, anchor = Vault.load(settings.master_key), settings.anchor
     with Store(settings.database, vault) as store:
         output.progress("checking the log")

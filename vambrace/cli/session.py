@@ -110,6 +110,11 @@ def advice(options: argparse.Namespace, context: Context) -> Iterator[None]:
         raise
 
 
+def not_installed(error: ImportError, extra: str) -> UsageError:
+    """What belongs to an extra of the package and is not there: named by its checkout, as no index has vambrace."""
+    return UsageError(f"{error.name} is not installed", hint=f"in a checkout of vambrace: pip install '.[{extra}]'")
+
+
 def advise(error: VambraceError, options: argparse.Namespace) -> None:
     """Say more about an emulated server that does not answer, and of a file that is no token."""
     if isinstance(error, MalformedEvidence) and hasattr(options, "token"):

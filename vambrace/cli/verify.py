@@ -161,7 +161,7 @@ def _serve(options: argparse.Namespace, output: Output) -> int:
     try:
         from vambrace.verifier.api import serve
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed", hint="pip install 'vambrace[verifier]'") from None
+        raise session.not_installed(error, "verifier") from None
     from vambrace.verifier.settings import load_settings
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
