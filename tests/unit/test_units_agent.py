@@ -17,11 +17,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
 
-from vambrace_agent import AgentError, desk, settings, unitfiles  # noqa: E402
+from vambrace_agent import AgentError, desk, settings, unitfiles, vm  # noqa: E402
 from vambrace_agent.logs import Log  # noqa: E402
 from vambrace_agent.supervisor import FAILED, RUNNING, SUCCEEDED, WAITING, Process, Supervisor  # noqa: E402
 from vambrace_agent.units import Units  # noqa: E402
 
+SYSTEM = 64 << 20  # bytes of what is no application
 REASON = "vambrace: there is no unit two.service, or it starts nothing\n"
 
 
@@ -65,7 +66,7 @@ class Script:
 class World:
     def __init__(self, folder: Path, script: str, *applications: settings.Application) -> None:
         (folder / "run").mkdir()
-        unitfiles.write(str(folder / "run"), list(applications), os.getuid())
+        unitfiles.write(str(folder / "run"), list(applications), os.getuid(), SYSTEM)
         self.system = Script(folder, script)
         self.poll = select.poll()
         self.started: list[str] = []
@@ -310,7 +311,7 @@ def test_the_drop_in_says_zone_and_bounds() -> None:
 
 
 def test_nothing_of_the_realm_is_in_the_system() -> None:
-    found = unitfiles.describe([application(1)], "/run/vm")
+    found = unitfiles.describe([application(1)], "/run/vm", 4096)
     bound = {mount["source"]: mount["options"] for mount in found["mounts"] if mount["type"] == "bind"}
     ours = {"/usr/bin/busybox", "/run/vambrace-agent", "/results/one", "/run/vm/data/run", "/sys/devices/system"}
     assert set(bound) == ours
@@ -320,6 +321,38 @@ def test_nothing_of_the_realm_is_in_the_system() -> None:
     assert namespaces == {"pid", "mount", "ipc", "uts", "cgroup", "user"}
     refused = {name for call in found["linux"]["seccomp"]["syscalls"] for name in call["names"]}
     assert {"socket", "init_module", "kexec_load", "bpf", "io_uring_setup", "open_by_handle_at"} <= refused
+
+
+# What a greedy system leaves to the agent.
+
+
+def meminfo(folder: Path, *, free: int, active: int = 0, inactive: int = 0) -> str:
+    """A node's, as the kernel writes it, of so many MiB."""
+    path = folder / "meminfo"
+    values = {"MemTotal": 256, "MemFree": free, "Active(file)": active, "Inactive(file)": inactive, "Shmem": 7}
+    path.write_text("".join(f"Node 0 {name + ':':15}{value << 10:9} kB\n" for name, value in values.items()))
+    return str(path)
+
+
+def test_the_system_never_has_all_of_its_zone(tmp_path: Path) -> None:
+    assert vm.system_memory(meminfo(tmp_path, free=150, active=20, inactive=30)) == (200 << 20) - vm.RESERVE
+    assert vm.system_memory(meminfo(tmp_path, free=40)) == 20 << 20
+    (tmp_path / "meminfo").write_text("Node 0 MemTotal: 5 kB\n")
+    with pytest.raises(AgentError, match="how much memory"):
+        vm.system_memory(str(tmp_path / "meminfo"))
+
+
+def test_all_of_the_system_is_bounded(tmp_path: Path) -> None:
+    everybody = [application(1, memory=32 << 20), application(2, memory=16 << 20)]
+    limits = vm.limits(everybody, SYSTEM)
+    assert limits == {"cpuset.mems": "0-2", "pids.max": "4096", "memory.max": str(112 << 20)}
+    (tmp_path / "run").mkdir()
+    unitfiles.write(str(tmp_path / "run"), everybody, os.getuid(), SYSTEM)
+    for name in ("init.scope", "system.slice", "user.slice", "machine.slice"):
+        text = (tmp_path / f"run/systemd/system/{name}.d/zz-vambrace.conf").read_text()
+        assert f"AllowedMemoryNodes=0\nMemoryMax={SYSTEM}\n" in text
+    mounts = {each["destination"]: each for each in unitfiles.describe(everybody, "/x", 4096)["mounts"]}
+    assert "size=4096" in mounts["/dev/shm"]["options"]
 
 
 # The desk, where a user says nothing.

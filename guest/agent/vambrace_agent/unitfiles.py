@@ -53,8 +53,8 @@ _CAPABILITIES = [
 ]
 
 
-def write(run: str, applications: list[Application], owner: int) -> None:
-    """Fill ``run``, the system's /run, for its root, who is ``owner``."""
+def write(run: str, applications: list[Application], owner: int, memory: int) -> None:
+    """Fill ``run``, the system's /run, for its root, who is ``owner``; what is no application has ``memory`` bytes."""
     here, units = f"{run}/vambrace", f"{run}/systemd/system"
     os.mkdir(here, 0o755)
     os.mkdir(f"{here}/results", 0o700)
@@ -74,7 +74,7 @@ def write(run: str, applications: list[Application], owner: int) -> None:
         f"[Service]\nType=oneshot\nExecStart={_RUN_HOOK} 0 booted\n"
     )
     for name, section in _SYSTEMS.items():
-        texts[f"{units}/{name}.d/{_DROP_IN}"] = f"[{section}]\nAllowedMemoryNodes=0\n"
+        texts[f"{units}/{name}.d/{_DROP_IN}"] = f"[{section}]\nAllowedMemoryNodes=0\nMemoryMax={memory}\n"
     for path, text in texts.items():
         os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         with open(path, "x", encoding="utf-8") as file:
@@ -107,9 +107,9 @@ def quoted(text: str) -> str:
     return '"' + "".join(f"\\x{ord(char):02x}" if ord(char) < 32 else char for char in escaped) + '"'
 
 
-def describe(applications: list[Application], folder: str) -> dict:  # type: ignore[type-arg]
+def describe(applications: list[Application], folder: str, shared: int) -> dict:  # type: ignore[type-arg]
     """What the OCI runtime is told of the system (OCI runtime specification 1.0.2, config.json), whose root is at
-    ``folder``/root and whose user namespace is ``folder``/user."""
+    ``folder``/root, whose user namespace is ``folder``/user, and whose /dev/shm has ``shared`` bytes."""
     names = [f"CAP_{name}" for name in _CAPABILITIES]
     return {
         "ociVersion": "1.0.2",
@@ -126,7 +126,7 @@ def describe(applications: list[Application], folder: str) -> dict:  # type: ign
         },
         "root": {"path": f"{folder}/root"},
         "hostname": "system",
-        "mounts": _mounts(applications, folder),
+        "mounts": _mounts(applications, folder, shared),
         "linux": {
             "namespaces": [
                 *({"type": kind} for kind in ("pid", "mount", "ipc", "uts", "cgroup")),
@@ -150,14 +150,14 @@ def _fails(names: list[str], *arguments: dict) -> dict:  # type: ignore[type-arg
     return {**found, "args": list(arguments)} if arguments else found
 
 
-def _mounts(applications: list[Application], folder: str) -> list[dict]:  # type: ignore[type-arg]
+def _mounts(applications: list[Application], folder: str, shared: int) -> list[dict]:  # type: ignore[type-arg]
     terminals = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
     return [
         _mount("/proc", "proc", "proc", _SHUT),
         _mount("/dev", "tmpfs", "tmpfs", ["nosuid", "noexec", "strictatime", "mode=755", "size=64k"]),
         _mount("/dev/pts", "devpts", "devpts", terminals),
         _mount("/dev/mqueue", "mqueue", "mqueue", _SHUT),
-        _mount("/dev/shm", "tmpfs", "tmpfs", ["nosuid", "nodev", "mode=1777"]),
+        _mount("/dev/shm", "tmpfs", "tmpfs", ["nosuid", "nodev", "mode=1777", f"size={shared}"]),
         # Not the whole of /sys: no device of the Realm's is there for it. As it is read-only, systemd starts no udev.
         _mount("/sys", "tmpfs", "tmpfs", [*_SHUT, "mode=755", "size=64k", "ro"]),
         _mount("/sys/devices/system", "bind", "/sys/devices/system", [*_BIND, "noexec", "ro"]),

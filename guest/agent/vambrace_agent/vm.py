@@ -38,7 +38,10 @@ RUNTIME = "/usr/bin/crun"
 NAME = "system"
 MAX_PROCESSES = 4096
 MAX_FILES = 1 << 18  # that are written
+#: Bytes of zone 0 that the system never gets: for the agent and the kernel, whatever the system does.
+RESERVE = 32 << 20
 _CREATE_SECONDS = 120.0
+_NODE = "/sys/devices/system/node/node0/meminfo"
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 #: So that what was left in a journal is not wanted: the disk was checked to have nothing there when it was built.
 _OPTIONS = {"ext4": b"noload"}
@@ -73,13 +76,15 @@ class Machine:
             self._make_folders()
             for application in wanted.applications:
                 self._make_own(application, f"{logs}/{application.name}")
-            self._make_group(len(wanted.applications))
+            # Before the disk is read, whose pages would be counted as taken.
+            memory = system_memory()
+            self._make_group(limits(wanted.applications, memory))
             # It has no capability over the network that is the Realm's, and serves on small ports.
             allow_small_ports()
             self._make_root(wanted, broker)
-            unitfiles.write(f"{RUN}/data/run", wanted.applications, self.first)
+            unitfiles.write(f"{RUN}/data/run", wanted.applications, self.first, memory)
             with open(f"{RUN}/bundle/config.json", "x", encoding="utf-8") as file:
-                json.dump(unitfiles.describe(wanted.applications, RUN), file)
+                json.dump(unitfiles.describe(wanted.applications, RUN, self.system.writable), file)
             self._applications = wanted.applications
             processes = [Process(one, Log(f"{logs}/{one.name}")) for one in wanted.applications]
             return Units(processes, self, poll, starting)
@@ -140,10 +145,10 @@ class Machine:
         os.makedirs(logs, mode=0o700)
         confine.mount_tmpfs(logs, application.index, 2 << 20, mode=0o700, uid=0)
 
-    def _make_group(self, count: int) -> None:
+    def _make_group(self, bounds: dict[str, str]) -> None:
         os.mkdir(GROUP)
-        put(f"{GROUP}/cpuset.mems", f"0-{count}")
-        put(f"{GROUP}/pids.max", str(MAX_PROCESSES))
+        for name, bound in bounds.items():
+            put(f"{GROUP}/{name}", bound)
         for name in _DELEGATED:
             os.chown(GROUP + name, self.first, self.first)
 
@@ -189,6 +194,27 @@ class Machine:
             time.sleep(0.02)
         if os.waitstatus_to_exitcode(status):
             raise AgentError(f"the system of the disk cannot be started: crun {words[0]} failed")
+
+
+def system_memory(node: str = _NODE) -> int:
+    """Bytes of zone 0 that the system may have: what is free before there is any of it, without the reserve, but never
+    less than half. Raises ``OSError``, ``AgentError``."""
+    with open(node, encoding="ascii") as file:
+        fields = {words[2]: int(words[3]) << 10 for words in map(str.split, file) if len(words) > 3}
+    try:
+        free = fields["MemFree:"] + fields["Active(file):"] + fields["Inactive(file):"]
+    except KeyError:
+        raise AgentError("the kernel does not say how much memory is free") from None
+    return max(free - RESERVE, free // 2)
+
+
+def limits(applications: list[Application], memory: int) -> dict[str, str]:
+    """Those of the system's cgroup, by their files: all that is of its applications, and ``memory`` for the rest."""
+    return {
+        "cpuset.mems": f"0-{len(applications)}",
+        "pids.max": str(MAX_PROCESSES),
+        "memory.max": str(memory + sum(application.memory for application in applications)),
+    }
 
 
 def _group(application: Application) -> str:

@@ -59,6 +59,16 @@ static void tell_nodes(FILE *report)
 	fprintf(report, "\n");
 }
 
+/* How much memory the whole system may have. */
+static void tell_limit(FILE *report)
+{
+	char text[64] = "unknown\n";
+	FILE *limit = fopen("/sys/fs/cgroup/memory.max", "r");
+
+	if (limit && fgets(text, sizeof text, limit))
+		fprintf(report, "limit: %s", text);
+}
+
 static void tell_rights(FILE *report)
 {
 	unsigned major;
@@ -75,6 +85,8 @@ static void tell_rights(FILE *report)
 	tell(report, "kexec", syscall(SYS_kexec_load, 0L, 0L, NULL, 0L));
 	tell(report, "setting", open("/proc/sys/kernel/core_pattern", O_WRONLY));
 	tell(report, "group", open("/sys/fs/cgroup/cpuset.mems", O_WRONLY));
+	tell(report, "bound", open("/sys/fs/cgroup/memory.max", O_WRONLY));
+	tell_limit(report);
 	tell(report, "namespace", unshare(CLONE_NEWUSER));
 	tell(report, "agent", open("/run/vambrace/key.pem", O_RDONLY));
 	/* Process 1 is the system's own, and of the agent there is none. */
