@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from client_harness import World, make_world, register
+from client_harness import World, living_world
 from config_factory import make_application
 from messages_world import free_port
 
@@ -39,11 +39,8 @@ def publishing(folder: Path) -> Iterator[Published]:
         make_application("analysis", command=("sh", "-c", SCRIPT), ports=(Port(port), Port(other))),
         make_application("report", command=("sh", "-c", SCRIPT)),
     )
-    world = make_world(folder, folder / "host", applications=applications)
-    with world.host:
-        register(world, folder)
-        with Realm.create(world.bundle) as realm:
-            realm.verify()
-            realm.approve()
-            realm.start()
-            yield Published(world, realm, port, other)
+    with living_world(folder, applications=applications) as world, Realm.create(world.bundle) as realm:
+        realm.verify()
+        realm.approve()
+        realm.start()
+        yield Published(world, realm, port, other)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from client_harness import World, make_world, register
+from client_harness import World, living_world
 
 from vambrace.client.host import DomainInfo, Host, problem
 from vambrace.client.said import plain
@@ -36,10 +36,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
         directory = tmp_path_factory.mktemp("world")
         patch.setenv("VAMBRACE_HOME", str(directory / "home"))
-        made = make_world(directory, directory / "host")
-        with made.host:
-            register(made, directory)
-            yield made
+        with living_world(directory) as world:
+            yield world
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_harness import World, living_world, make_auto, make_stats
+from client_agent import make_auto, make_stats
+from client_harness import World, living_world
 
 from vambrace import Realm
 from vambrace.attest.owner import Bounds
@@ -23,7 +24,8 @@ from vambrace.pager.window import ZoneStats
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    yield from living_world(tmp_path)
+    with living_world(tmp_path) as world:
+        yield world
 
 
 def test_a_percentage_out_of_range_or_for_nobody(world: World) -> None:

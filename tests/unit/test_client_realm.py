@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_harness import Agent, World, living_world, make_bundle, make_platform, make_world, register
+from client_agent import Agent
+from client_harness import World, living_world, make_bundle, make_platform
 from config_factory import make_endpoint
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -35,7 +36,8 @@ from vambrace.errors import (
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    yield from living_world(tmp_path)
+    with living_world(tmp_path) as world:
+        yield world
 
 
 def test_whole_life(world: World, tmp_path: Path) -> None:
@@ -86,9 +88,7 @@ def test_another_measurement_is_refused_unexecuted(world: World) -> None:
 @pytest.mark.parametrize("demand", ["required", "preferred"])
 def test_a_part_of_the_cache_that_the_image_asks_for(tmp_path: Path, demand: str) -> None:
     """The token says that there is none. If it is required the host broke its rules, and the Realm never runs."""
-    world = make_world(tmp_path, tmp_path / "host", cache=CacheShare(demand, 25))
-    with world.host:
-        register(world, tmp_path)
+    with living_world(tmp_path, cache=CacheShare(demand, 25)) as world:
         if demand == "required":
             with pytest.raises(CacheShared, match="is 'none'"):
                 Realm.run(world.bundle)

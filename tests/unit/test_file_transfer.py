@@ -23,7 +23,8 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    yield from living_world(tmp_path)
+    with living_world(tmp_path) as world:
+        yield world
 
 
 @pytest.fixture

@@ -239,7 +239,8 @@ def test_a_machine_is_revoked_by_its_identity(tmp_path: Path) -> None:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    yield from living_world(tmp_path)
+    with living_world(tmp_path) as world:
+        yield world
 
 
 def publish(world: World, directory: Path, *revoked: int) -> None:
