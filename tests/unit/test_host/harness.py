@@ -16,16 +16,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
+import pytest
 from described import Answer, check
 from harness_certificates import Certificates
 
 from vambrace.application import Application
 from vambrace.attest.owner import OwnerIdentity
+from vambrace.client.context import Context, HostEntry
 from vambrace.config import Disk, DomainConfig, Zone
 from vambrace.host.__main__ import serve
 from vambrace.host.settings import NO_TRUSTZONE, Settings
 from vambrace.image import write_bundle
 from vambrace.jail.kinds import KINDS
+from vambrace.partition.cgroups import Cgroups
 
 FAKES = Path(__file__).parents[2] / "fakes"
 sys.path.append(str(FAKES))
@@ -37,6 +40,7 @@ PATIENCE = 15.0
 #: Domains share what the tests may use, and nothing of the machine's is changed.
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
 PROCESSORS: dict[str, Any] = {"vmm_cpus": CPUS, "shared_cpus": CPUS, "allow_affinity": True}
+two_processors = pytest.mark.skipif(len(CPUS) < 2, reason="one processor for domains, and another, are needed")
 SPECIFICATION = json.loads((Path(__file__).parents[3] / "vambrace" / "host" / "openapi.yaml").read_text())
 
 
@@ -330,6 +334,25 @@ async def soon(what: Awaitable[T]) -> T:
 
 def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
+
+
+def alone(tree: Cgroups, *cpus: int) -> dict[str, Any]:
+    """Settings of a host that gives ``cpus`` to one domain alone each."""
+    return {"vmm_cpus": cpus, "shared_cpus": (), "allow_affinity": False, "cgroups": tree.root}
+
+
+def introduce(daemon: Daemon) -> None:
+    """Make it the user's current host."""
+    keys = daemon.certificates
+    entry = HostEntry(
+        url=daemon.url,
+        certificate=str(keys.directory / "client.pem"),
+        key=str(keys.directory / "client.key"),
+        ca=str(keys.directory / "ca.pem"),
+        vendor_root=str(keys.vendor_root),
+        references=str(keys.directory / "none"),
+    )
+    Context().add_host("test", entry)
 
 
 def leftovers(daemon: Daemon) -> list[Path]:

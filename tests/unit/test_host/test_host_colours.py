@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import MIB, Daemon, Vmm, run
+from harness import MIB, Daemon, Vmm, introduce, run
 from harness_certificates import Certificates
-from test_host_partition import introduce
 
 from vambrace.attest.token import decode_evidence
 from vambrace.cache import CacheShare
@@ -169,7 +168,7 @@ def test_the_command_shows_colours(
     tmp_path: Path, certificates: Certificates, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def test(daemon: Daemon) -> None:
-        introduce(daemon, certificates)
+        introduce(daemon)
         await loading(daemon)
         assert await asyncio.to_thread(main, ["partition"]) == 0
         lines = capsys.readouterr().out.splitlines()

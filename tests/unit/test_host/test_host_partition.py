@@ -1,66 +1,35 @@
-"""What each domain of a host has for itself: admission, the account that the API shows, and its verification."""
+"""What each domain of a host has for itself: admission, and the account that the API shows."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import fake_cgroups
 import hypothesis
 import pytest
-from harness import CPUS, MIB, Daemon, alive, run, soon
+from harness import CPUS, MIB, Daemon, alone, run, two_processors
 from harness_certificates import Certificates
 from hypothesis import strategies as st
 
-from vambrace.cli.main import main
-from vambrace.client.context import Context, HostEntry
-from vambrace.errors import CapacityError, ConfigError, Conflict, HostError, PartitionError
+from vambrace.errors import CapacityError, ConfigError, Conflict, PartitionError
 from vambrace.host import shares
 from vambrace.host.settings import Settings
 from vambrace.partition import cards, processors
 from vambrace.partition.cards import Network, OpenCard
 from vambrace.partition.cgroups import Cgroups
 
-two_processors = pytest.mark.skipif(len(CPUS) < 2, reason="one processor for domains, and another, are needed")
-root = pytest.mark.skipif(os.geteuid() != 0, reason="page frame numbers are shown to root only")
-
-Tree = Callable[[Path], Cgroups]
-
-
-@pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cgroups:
-    """A directory in place of the kernel's groups; what is done to interrupts is left out."""
-    cgroups = fake_cgroups.make(tmp_path / "cgroups")
-    monkeypatch.setattr(shares, "Cgroups", partial(Cgroups, remove=fake_cgroups.remove))
-    monkeypatch.setattr(processors, "steer_interrupts", lambda cpus: [])
-    return cgroups
-
-
-def alone(tree: Cgroups, *cpus: int) -> dict[str, Any]:
-    """Settings of a host that gives ``cpus`` to one domain alone each."""
-    return {"vmm_cpus": cpus, "shared_cpus": (), "allow_affinity": False, "cgroups": tree.root}
-
 
 async def partition(daemon: Daemon) -> dict[str, Any]:
     view: dict[str, Any] = (await daemon.get("/v1/partition")).json
-    return view
-
-
-async def verified(daemon: Daemon) -> dict[str, Any]:
-    view: dict[str, Any] = (await daemon.get("/v1/partition/verification")).json
-    assert view["passed"] is not bool(view["findings"])
     return view
 
 
@@ -73,15 +42,6 @@ async def refused(daemon: Daemon, image: str, name: str) -> str:
     return text
 
 
-async def second(daemon: Daemon, name: str) -> tuple[str, Any]:
-    """A further Realm, which awaits its verdict."""
-    handle = await daemon.create(await daemon.upload(), name)
-    vmm = await daemon.vmm()
-    await vmm.request("load")
-    await daemon.state(handle, "awaiting-verdict")
-    return handle, vmm
-
-
 def test_shared_processors(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
         empty = await partition(daemon)
@@ -89,7 +49,7 @@ def test_shared_processors(tmp_path: Path, certificates: Certificates) -> None:
         assert empty["enforcement"] == "affinity" and "no cgroup v2" in empty["reason"]
         assert empty["kinds"] == [{"name": "processors", "total": [], "free": []}]
         first, vmm = await daemon.running()
-        other, _ = await second(daemon, "other")
+        other, _ = await daemon.awaiting(name="other")
         view = await partition(daemon)
         assert [domain["name"] for domain in view["domains"]] == ["patients", "other"]
         assert [domain["items"] for domain in view["domains"]] == [{}, {}]
@@ -129,7 +89,7 @@ def test_processors_of_one_s_own(tmp_path: Path, certificates: Certificates, tre
 
         await daemon.call("DELETE", f"/v1/domains/{handle}")
         assert await partition(daemon) == empty and tree.domains() == []
-        again, _ = await second(daemon, "other")
+        again, _ = await daemon.awaiting(name="other")
         assert tree.domains() == [again]
 
     run(tmp_path, certificates, test, **alone(tree, CPUS[-1]))
@@ -291,140 +251,6 @@ def test_settings_that_the_machine_cannot_do(tmp_path: Path, certificates: Certi
         (tmp_path / str(number)).mkdir()
         with pytest.raises(error, match=says):
             run(tmp_path / str(number), certificates, start, **changes)
-
-
-# Verification
-
-
-@root
-def test_verification(tmp_path: Path, certificates: Certificates) -> None:
-    async def test(daemon: Daemon) -> None:
-        assert (await verified(daemon))["domains"] == []
-        _, vmm = await daemon.running()
-        await second(daemon, "other")
-        found = await verified(daemon)
-        assert found["passed"], found
-        assert found["domains"] == ["patients", "other"] and found["threads"] >= 2 and found["descriptors"] >= 6
-        assert found["enforcement"] == "affinity"
-        if len(CPUS) > 1:
-            # Both domains keep to one processor; one of them is put on another.
-            os.sched_setaffinity(vmm.pid, CPUS[1:])
-            found = await verified(daemon)
-            assert len(found["findings"]) == 1
-            assert found["findings"][0].startswith(f"patients: its thread {vmm.pid} (")
-
-    run(tmp_path, certificates, test, vmm_cpus=CPUS[:1], shared_cpus=CPUS[:1])
-
-
-@root
-@two_processors
-def test_what_the_kernel_does_not_enforce_is_found(tmp_path: Path, certificates: Certificates, tree: Cgroups) -> None:
-    """The directory is no kernel: strangers may run on the domain's processor, and its VMM is in no group."""
-
-    async def test(daemon: Daemon) -> None:
-        handle, vmm = await daemon.running()
-        found = (await verified(daemon))["findings"]
-        for words in (f"threads of others may run on its processor {CPUS[-1]}: ", f"its process {vmm.pid} is in the"):
-            assert any(line.startswith(f"patients: {words}") for line in found)
-        (tree.path(handle) / "cpuset.cpus.partition").write_text("isolated invalid (hotplug)")
-        assert (
-            "patients: its processors are not isolated: isolated invalid (hotplug)"
-            in (await verified(daemon))["findings"]
-        )
-
-    run(tmp_path, certificates, test, **alone(tree, CPUS[-1]))
-
-
-# The command
-
-
-def introduce(daemon: Daemon, certificates: Certificates) -> None:
-    keys = certificates.directory
-    entry = HostEntry(
-        url=daemon.url,
-        certificate=str(keys / "client.pem"),
-        key=str(keys / "client.key"),
-        ca=str(keys / "ca.pem"),
-        vendor_root=str(keys / "vendor-root.pem"),
-        references=str(keys / "none"),
-    )
-    Context().add_host("test", entry)
-
-
-@root
-@two_processors
-def test_the_command(tmp_path: Path, certificates: Certificates, capsys: pytest.CaptureFixture[str]) -> None:
-    async def test(daemon: Daemon) -> None:
-        introduce(daemon, certificates)
-
-        async def command(*words: str) -> tuple[int, str]:
-            capsys.readouterr()
-            code = await asyncio.to_thread(main, ["partition", *words])
-            return code, capsys.readouterr().out
-
-        handle, vmm = await daemon.running()
-        await second(daemon, "other")
-        code, out = await command("--verify")
-        assert code == 0
-        lines = out.splitlines()
-        assert lines[0].split() == ["DOMAIN", "MEMORY", "PROCESSORS", "SHARED", "PROCESSORS"]
-        memory = (await daemon.get(f"/v1/domains/{handle}")).json["memory"]
-        assert lines[1].split() == ["patients", str(memory // MIB), "MiB", "-", str(CPUS[0])]
-        assert lines[2].split()[0] == "other"
-        assert lines[4].split() == ["(all)", "1024", "MiB", "-", str(CPUS[0])]
-        assert "NOT enforced by the kernel" in out and "no cgroup v2" in out
-        assert f"patients and other share processor {CPUS[0]}, as the host's settings allow" in lines
-        assert lines[-1].startswith("verified: page frames, processors and files are each domain's as they were given")
-        assert "(2 domains, " in lines[-1]
-
-        os.sched_setaffinity(vmm.pid, CPUS[1:])
-        code, out = await command("--verify")
-        assert code == HostError.exit_code
-        assert "NOT APART" in out and "  patients: its thread" in out
-        code, out = await command("--verify", "--json")
-        assert code == HostError.exit_code
-        value = json.loads(out)
-        assert value["verification"]["passed"] is False and len(value["domains"]) == 2
-        assert "verification" not in json.loads((await command("--json"))[1])
-
-        path = tmp_path / "partition.svg"
-        assert (await command("--picture", str(path)))[0] == 0
-        texts = [element.text for element in ElementTree.parse(path).iter() if element.text and element.text.strip()]
-        assert "memory" in texts and "shared" in texts and texts.count("patients") == 2, "in its bar, and the legend"
-        assert f"{CPUS[0]}: patients, other" in texts
-
-    run(tmp_path, certificates, test, vmm_cpus=CPUS[:1], shared_cpus=CPUS[:1])
-
-
-def test_one_verification_at_a_time(
-    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However often it is asked for, and the host answers others meanwhile."""
-    running, most = 0, 0
-
-    async def test(daemon: Daemon) -> None:
-        real = shares.verify
-
-        def counted(domains: Any) -> Any:
-            nonlocal running, most
-            running += 1
-            most = max(most, running)
-            try:
-                return real(domains)
-            finally:
-                running -= 1
-
-        monkeypatch.setattr(shares, "verify", counted)
-        asked = [asyncio.create_task(daemon.get("/v1/partition/verification")) for _ in range(5)]
-        assert (await daemon.get("/v1/host")).status == 200
-        for answer in await soon(asyncio.gather(*asked)):
-            assert answer.status in (200, 503)
-        assert most == 1
-        handle, vmm = await daemon.awaiting()
-        await daemon.call("DELETE", f"/v1/domains/{handle}")
-        assert not alive(vmm.pid)
-
-    run(tmp_path, certificates, test)
 
 
 def test_network_cards(tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
