@@ -117,6 +117,14 @@ def test_a_load_ends_with_the_first_failure() -> None:
     assert (load.rounds, load.requests) == (2, 10)
 
 
+def test_a_mistake_in_a_round_is_not_lost() -> None:
+    with Load(lambda: [][0]) as load:
+        with pytest.raises(IndexError):
+            load.await_whole_round(20)
+        with pytest.raises(IndexError):
+            load.finish()
+
+
 def test_a_round_without_end_is_told() -> None:
     stop = threading.Event()
     with Load(lambda: int(stop.wait(60))) as load:
@@ -166,7 +174,8 @@ def test_ab_is_believed_when_all_was_answered(tmp_path: Path) -> None:
 def test_redis_benchmark_is_believed_when_it_did_all() -> None:
     report = '"test","rps","avg_latency_ms"\n' + "".join(f'"{name}","12.5","1.0"\n' for name in redis.COMMANDS)
     redis.check_report(report)
-    for wrong in (report.replace('"12.5"', '"0"', 1), report.rsplit("\n", 2)[0], "", "test,rps\nSET,1\n"):
+    others = ("", "test,rps\nSET,1\n", "test\nSET\n", "test,rps\nSET,x\n")
+    for wrong in (report.replace('"12.5"', '"0"', 1), report.rsplit("\n", 2)[0], *others):
         with pytest.raises(VambraceError, match="redis-benchmark reports"):
             redis.check_report(wrong)
 
@@ -306,7 +315,7 @@ def test_wrong_factors_are_told(said: str, why: str) -> None:
 def test_the_results_are_those_of_the_records() -> None:
     records = [(ward, days) for ward in WARDS for days in (1, 2, 3, 4, 5)]
     good = {ward: {"patients": 5, "mean": 3.0, "interval": [1.8, 4.2]} for ward in WARDS}
-    check_summary({"wards": good}, records)
+    check_summary(summary(good), records)
     for change, why in (
         ({"patients": 4}, "not those of its 5 records"),
         ({"mean": 3.001}, "not those of its 5 records"),
@@ -314,9 +323,15 @@ def test_the_results_are_those_of_the_records() -> None:
         ({"interval": [1.8, 9.0]}, "the interval of surgery is 1.8 to 9.0"),
     ):
         with pytest.raises(VambraceError, match=why):
-            check_summary({"wards": good | {"surgery": good["surgery"] | change}}, records)
-    with pytest.raises(VambraceError, match="the results of surgery"):
-        check_summary({"wards": {ward: good[ward] for ward in WARDS if ward != "surgery"}}, records)
+            check_summary(summary(good | {"surgery": good["surgery"] | change}), records)
+    lacking = summary({ward: good[ward] for ward in WARDS if ward != "surgery"})
+    for wrong in (lacking, summary(good | {"surgery": {}}), lacking[:-9], b"[]"):
+        with pytest.raises(VambraceError, match="there are no results of"):
+            check_summary(wrong, records)
+
+
+def summary(wards: dict[str, object]) -> bytes:
+    return json.dumps({"resamples": 100, "wards": wards}).encode()
 
 
 def test_progress_is_read_from_the_log() -> None:

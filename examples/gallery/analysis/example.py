@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from examples.gallery.exhibit import READY_SECONDS, Exhibit, check_running
 from examples.gallery.load import CALL_SECONDS, Load
@@ -55,7 +55,7 @@ class Analysis(Exhibit):
         results = self.stage.work / "results"
         shutil.rmtree(results, ignore_errors=True)
         state = realm.finish(results, progress=self.stage.story.progress).state
-        check_summary(json.loads((results / "analysis/summary.json").read_text()), self.records)
+        check_summary((results / "analysis/summary.json").read_bytes(), self.records)
         return f"results collected, {state}"
 
     def _write_records(self) -> Path:
@@ -88,16 +88,19 @@ def resamples(said: bytes) -> int:
     return max((int(number) for number in _PROGRESS.findall(said)), default=0)
 
 
-def check_summary(summary: dict[str, Any], records: list[tuple[str, int]]) -> None:
+def check_summary(text: bytes, records: list[tuple[str, int]]) -> None:
     """Raises ``VambraceError`` unless the results are those of ``records``: the same numbers and means, and intervals
     around these that are not wider than they can be."""
     for ward in WARDS:
         days = [each for its, each in records if its == ward]
-        found = summary["wards"].get(ward)
         mean = statistics.fmean(days)
-        if not found or found["patients"] != len(days) or abs(found["mean"] - mean) > 1e-9 * mean:
+        try:
+            found = json.loads(text)["wards"][ward]
+            number, center, (low, high) = found["patients"], float(found["mean"]), map(float, found["interval"])
+        except (ValueError, KeyError, TypeError):
+            raise VambraceError(f"there are no results of {ward}") from None
+        if number != len(days) or abs(center - mean) > 1e-9 * mean:
             raise VambraceError(f"the results of {ward} are not those of its {len(days)} records")
-        low, high = found["interval"]
         error = statistics.stdev(days) / len(days) ** 0.5
         if not mean - 4 * error < low < mean < high < mean + 4 * error:
             raise VambraceError(f"the interval of {ward} is {low} to {high}, around {mean}")
