@@ -221,10 +221,11 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
     assert "system, analysis, report" in capsys.readouterr().err
     assert main(["attest", "patients", "--json"]) == 0
     assert json_of(capsys)["verified"] is True
-    assert main(["encrypt", "patients", "--app", "nobody", "5"]) == 3
-    assert main(["logs", "patients", "--app", "nobody"]) == 3
+    assert main(["encrypt", "patients", "--app", "nobody", "5"]) == 2
+    assert main(["logs", "patients", "--app", "nobody"]) == 2
     assert main(["logs", "nobody"]) == 5
-    assert "vambrace ps" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2] == "error: no Realm that was started from here is called nobody" and "vambrace ps" in said[-1]
 
     world.agent.go()
     assert main(["logs", "patients", "--app", "report", "--follow"]) == 0
@@ -234,8 +235,10 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
     assert main(["results", "patients", "--json"]) == 0
     assert len(json_of(capsys)["results"]) == 2
     assert main(["results", "patients", "--to", "out", "--collected"]) == 0
-    assert capsys.readouterr().out.split() == ["out/analysis/out.txt", "out/report/out.txt"]
+    assert capsys.readouterr().out.splitlines() == ["out/analysis/out.txt", "out/report/out.txt", "the Realm ends"]
     assert Path("out/report/out.txt").exists()
+    assert main(["destroy", "patients"]) == 0
+    assert capsys.readouterr().out == "patients had ended: succeeded\n"
 
     token = tmp_path / "token.cbor"
     assert main(["token", "show", "patients", "--save", str(token), "--json"]) == 0
@@ -285,7 +288,7 @@ def test_destroy_and_ambiguity(world: World, capsys: Capture) -> None:
     assert main(["destroy", "patients"]) == 2
     assert first.uuid in capsys.readouterr().err
     assert main(["destroy", first.uuid]) == 0
-    assert "never executed" in capsys.readouterr().out
+    assert capsys.readouterr().out == "patients is destroyed; it never executed\n"
     assert main(["destroy", "patients", "--json"]) == 0
     assert json_of(capsys)["uuid"] == second.uuid
     assert main(["ps", "--json"]) == 0
@@ -293,6 +296,7 @@ def test_destroy_and_ambiguity(world: World, capsys: Capture) -> None:
     assert main(["ps", "--all"]) == 0
     assert capsys.readouterr().out.count("destroyed") == 2
     assert main(["destroy", "nobody"]) == 5
+    assert "error: no domain is called nobody" in capsys.readouterr().err
 
 
 def test_another_owners_image_is_refused(world: World, tmp_path: Path, capsys: Capture) -> None:

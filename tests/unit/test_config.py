@@ -307,7 +307,7 @@ def test_certificate_has_one_spelling() -> None:
 def test_zone_lookup() -> None:
     config = make_realm(("a", "b"))
     assert [config.zone_of(name) for name in ("system", "a", "b")] == [0, 1, 2]
-    with pytest.raises(ConfigError, match="no such"):
+    with pytest.raises(UsageError, match="no such"):
         config.zone_of("c")
     assert config.memory == 160 * MIB
 

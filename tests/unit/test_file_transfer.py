@@ -15,7 +15,7 @@ from vambrace_agent import AgentError, files
 from vambrace import Realm
 from vambrace.cli.main import main
 from vambrace.client.files import PART, Place
-from vambrace.errors import ChannelClosed, ConfigError, DomainError, UsageError
+from vambrace.errors import ChannelClosed, DomainError, UsageError
 
 DATA = os.urandom(5 * PART + 1234)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -246,7 +246,7 @@ def test_what_is_no_place(text: str) -> None:
 
 def test_local_mistakes(world: World, realm: Realm, tmp_path: Path) -> None:
     inside(world, "data").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="no such application"):
+    with pytest.raises(UsageError, match="no such application"):
         realm.list_files("nobody:/data")
     with pytest.raises(UsageError, match="No such file"):
         realm.put_file(tmp_path / "nothing", "analysis:x")

@@ -52,9 +52,9 @@ def _ps(options: argparse.Namespace, output: Output) -> int:
     shown = [realm for realm in realms if options.all or not realm.final]
     rows = [["NAME", "CLASS", "DOMAIN", "STATE", "AGENT", "MEMORY", "STARTED", "REASON"]]
     for realm in shown:
-        started = moment(realm.created)
+        started, agent = moment(realm.created), "" if realm.final else realm.agent
         reason = realm.reason + ("; never executed" if realm.final and not realm.executed else "")
-        rows.append([realm.name, realm.kind, realm.uuid, realm.state, realm.agent, size(realm.memory), started, reason])
+        rows.append([realm.name, realm.kind, realm.uuid, realm.state, agent, size(realm.memory), started, reason])
     output.result([realm.raw for realm in shown], table(rows))
     return 0
 
@@ -122,6 +122,8 @@ def _results(options: argparse.Namespace, output: Output) -> int:
         *([file.application, size(file.size), file.path] for file in found),
     ]
     lines = [str(path) for path in paths] if options.to else table(rows)
+    if options.collected:
+        lines.append("the Realm ends")
     output.result({"realm": realm.uuid, "results": files, "files": [str(path) for path in paths]}, lines)
     return 0
 
@@ -146,5 +148,6 @@ def _destroy(options: argparse.Namespace, output: Output) -> int:
     with contextlib.suppress(NotFound):
         host.destroy(uuid)
     info = host.wait(uuid, lambda info: info.final, timeout=120, progress=output.progress)
-    output.result(info.raw, [f"{info.name} is {info.state}" + ("" if info.executed else "; it never executed")])
+    is_now = "is destroyed" if info.state == "destroyed" else f"had ended: {info.state}"
+    output.result(info.raw, [f"{info.name} {is_now}" + ("" if info.executed else "; it never executed")])
     return 0

@@ -36,7 +36,6 @@ from vambrace.client.zones import ZoneStats
 from vambrace.config import DomainConfig
 from vambrace.errors import (
     ChannelClosed,
-    ConfigError,
     Conflict,
     DomainError,
     HostError,
@@ -419,10 +418,10 @@ class Attested(Domain):
             on_log(application, data)
 
     def check_application(self, name: str) -> None:
-        """Raises ``ConfigError`` unless the image has an application called ``name``."""
+        """Raises ``UsageError`` unless the image has an application called ``name``."""
         known = [application.name for application in self.config.applications]
         if name not in known:
-            raise ConfigError(f"{name}: no such application", hint=f"there are {', '.join(known)}")
+            raise UsageError(f"{name}: no such application", hint=f"there are {', '.join(known)}")
 
 def objects(reply: dict[str, Any], key: str) -> list[dict[str, Any]]:
     items = reply.get(key)

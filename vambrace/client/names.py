@@ -23,7 +23,12 @@ def resolve(text: str, context: Context, host: Host, *, foreign: bool = False) -
     if not known and foreign:
         known = [(info.uuid, info.created) for info in host.domains() if _fits(text, info.uuid, info.name)]
     if not known:
-        raise NotFound(f"no Realm is called {text}", hint="'vambrace ps' lists them")
+        if foreign:
+            raise NotFound(f"no domain is called {text}", hint="'vambrace ps' lists them")
+        raise NotFound(
+            f"no Realm that was started from here is called {text}",
+            hint="'vambrace ps' lists all; those that others started are not yours to command",
+        )
     if len(known) == 1:
         return known[0][0]
     living = []

@@ -19,7 +19,7 @@ from vambrace.config.device import Device, check_devices, check_networks
 from vambrace.config.disk import Disk
 from vambrace.config.endpoint import Endpoint, check_endpoints, listening_ports
 from vambrace.config.zone import MAX_MEMORY, Zone
-from vambrace.errors import ConfigError
+from vambrace.errors import ConfigError, UsageError
 from vambrace.record import Record, json_value
 from vambrace.release import Broker, Sealing
 from vambrace.storage import Storage, Store
@@ -172,12 +172,12 @@ class DomainConfig(Record):
         return personalization(self.owner_spki)
 
     def zone_of(self, name: str) -> int:
-        """Index of the zone called ``name``; raises ``ConfigError`` where there is none."""
+        """Index of the zone called ``name``; raises ``UsageError`` where there is none."""
         for index, zone in enumerate(self.zones):
             if zone.name == name:
                 return index
         known = ", ".join(zone.name for zone in self.zones)
-        raise ConfigError(f"{name}: no such application", hint=f"there are {known}")
+        raise UsageError(f"{name}: no such application", hint=f"there are {known}")
 
     def encode(self) -> bytes:
         """The canonical bytes that are measured."""
