@@ -25,7 +25,7 @@ ORDER = (
     *("test_storage", "test_nodes"),  # no server
     *("test_verdicts", "test_suite_tokens", "test_freed", "test_auto", "test_neighbours"),  # DOOR
     *("test_census", "test_applications", "test_secrets", "test_volumes", "test_hostile"),
-    *("test_domains", "test_devices", "test_containers", "test_vm_form"),
+    *("test_domains", "test_devices", "test_containers", "test_vm_form", "test_database"),
     *("test_inside", "test_published", "test_owner", "test_relay"),  # pair
     *("test_operator", "test_partition", "test_jail", "test_death"),
     "test_colours",
@@ -77,6 +77,13 @@ def product(machine: Machine) -> Server:
 def base() -> RuntimeBase:
     cache = Cache()
     return runtime_base(Archive(cache.root / "archive", LOCK_FILE), cache)
+
+
+@pytest.fixture(scope="session")
+def containers() -> RuntimeBase:
+    """The base of Realms that run containers."""
+    cache = Cache()
+    return runtime_base(Archive(cache.root / "archive", LOCK_FILE), cache, containers=True)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from machine import eventually
-from plain_guest import Guest
+from plain_guest import Guest, sparse
 from user import PROGRAMS
 
 from vambrace.image.base import RuntimeBase
@@ -18,15 +18,9 @@ CUTS = int(os.environ.get("VAMBRACE_SOAK_CUTS", "20"))
 CHANGED = "refused: volume records: what is on its disk was changed, or is older than its header"
 
 
-def sparse(path: Path, size: int) -> Path:
-    with path.open("xb") as file:
-        file.truncate(size)
-    return path
-
-
 def test_what_a_host_does_to_a_volume(base: RuntimeBase, tmp_path: Path) -> None:
-    volume = sparse(tmp_path / "volume", 32 << 20)
-    guest = Guest(tmp_path, base, PROGRAMS / "disks/scenes.py", volume_0=volume)
+    disks = {"volume_0": sparse(tmp_path / "volume", 32 << 20), "large": sparse(tmp_path / "large", 160 << 20)}
+    guest = Guest(tmp_path, base, PROGRAMS / "disks/scenes.py", **disks)
     guest.run()
     said = dict(guest.said)
     older = "refused: volume records: the host gives an older copy of it, or another volume"
@@ -44,6 +38,7 @@ def test_what_a_host_does_to_a_volume(base: RuntimeBase, tmp_path: Path) -> None
     assert said.pop("after that") == said.pop("an answer that is lost") == "opens: third"
     assert said.pop("another key").startswith(another)
     assert said.pop("a new volume on a used disk") == "opens: No such file or directory"
+    assert said.pop("a disk with copies of the superblock") == "opens: No such file or directory"
     assert said == {"end": "of it"}
 
 

@@ -1,44 +1,15 @@
-"""Appends records to a volume, each confirmed when it is on the disk, until the power goes. What its broker knows is on
-a disk of its own, which is true to what it said."""
+"""Appends records to a volume, each confirmed when it is on the disk, until the power goes."""
 
-import json
 import os
 
+from played import Lasting
 from vambrace_agent.settings import Application, Disk
 from vambrace_agent.volumes import Volumes, find
 
 MOUNT = "/run/vambrace/volumes/volume-records"
 RECORDS = f"{MOUNT}/records"
 
-
-class Broker:
-    def __init__(self):
-        self._fd = os.open(find("broker"), os.O_RDWR)
-        text = os.pread(self._fd, 4096, 0).rstrip(b"\0")
-        self.key, self.generation, self.state = bytes(range(32)), 0, b""
-        if text:
-            self.generation, self.state = json.loads(text)
-            self.state = bytes.fromhex(self.state)
-
-    def session(self):
-        return self
-
-    def volume(self, _name):
-        return self
-
-    def close(self):
-        pass
-
-    def admits(self, generation, state):
-        return (generation, state) == (self.generation, self.state)
-
-    def commit(self, state):
-        self.generation, self.state = self.generation + 1, state
-        os.pwrite(self._fd, json.dumps([self.generation, state.hex()]).encode().ljust(4096, b"\0"), 0)
-        os.fsync(self._fd)
-
-
-broker = Broker()
+broker = Lasting()
 size = os.lseek(os.open(find("volume-0"), os.O_RDONLY), 0, os.SEEK_END)
 of = {"name": "a", "command": [], "environment": {}, "directory": "/", "restarts": 0, "results": [], "memory": 1 << 25}
 fields = {"name": "records", "serial": "volume-0", "application": "a", "size": size, "mount": "/data/r", "key": "a/b/c"}

@@ -4,6 +4,7 @@ a broker is played: it compares and sets."""
 import hashlib
 import os
 
+from played import Played
 from vambrace_agent import AgentError
 from vambrace_agent.settings import Application, Disk
 from vambrace_agent.storage import Layout
@@ -13,20 +14,11 @@ MIB = 1 << 20
 MOUNT = "/run/vambrace/volumes/volume-records"
 
 
-class Broker:
-    """The session and the volume in it, too."""
+class Broker(Played):
+    """Compares and sets, and may fall silent."""
 
     def __init__(self):
         self.key, self.last, self.silent = os.urandom(32), (0, b""), 0
-
-    def session(self):
-        return self
-
-    def volume(self, _name):
-        return self
-
-    def close(self):
-        pass
 
     @property
     def generation(self):
@@ -137,4 +129,7 @@ tell("another key")
 device("volume-0", bytes(MIB) + kept[MIB:])
 broker.key, broker.last = os.urandom(32), (0, b"")
 tell("a new volume on a used disk")
+fields |= {"serial": "large", "size": len(device("large"))}
+broker.last = (0, b"")
+tell("a disk with copies of the superblock")
 print("end: of it", flush=True)
