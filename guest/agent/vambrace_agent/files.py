@@ -122,7 +122,9 @@ def end(application: Application, request: Reply, root: str) -> tuple[Reply, byt
                 raise AgentError("what was sent is not what was meant: send it again")
             os.fchmod(fd, 0o600)
             os.fsync(fd)
-        os.rename(partial, names[-1], src_dir_fd=directory, dst_dir_fd=directory)
+        # The agent's own user is nobody's on a container's volume, and may make no name there.
+        with _user(application.uid):
+            os.rename(partial, names[-1], src_dir_fd=directory, dst_dir_fd=directory)
         os.fsync(directory)
     return {"size": size}, b""
 
