@@ -44,7 +44,8 @@ def add(commands: Commands) -> None:
     factory.add_argument("--port", type=port, default=0, help="TCP port of the API (or VAMBRACE_PORT; 8443)")
     up.add_argument("--cold", action="store_true", help="do not resume the saved state")
     up.add_argument("--devices", action="store_true", help="with an NVMe disk and a network card for domains")
-    up.add_argument("--broker", type=port, default=0, help="TCP port here that Realms reach as 10.0.2.100:8444")
+    reached = "TCP port here that Realms reach as 10.0.2.100:8444 (8444)"
+    up.add_argument("--broker", type=port, default=0, metavar="PORT", help=reached)
     up.add_argument("--port", type=port, default=0, help="TCP port of the API (or VAMBRACE_PORT; 8443)")
 
 
