@@ -31,10 +31,12 @@ def add(commands: Commands) -> None:
     asked.add_argument("--nonce", type=hexadecimal(32), metavar="HEX", help="the nonce you chose for the start")
     asked.add_argument("--challenge", type=hexadecimal(64), metavar="HEX", help="the challenge itself, of any token")
     known = verify.add_argument_group("what you trust; each may be given several times")
-    known.add_argument("--root", type=Path, metavar="FILE", action="append", default=[], help="a vendor's root certificate (PEM)")
+    known.add_argument("--root", type=Path, action="append", default=[], metavar="FILE",
+                       help="a vendor's root certificate (PEM)")  # fmt: skip
     known.add_argument("--references", type=Path, action="append", default=[], metavar="FILE",
                        help="reference values and endorsements (signed CoRIM)")  # fmt: skip
-    known.add_argument("--crl", type=Path, metavar="FILE", action="append", default=[], help="a vendor's revocation list")
+    known.add_argument("--crl", type=Path, action="append", default=[], metavar="FILE",
+                       help="a vendor's revocation list")  # fmt: skip
     known.add_argument("--signer", type=Path, action="append", default=[], metavar="FILE",
                        help="a public key (PEM) whose CoRIMs you believe without a certificate")  # fmt: skip
     expected = verify.add_argument_group("what you expect, unless the policy or reference values say it")
