@@ -6,9 +6,11 @@ import base64
 import contextlib
 import hashlib
 import os
+import resource
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +24,7 @@ from cryptography.hazmat.primitives import serialization
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
 
-from vambrace_agent import AgentError, channel, main, system  # noqa: E402
+from vambrace_agent import AgentError, channel, main, pace, system  # noqa: E402
 from vambrace_agent.logs import Log  # noqa: E402
 from vambrace_agent.monitor import Monitor, MonitorRefused  # noqa: E402
 
@@ -206,6 +208,45 @@ def test_too_many_connections(make: Make) -> None:
     kept[0].tls.close()
     time.sleep(0.5)
     assert realm.client().ask("status")[0]["ok"]
+
+
+def test_no_memory_for_a_connection_s_thread(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed, more of them than there may be at once, and the agent lives on."""
+    realm = make(shell("analysis", "sleep 60"))
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for _ in range(channel.MAX_CONNECTIONS + 1):
+        with socket.socket(socket.AF_UNIX) as stream:
+            stream.settimeout(20)
+            stream.connect(str(realm.path))
+            assert stream.recv(1) == b""
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert realm.client().ask("status")[0]["ok"]
+
+
+def test_no_descriptor_for_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who accepts waits a moment, and does not spin; where there is nobody it does not wait."""
+    slept: list[float] = []
+    monkeypatch.setattr("vambrace_agent.pace.time.sleep", slept.append)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(tmp_path / "door"))
+        listener.listen()
+        listener.setblocking(False)
+        assert pace.accept(listener) is None and slept == []
+        client.connect(str(tmp_path / "door"))
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+        try:
+            assert pace.accept(listener) is None and slept == [pace.RETRY_SECONDS]
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, most)
+        accepted = pace.accept(listener)
+        assert accepted is not None
+        accepted[0].close()
 
 
 @pytest.mark.parametrize("kind", ["link", "linked folder", "pipe", "folder"])

@@ -258,7 +258,7 @@ def test_the_desk_outlives_a_want_of_descriptors(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
         try:
             client.connect(str(path))
-            threading.Event().wait(3 * desk.RETRY_SECONDS)
+            threading.Event().wait(3 * pace.RETRY_SECONDS)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, most)
         client.settimeout(20)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 
 from vambrace_agent import AgentError, programs
+from vambrace_agent.pace import accept
 from vambrace_agent.ports import Ports
 from vambrace_agent.service import Service
 from vambrace_agent.streams import MAX_WINDOW, WINDOW, Streams
@@ -104,17 +105,22 @@ class Channel:
 
     def accept(self) -> None:
         """Take one connection, if there is one."""
-        try:
-            connection, _ = self.listener.accept()
-        except OSError:
+        accepted = accept(self.listener)
+        if accepted is None:
             return
+        connection, _ = accepted
         with self._lock:
             full = self._count >= MAX_CONNECTIONS
             self._count += not full
         if full:
             connection.close()
             return
-        threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+        try:
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+        except RuntimeError:  # no memory for another thread
+            connection.close()
+            with self._lock:
+                self._count -= 1
 
     def _serve(self, connection: socket.socket) -> None:
         known = False

@@ -12,17 +12,15 @@ import signal
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 from vambrace_agent import AgentError
+from vambrace_agent.pace import accept
 from vambrace_agent.settings import Application
 
 MAX_CONNECTIONS = 4  # of one application
 MAX_LINE = 64 << 10
 IDLE_SECONDS = 60.0
-#: Until the next try, where there was no descriptor or memory for a connection.
-RETRY_SECONDS = 0.1
 _SO_PEERPIDFD = 77  # asm-generic/socket.h
 
 Request = dict[str, object]
@@ -58,12 +56,10 @@ class Desk:
 
     def _accept(self) -> None:
         while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                # Who waits is still there, and so is whoever used up what we lack: not for ever.
-                time.sleep(RETRY_SECONDS)
+            accepted = accept(self._listener)
+            if accepted is None:
                 continue
+            connection, _ = accepted
             application = self._caller(connection)
             with self._lock:
                 welcome = application is not None and self._open[application.name] < MAX_CONNECTIONS

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 
 from vambrace_agent import AgentError
-from vambrace_agent.pace import Pace
+from vambrace_agent.pace import Pace, accept
 from vambrace_agent.settings import Endpoint
 
 PORT = 4051
@@ -77,10 +77,10 @@ class Endpoints:
         while True:
             for fd, _ in poll.poll():
                 index, door = self._doors.get(fd, (-1, self._listener))
-                try:
-                    stream, address = door.accept()
-                except OSError:
+                accepted = accept(door)
+                if accepted is None:
                     continue
+                stream, address = accepted
                 if index < 0:
                     # Nobody but the host: programs in this Realm have no vsock, and this says so once more.
                     if stream.family == socket.AF_VSOCK and address[0] != socket.VMADDR_CID_HOST:

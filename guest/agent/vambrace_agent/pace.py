@@ -1,9 +1,17 @@
-"""Keeps our requests to the monitor to a rate, so that there is room for the owner's."""
+"""Keeps our requests to the monitor to a rate, so that there is room for the owner's; and ourselves from asking at once
+again for what there is none of."""
 
 from __future__ import annotations
 
+import errno
+import socket
 import threading
 import time
+from typing import Any
+
+#: Until the next try, where there was no descriptor or memory for a connection.
+RETRY_SECONDS = 0.1
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Pace:
@@ -25,3 +33,16 @@ class Pace:
                     self._turns -= 1
                     return
                 time.sleep((1 - self._turns) / self._rate)
+
+
+def accept(listener: socket.socket) -> tuple[socket.socket, Any] | None:
+    """A connection and whence it comes; None where there is none now.
+
+    Who waits is still there where we lack what a connection needs, and so is whoever used that up: not for ever.
+    """
+    try:
+        return listener.accept()
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            time.sleep(RETRY_SECONDS)
+        return None
