@@ -17,7 +17,7 @@ from vambrace.errors import ImageError, RegistryError
 from vambrace.image import foreign
 from vambrace.image.containers import read_image, source
 from vambrace.image.containers.source import look, reference
-from vambrace.image.layout import INDEX
+from vambrace.image.oci import INDEX
 from vambrace.image.skopeo import Skopeo, _without_network
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"

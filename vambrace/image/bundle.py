@@ -17,7 +17,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -26,6 +26,7 @@ from vambrace.canonical import canonical, decode_json
 from vambrace.config import MAX_CONFIG_BYTES, MAX_DISKS, SYSTEM_DISK, VM, Disk, DomainConfig
 from vambrace.errors import BuildError, ConfigError, ImageError, NoSpace
 from vambrace.image import ustar
+from vambrace.image.oci import BLOBS, EMPTY, LAYOUT, MANIFEST, TITLE, Blob, descriptor, index_of, write_layout
 from vambrace.image.ustar import BUILD_AGAIN
 
 ARTIFACT: Final = "application/vnd.vambrace.domain.v1"
@@ -39,11 +40,6 @@ SIGNATURE: Final = "application/vnd.vambrace.domain.signature.v1+cose"
 MAX_KERNEL: Final = 256 << 20
 MAX_INITRD: Final = 1 << 30
 MAX_SIGNATURE: Final = 4096
-_INDEX: Final = "application/vnd.oci.image.index.v1+json"
-_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
-_TITLE: Final = "org.opencontainers.image.title"
-_EMPTY: Final = "application/vnd.oci.empty.v1+json"
-_LAYOUT: Final = {"imageLayoutVersion": "1.0.0"}
 _MAX_JSON: Final = 64 << 10
 MAX_MEMBERS: Final = 2 + 2 + 2 + MAX_DISKS + 3
 _CHUNK: Final = 1 << 20
@@ -59,6 +55,10 @@ class Part:
     digest: str
     offset: int
     size: int
+
+    @property
+    def blob(self) -> Blob:
+        return Blob(self.digest, self.size, self.copy)
 
     def read(self) -> bytes:
         """The contents. Raises ``ImageError`` if they no longer have the digest."""
@@ -194,46 +194,14 @@ def write_bundle(
 
     The same parts give the same bytes. Raises ``ImageError`` where they contradict ``config``, ``NoSpace``.
     """
-    encoded = config.encode()
-    blobs: list[tuple[str, int, Callable[[BinaryIO], None]]] = []
-    descriptors = [_add(blobs, CONFIG, encoded)]
-    layers = [(KERNEL, kernel, "kernel"), (INITRD, initrd, "initrd")]
-    for disk, path in zip(config.disks, disks, strict=True):
-        kind = _kind(config, disk)
-        layers.append((kind, path, f"{disk.name}.erofs" if kind == DISK else disk.name))
-    for kind, path, title in layers:
-        descriptors.append(_add(blobs, kind, path) | {"annotations": {_TITLE: title}})
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": _MANIFEST,
-        "artifactType": ARTIFACT,
-        "config": descriptors[0],
-        "layers": descriptors[1:],
-    }
-    top = _add(blobs, _MANIFEST, canonical(manifest)) | {"artifactType": ARTIFACT}
-    manifests = [top]
+    blobs: list[Blob] = []
+    manifests = [_put_image(blobs, config, kernel, initrd, disks)]
     if signature is not None:
-        referrer = {
-            "schemaVersion": 2,
-            "mediaType": _MANIFEST,
-            "artifactType": SIGNATURE,
-            "config": _add(blobs, _EMPTY, b"{}"),
-            "layers": [_add(blobs, SIGNATURE, signature)],
-            "subject": {key: top[key] for key in ("mediaType", "digest", "size")},
-        }
-        manifests.append(_add(blobs, _MANIFEST, canonical(referrer)) | {"artifactType": SIGNATURE})
-    index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": manifests}
+        manifests.append(_put_signature(blobs, signature, manifests[0]))
     temporary = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with temporary.open("xb") as file:
-            for name, content in (("oci-layout", canonical(_LAYOUT)), ("index.json", canonical(index))):
-                ustar.write_member(file, name, len(content), writer(content))
-            written = set()
-            for digest, size, copy in blobs:
-                if digest not in written:
-                    ustar.write_member(file, f"blobs/sha256/{digest}", size, copy)
-                    written.add(digest)
-            ustar.write_end(file)
+            write_layout(file, index_of(manifests), blobs)
         Bundle.open(temporary)
         temporary.rename(out)
     except OSError as error:
@@ -251,34 +219,50 @@ def _kind(config: DomainConfig, disk: Disk) -> str:
     return PLAIN_DISK if disk.plain or (config.form == VM and disk.name == SYSTEM_DISK) else DISK
 
 
-def _add(
-    blobs: list[tuple[str, int, Callable[[BinaryIO], None]]], kind: str, content: bytes | Path | Part
+def _put_image(
+    blobs: list[Blob], config: DomainConfig, kernel: Path | Part, initrd: Path | Part, disks: Sequence[Path | Part]
 ) -> dict[str, Any]:
-    """Put a blob into ``blobs`` and return its descriptor."""
-    if isinstance(content, Part):
-        digest, size = content.digest, content.size
-        blobs.append((digest, size, content.copy))
-    elif isinstance(content, bytes):
-        digest, size = hashlib.sha256(content).hexdigest(), len(content)
-        blobs.append((digest, size, writer(content)))
-    else:
+    """Put all of an image into ``blobs``; the descriptor of its manifest."""
+    described = _put(blobs, CONFIG, config.encode())
+    layers = [(KERNEL, kernel, "kernel"), (INITRD, initrd, "initrd")]
+    for disk, content in zip(config.disks, disks, strict=True):
+        kind = _kind(config, disk)
+        layers.append((kind, content, f"{disk.name}.erofs" if kind == DISK else disk.name))
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": ARTIFACT,
+        "config": described,
+        "layers": [_put(blobs, kind, content) | {"annotations": {TITLE: title}} for kind, content, title in layers],
+    }
+    return _put(blobs, MANIFEST, canonical(manifest)) | {"artifactType": ARTIFACT}
+
+
+def _put_signature(blobs: list[Blob], signature: bytes, image: dict[str, Any]) -> dict[str, Any]:
+    """Put the artifact that refers to ``image`` into ``blobs``; the descriptor of its manifest."""
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": SIGNATURE,
+        "config": _put(blobs, EMPTY, b"{}"),
+        "layers": [_put(blobs, SIGNATURE, signature)],
+        "subject": {key: image[key] for key in ("mediaType", "digest", "size")},
+    }
+    return _put(blobs, MANIFEST, canonical(manifest)) | {"artifactType": SIGNATURE}
+
+
+def _put(blobs: list[Blob], kind: str, content: bytes | Path | Part) -> dict[str, Any]:
+    """Put one blob into ``blobs``; its descriptor."""
+    if isinstance(content, Path):
         try:
             size = content.stat().st_size
             with content.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise ImageError(f"{content}: {error.strerror}", hint=BUILD_AGAIN) from None
-        blobs.append((digest, size, Part(content, content.name, digest, 0, size).copy))
-    return {"mediaType": kind, "digest": f"sha256:{digest}", "size": size}
-
-
-def writer(content: bytes) -> Callable[[BinaryIO], None]:
-    """What writes ``content`` as a member's, or a blob's."""
-
-    def copy(out: BinaryIO) -> None:
-        out.write(content)
-
-    return copy
+        content = Part(content, content.name, digest, 0, size)
+    blobs.append(Blob.of(content) if isinstance(content, bytes) else content.blob)
+    return descriptor(kind, blobs[-1].digest, blobs[-1].size)
 
 
 class _Reader:
@@ -290,13 +274,13 @@ class _Reader:
         self._used = {"oci-layout", "index.json"}
 
     def bundle(self) -> Bundle:
-        if self._object(self._member("oci-layout", "layout"), _MAX_JSON) != _LAYOUT:
+        if self._object(self._member("oci-layout", "layout"), _MAX_JSON) != LAYOUT:
             raise ImageError("the bundle is no OCI image layout of version 1.0.0", hint=BUILD_AGAIN)
         index = self._object(self._member("index.json", "index"), _MAX_JSON)
         manifests = index.get("manifests")
         if not isinstance(manifests, list) or not 1 <= len(manifests) <= 2:
             raise ImageError("the bundle must hold exactly one image, and at most one signature", hint=BUILD_AGAIN)
-        manifest_part = self._blob(manifests[0], _MANIFEST, _MAX_JSON, "manifest")
+        manifest_part = self._blob(manifests[0], MANIFEST, _MAX_JSON, "manifest")
         manifest = self._object(manifest_part, _MAX_JSON)
         if manifest.get("artifactType") != ARTIFACT or manifest.get("schemaVersion") != 2:
             raise ImageError("the image is not one of vambrace's", hint=f"its artifactType must be {ARTIFACT}")
@@ -324,13 +308,13 @@ class _Reader:
 
     def _signature(self, descriptor: Any, image: Part) -> Part:
         """The one signature, which must refer to this image; whose it is, nobody knows here."""
-        manifest = self._object(self._blob(descriptor, _MANIFEST, _MAX_JSON, "signature's manifest"), _MAX_JSON)
+        manifest = self._object(self._blob(descriptor, MANIFEST, _MAX_JSON, "signature's manifest"), _MAX_JSON)
         layers, subject = manifest.get("layers"), manifest.get("subject")
         if manifest.get("artifactType") != SIGNATURE or not isinstance(layers, list) or len(layers) != 1:
             raise ImageError("the bundle's second artifact is no signature", hint="sign the image again")
         if not isinstance(subject, dict) or subject.get("digest") != f"sha256:{image.digest}":
             raise ImageError("the bundle's signature refers to another image", hint="sign the image again")
-        if self._object(self._blob(manifest.get("config"), _EMPTY, 2, "signature's configuration"), 2) != {}:
+        if self._object(self._blob(manifest.get("config"), EMPTY, 2, "signature's configuration"), 2) != {}:
             raise ImageError("the bundle's signature has a configuration", hint="sign the image again")
         part = self._blob(layers[0], SIGNATURE, MAX_SIGNATURE, "signature")
         part.copy(None)
@@ -348,7 +332,7 @@ class _Reader:
         match = _DIGEST.fullmatch(str(descriptor.get("digest")))
         if match is None:
             raise ImageError(f"the bundle's {title} has no SHA-256 digest", hint=BUILD_AGAIN)
-        name = f"blobs/sha256/{match[1]}"
+        name = f"{BLOBS}/{match[1]}"
         part = self._member(name, title)
         if type(descriptor.get("size")) is not int or descriptor["size"] != part.size:
             raise ImageError(f"the bundle's {title} does not have its stated size", hint="send it again")

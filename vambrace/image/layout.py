@@ -5,16 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from vambrace.canonical import canonical, decode_json
 from vambrace.errors import ConfigError, ImageError
 from vambrace.image.bundle import Part
-
-INDEX: Final = "application/vnd.oci.image.index.v1+json"
-MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
-LAYOUT: Final = {"imageLayoutVersion": "1.0.0"}
-_NAME: Final = "org.opencontainers.image.ref.name"
+from vambrace.image.oci import BLOBS, LAYOUT, NAME, descriptor, index_of
 
 
 class Layout:
@@ -23,12 +19,12 @@ class Layout:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._named: list[dict[str, Any]] = []
-        (folder / "blobs/sha256").mkdir(parents=True)
+        (folder / BLOBS).mkdir(parents=True)
         (folder / "oci-layout").write_bytes(canonical(LAYOUT))
 
     def blob(self, digest: str) -> Path:
         """Where the blob with ``digest`` (hex) is, or would be."""
-        return self.folder / "blobs/sha256" / digest
+        return self.folder / BLOBS / digest
 
     def put(self, kind: str, content: bytes | Part) -> dict[str, Any]:
         """Add a blob; its descriptor. Raises ``ImageError`` where a part has changed."""
@@ -39,13 +35,12 @@ class Layout:
         else:
             digest, size = hashlib.sha256(content).hexdigest(), len(content)
             self.blob(digest).write_bytes(content)
-        return {"mediaType": kind, "digest": f"sha256:{digest}", "size": size}
+        return descriptor(kind, digest, size)
 
     def name(self, name: str, descriptor: dict[str, Any]) -> None:
         """Make the manifest or index of ``descriptor`` known as ``name``."""
-        self._named.append(descriptor | {"annotations": {_NAME: name}})
-        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": self._named}
-        (self.folder / "index.json").write_bytes(canonical(index))
+        self._named.append(descriptor | {"annotations": {NAME: name}})
+        (self.folder / "index.json").write_bytes(canonical(index_of(self._named)))
 
     def take(self, digest: str, size: int) -> bytes:
         """A small blob that skopeo has put there. Raises ``ImageError``: not there, or not that."""

@@ -27,7 +27,8 @@ from vambrace.errors import BuildError, ImageError, NoSpace, UsageError
 from vambrace.image import bundle as form
 from vambrace.image import ustar
 from vambrace.image.bundle import Bundle, Part, check_output
-from vambrace.image.layout import INDEX, LAYOUT, MANIFEST, Layout, image_config, printable, read_object
+from vambrace.image.layout import Layout, image_config, printable, read_object
+from vambrace.image.oci import BLOBS, IMAGE_CONFIG, INDEX, MANIFEST, TITLE, descriptor, index_of, write_layout
 from vambrace.image.skopeo import MAX_MANIFEST, Skopeo
 
 COSIGN_PAYLOAD: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
@@ -35,7 +36,6 @@ COSIGN_ANNOTATION: Final = "dev.cosignproject.cosign/signature"
 MAX_PAYLOAD: Final = 16 << 10
 MAX_SIGNATURES: Final = 16
 MAX_REFERRERS: Final = 16
-_IMAGE_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 _LARGEST: Final = (8 << 30) - 1  # a part of a bundle
 _REFERENCE = re.compile(
     r"docker://(?P<name>[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)+)"
@@ -128,7 +128,7 @@ def describe(reference: Reference, manifest: bytes) -> RemoteImage:
     blobs = [_blob(value.get("config"), "configuration", MAX_CONFIG_BYTES)]
     for layer, bound in zip(layers, most, strict=False):
         notes = layer.get("annotations") if isinstance(layer, dict) else None
-        title = printable(str(notes.get("org.opencontainers.image.title") if isinstance(notes, dict) else "disk"))
+        title = printable(str(notes.get(TITLE) if isinstance(notes, dict) else "disk"))
         blobs.append(_blob(layer, title, bound))
     return RemoteImage(reference, manifest, tuple(blobs))
 
@@ -243,7 +243,7 @@ def _lay_out(bundle: Bundle, layout: Layout) -> tuple[dict[str, Any], dict[str, 
     with bundle.path.open("rb") as file:
         members = ustar.read_members(file, most=form.MAX_MEMBERS)
     for name, (offset, size) in members.items():
-        if name.startswith("blobs/sha256/"):
+        if name.startswith(f"{BLOBS}/"):
             layout.put("", Part(bundle.path, "part", Path(name).name, offset, size))
     offset, size = members["index.json"]
     with bundle.path.open("rb") as file:
@@ -263,8 +263,7 @@ def _send_referrer(layout: Layout, image: Reference, owners: dict[str, Any], sko
     present = _referrers(image, skopeo)
     ours = _owners_signature(image, present, skopeo)
     others = [each for each in present if each is not ours and each.get("digest") != owners["digest"]]
-    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*others, owners]}
-    layout.name("referrers", layout.put(INDEX, canonical(index)))
+    layout.name("referrers", layout.put(INDEX, canonical(index_of([*others, owners]))))
     skopeo.send(layout.folder, "referrers", str(image.beside(tag=f"sha256-{image.digest}")), total=0, index=True)
 
 
@@ -302,7 +301,7 @@ def _send_signatures(layout: Layout, image: Reference, signatures: Sequence[Sign
     for payload, signature in [*[each for each in present if each not in signatures], *signatures]:
         layers.append(layout.put(COSIGN_PAYLOAD, payload) | {"annotations": {COSIGN_ANNOTATION: signature}})
     layers = layers[-MAX_SIGNATURES:]
-    config = layout.put(_IMAGE_CONFIG, image_config(layers))
+    config = layout.put(IMAGE_CONFIG, image_config(layers))
     manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers}
     layout.name("cosign", layout.put(MANIFEST, canonical(manifest)))
     skopeo.send(layout.folder, "cosign", str(image.beside(tag=f"sha256-{image.digest}.sig")), total=0)
@@ -316,24 +315,16 @@ def _fetch_referrer(image: RemoteImage, layout: Layout, skopeo: Skopeo) -> dict[
     blob = _blob(found, "signature's manifest", MAX_MANIFEST)
     reference = image.reference.beside(digest=blob.digest)
     skopeo.fetch(str(reference), layout.folder, "owners", largest=form.MAX_SIGNATURE, total=0)
-    plain = {"mediaType": MANIFEST, "digest": f"sha256:{blob.digest}", "size": blob.size}
-    return plain | {"artifactType": form.SIGNATURE}
+    return descriptor(MANIFEST, blob.digest, blob.size) | {"artifactType": form.SIGNATURE}
 
 
 def _pack(image: RemoteImage, layout: Layout, owners: dict[str, Any] | None, out: Path) -> None:
     """The bundle of what was fetched, its manifest as it was sent: the bytes that were pushed."""
-    top = {"mediaType": MANIFEST, "digest": f"sha256:{image.digest}", "size": len(image.manifest)}
-    manifests = [top | {"artifactType": form.ARTIFACT}, *([owners] if owners else [])]
-    index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}
+    top = descriptor(MANIFEST, image.digest, len(image.manifest)) | {"artifactType": form.ARTIFACT}
+    digests = [*(blob.digest for blob in image.blobs), image.digest, *_parts(layout, owners)]
+    parts = [Part(layout.blob(each), "part", each, 0, layout.blob(each).stat().st_size) for each in digests]
     with out.open("xb") as file:
-        for name in ("oci-layout", "index.json"):
-            content = canonical(index if name == "index.json" else LAYOUT)
-            ustar.write_member(file, name, len(content), form.writer(content))
-        for digest in dict.fromkeys([*(blob.digest for blob in image.blobs), image.digest, *_parts(layout, owners)]):
-            size = layout.blob(digest).stat().st_size
-            part = Part(layout.blob(digest), "part", digest, 0, size)
-            ustar.write_member(file, f"blobs/sha256/{digest}", size, part.copy)
-        ustar.write_end(file)
+        write_layout(file, index_of([top, *([owners] if owners else [])]), [part.blob for part in parts])
         file.flush()
         os.fsync(file.fileno())
 

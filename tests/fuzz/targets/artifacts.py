@@ -18,7 +18,7 @@ from vambrace.canonical import canonical
 from vambrace.debian.configure import find_accounts, find_alternatives
 from vambrace.errors import ConfigError, ImageError, SignatureInvalid
 from vambrace.image import bundle as form
-from vambrace.image.layout import MANIFEST
+from vambrace.image.oci import MANIFEST
 from vambrace.image.programs import check_program
 from vambrace.image.registry import Reference, describe
 from vambrace.image.requirements import guest_markers, read_requirements
