@@ -24,6 +24,7 @@ from vambrace.image.containers.layer import unpack_layer
 from vambrace.image.containers.settings import find_user, parse_signal, read_settings
 from vambrace.image.containers.source import read
 from vambrace.image.containers.tree import Node, Tree
+from vambrace.image.foreign import read_manifest, stated_size
 
 FOLDER = Path(tempfile.mkdtemp())
 NAMES = ("a", "b", "a/b", "a/b/c", "l", "l/x", "dev/null", ".", "/", "../a", "a/../../b", "x" * 150, "a//./b", "l/../m")
@@ -139,7 +140,12 @@ def blobs(script: Script) -> None:
     config = put(packet(script, [SAYS]), "application/vnd.oci.image.config.v1+json")
     part = put(PACKED, "application/vnd.oci.image.layer.v1.tar+gzip")
     manifest = {"schemaVersion": 2, "config": config, "layers": [part]}
-    (folder / "manifest.json").write_bytes(packet(script, [manifest]))
+    content = packet(script, [manifest])
+    (folder / "manifest.json").write_bytes(content)
+    try:
+        demand(stated_size(read_manifest(content, "it"), "it") >= 0, "less than nothing")
+    except ImageError as error:
+        judged(error)
     try:
         source = read(folder)
         demand(all(path.parent == folder for path, _ in source.layers), "a blob outside of the folder")

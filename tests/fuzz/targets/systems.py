@@ -1,4 +1,4 @@
-"""Disks with a system that somebody sends: partition tables, superblocks, headers of qcow2."""
+"""Disks with a system that somebody sends: partition tables, superblocks, folders, headers of qcow2."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 from disks import MIB, SECTOR, SWAP, gpt, mbr
 from script import Script, demand
 
+from vambrace.application import Application
 from vambrace.errors import ConfigError, ImageError
 from vambrace.image.systems.disk import MAX_DISK, check_header
 from vambrace.image.systems.filesystem import identify, required
 from vambrace.image.systems.partitions import LINUX_DATA, ROOT_ARM64, find_root, read_table
+from vambrace.image.systems.units import check_units
 
+APPLICATION = Application(name="web", command=(), environment={}, directory="/", unit="web@1.service")
 FOLDER = Path(tempfile.mkdtemp())
 ROWS = [(SWAP, 1 << 16, 1 << 16, 0), (ROOT_ARM64, 1 << 17, 1 << 17, 0), (LINUX_DATA, 1 << 18, 1 << 16, 1 << 63)]
 TABLES = {
@@ -72,6 +75,7 @@ def disk(script: Script) -> None:
         demand(root in found and (wanted is None or root.number == wanted), "another partition than was asked for")
         system = required(file, root.offset, root.size)
         demand(0 < system.size <= root.size, "a file system beyond its place")
+        check_units(io.BytesIO(image[root.offset :]), system.kind, [APPLICATION])
     except (ImageError, ConfigError) as error:
         demand("\n" not in error.message and len(error.message) < 2000, "an error of more than a line")
 
