@@ -86,7 +86,19 @@ def test_all_that_is_wrong_is_told(platform: Platform) -> None:
         accepted(appraisal)
 
 
+def test_whose_realm_it_is_is_told_as_it_was_asked(platform: Platform) -> None:
+    open_to_all = {"policy": Policy(measurements=frozenset({MEASUREMENT}))}
+    for changes, told in (
+        ({}, "it was started for an owner that is accepted"),
+        (open_to_all, "any owner is accepted"),
+        (open_to_all | {"expected_owner": PERSONALIZATION}, "it was started for the owner that is expected"),
+    ):
+        assert told in {finding.reason for finding in judge(platform, **changes).of(REALM)}
+
+
 def test_what_is_not_signed_is_not_looked_at(platform: Platform) -> None:
+    nobody = judge(platform, anchors=Anchors((), (platform.references,)))
+    assert isinstance(nobody.error, UnknownRoot) and nobody.error.message == "no vendor's root is given"
     stranger = judge(platform, anchors=Anchors(tuple(Platform().roots), (platform.references,)))
     assert isinstance(stranger.error, UnknownRoot) and len(stranger.findings) == 1
     assert stranger.vector(PLATFORM) == {Claim.INSTANCE_IDENTITY: 97} and not stranger.vector(REALM)

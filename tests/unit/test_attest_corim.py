@@ -223,6 +223,9 @@ def test_signed_by_a_key_that_is_known() -> None:
     for data in (b"", b"rubbish", dumps(1), platform_corim()):
         with pytest.raises(MalformedEvidence):
             Anchors.load(corims=[data], signers=[pem])
+    with pytest.raises(MalformedEvidence, match="the reference values are not a signed CoRIM") as found:
+        Anchors.load(corims=[b"rubbish"], signers=[pem])
+    assert "reference-values.corim" in str(found.value.hint)
     with pytest.raises(MalformedEvidence):
         Anchors.load(corims=[signed(key, platform_corim(), _3="application/cbor")], signers=[pem])
     with pytest.raises(ConfigError):

@@ -144,6 +144,8 @@ def _complete(path: list[x509.Certificate], roots: Sequence[x509.Certificate]) -
     for root in roots:
         if issued(path[-1], root):
             return [*path, root]
+    if not roots:
+        raise UnknownRoot("no vendor's root is given", hint="the vendor publishes it: vendor-root.pem")
     raise UnknownRoot(
         "the endorsement does not lead to the given root",
         hint="another vendor's platform, or another vendor-root.pem",

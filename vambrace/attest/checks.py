@@ -287,6 +287,8 @@ def owner(case: Case) -> str:
     references = _references_of(case)
     if references and not any(values.personalization in (None, theirs) for values in references):
         raise OwnerMismatch("the Realm's personalization differs from its reference values")
+    if case.expected_owner is not None:
+        return "it was started for the owner that is expected"
     return "it was started for an owner that is accepted" if accepted else "any owner is accepted"
 
 

@@ -44,9 +44,11 @@ from vambrace.attest.cose import (
 from vambrace.attest.revocation import Revocation
 from vambrace.attest.suites import PrivateKey
 from vambrace.attest.token import read_x5chain
-from vambrace.errors import CertificateExpired, MalformedEvidence, SignatureInvalid, UnknownRoot
+from vambrace.errors import CertificateExpired, MalformedCbor, MalformedEvidence, SignatureInvalid, UnknownRoot
 
 CONTENT_TYPE: Final = "application/rim+cbor"
+_NO_CORIM: Final = "the reference values are not a signed CoRIM"
+_PUBLISHED: Final = "give the file that the vendor publishes: reference-values.corim"
 MAX_CORIM: Final = 64 << 10
 
 _CORIM, _COMID, _UEID, _KEY, _BYTES, _MASKED, _URI, _TIME = 501, 506, 550, 554, 560, 563, 32, 1
@@ -136,11 +138,14 @@ def verify(
     Raises ``MalformedEvidence``, ``UnknownRoot``, ``CertificateExpired``, ``CertificateRevoked``,
     ``RevocationUnknown``, ``SignatureInvalid``.
     """
-    message = decode_sign1_tolerant(data, "CoRIM")
+    try:
+        message = decode_sign1_tolerant(data, "CoRIM")
+    except MalformedCbor as error:
+        raise MalformedEvidence(f"{_NO_CORIM}: {error.message}", hint=_PUBLISHED) from None
     headers = frozenset({_CONTENT_TYPE, _KID, _META, _CWT_CLAIMS, X5CHAIN})
     check_headers(message, "CoRIM", frozenset(ALGORITHMS), headers, frozenset({_KID, X5CHAIN}))
     if message.protected.get(_CONTENT_TYPE) != CONTENT_TYPE:
-        raise MalformedEvidence("the reference values are not a signed CoRIM")
+        raise MalformedEvidence(_NO_CORIM, hint=_PUBLISHED)
     path = None
     if not any(_signed_by(message, key) for key in signers):
         chain = read_x5chain(message.protected if X5CHAIN in message.protected else message.unprotected)

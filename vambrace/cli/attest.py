@@ -68,8 +68,9 @@ def _show(options: argparse.Namespace, output: Output) -> int:
         context = session.open_context()
         uuid = names.resolve(options.token, context, session.open_host(options, context))
         token, state = context.domain_file(uuid, "token.cbor"), context.domain(uuid)
-    notation = diagnostic(token) if options.diagnostic else None
-    value: dict[str, Any] = {"verified": False, "diagnostic": notation} if notation else describe_token(token)
+    with session.reading_token():
+        notation = diagnostic(token) if options.diagnostic else None
+        value: dict[str, Any] = {"verified": False, "diagnostic": notation} if notation else describe_token(token)
     if options.save:
         _write(options.save, token)
     lines = ["NOT verified:", *(notation.splitlines() if notation else describe(value, "  "))]

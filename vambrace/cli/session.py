@@ -110,15 +110,23 @@ def advice(options: argparse.Namespace, context: Context) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def reading_token() -> Iterator[None]:
+    """Where a file turns out to be no token, say what makes one."""
+    try:
+        yield
+    except MalformedEvidence as error:
+        error.hint = error.hint or "give a token's file: 'vambrace token show REALM --save FILE' writes one"
+        raise
+
+
 def not_installed(error: ImportError, extra: str) -> UsageError:
     """What belongs to an extra of the package and is not there: named by its checkout, as no index has vambrace."""
     return UsageError(f"{error.name} is not installed", hint=f"in a checkout of vambrace: pip install '.[{extra}]'")
 
 
 def advise(error: VambraceError, options: argparse.Namespace) -> None:
-    """Say more about an emulated server that does not answer, and of a file that is no token."""
-    if isinstance(error, MalformedEvidence) and hasattr(options, "token"):
-        error.hint = error.hint or "give a token's file: 'vambrace token show REALM --save FILE' writes one"
+    """Say more about an emulated server that does not answer."""
     if not isinstance(error, HostUnreachable) or not hasattr(options, "host"):
         return
     with contextlib.suppress(VambraceError):

@@ -91,7 +91,8 @@ def _appraise(options: argparse.Namespace, output: Output) -> Appraisal:
     token = read_file(options.token)
     challenge = options.challenge
     if not challenge:
-        evidence = decode_evidence(token)
+        with session.reading_token():
+            evidence = decode_evidence(token)
         challenge = launch_challenge(options.nonce, evidence.realm.instance, evidence.suite)
     return appraise(
         token,
