@@ -16,6 +16,9 @@ from vambrace.errors import ConfigError
 from vambrace.record import Record
 
 MAX_SECRETS: Final = 64
+#: What to do in a manifest where a key must come from a broker, or be sealed, and nothing says so.
+NAME_BROKER: Final = "name one, with url and certificate, under broker: docs/broker.md"
+NAME_SEALING: Final = "say what opens it, for example sealing: {to: measurement}"
 #: What opens what was sealed: the same measurement, or any image of this name and owner that is not older.
 MEASUREMENT, OWNER = SEALS = ("measurement", "owner")
 MAX_VERSION: Final = (1 << 31) - 1

@@ -14,7 +14,7 @@ from vambrace.checks import check_choice, check_name, check_size, check_text, ch
 from vambrace.classes import DomainClass
 from vambrace.errors import ConfigError
 from vambrace.record import Record
-from vambrace.release import check_resource
+from vambrace.release import NAME_BROKER, NAME_SEALING, check_resource
 
 MAX_VOLUMES: Final = 8
 MIB: Final = 1 << 20
@@ -116,9 +116,9 @@ class Storage(Record):
             if not kind.verdict:
                 raise ConfigError(f"{where}: a {kind} has none", hint="take it out, or make it a Realm")
             if volume.key != SEALED and not broker:
-                raise ConfigError(f"{where}: there is no broker that has its key", hint="name one: broker")
+                raise ConfigError(f"{where}: there is no broker that has its key", hint=NAME_BROKER)
             if volume.key == SEALED and not sealing:
-                raise ConfigError(f"{where}: the image seals nothing", hint="say to whom: sealing")
+                raise ConfigError(f"{where}: the image seals nothing", hint=NAME_SEALING)
 
 
 def check_disk_size(size: object, where: str) -> None:

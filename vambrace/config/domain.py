@@ -21,7 +21,7 @@ from vambrace.config.endpoint import Endpoint, check_endpoints, listening_ports
 from vambrace.config.zone import MAX_MEMORY, Zone
 from vambrace.errors import ConfigError, UsageError
 from vambrace.record import Record, json_value
-from vambrace.release import Broker, Sealing
+from vambrace.release import NAME_BROKER, Broker, Sealing
 from vambrace.storage import Storage, Store
 from vambrace.suite import BY_HASH, NIST, Suite
 
@@ -112,7 +112,7 @@ class DomainConfig(Record):
         if self.broker:
             self.broker.check_applications(names)
         elif any(disk.key for disk in self.disks):
-            raise ConfigError("disks: one is encrypted, and there is no broker", hint="name one: broker")
+            raise ConfigError("disks: one is encrypted, and there is no broker", hint=NAME_BROKER)
         for part in _PARTS:
             if not part.belongs_to(self.kind) and getattr(self, part.name) != getattr(DomainConfig, part.name):
                 raise ConfigError(f"{part.name}: a {self.kind} has none", hint="take it out")

@@ -28,7 +28,7 @@ from vambrace.image.manifest.realm import read_broker, read_endpoint
 from vambrace.image.manifest.storage import read_storage
 from vambrace.image.manifest.vm import SystemWish, check_alone, read_system
 from vambrace.image.manifest.zones import read_system_zone
-from vambrace.release import SEALS, Broker, Sealing
+from vambrace.release import NAME_BROKER, SEALS, Broker, Sealing
 from vambrace.storage import Storage
 from vambrace.suite import NIST, Suite, suite_named
 
@@ -98,7 +98,7 @@ def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
     storage = read_storage(top, [program.scratch for program in programs if program.scratch], names)
     with top.at("applications"):
         if broker is None and (any(program.key for program in programs) or (vm and vm.key)):
-            raise ConfigError("encrypt: there is no broker that has the key", hint="name one: broker")
+            raise ConfigError("encrypt: there is no broker that has the key", hint=NAME_BROKER)
     with top.at("volumes"):
         if storage:
             storage.check(names, kind, broker=bool(broker), sealing=bool(sealing))
