@@ -1,11 +1,11 @@
 /*
  * The window from inside: for its sources and the tests.
  *
- *   window.c    made, closed, percentages, statistics     transfer.c  what this process itself writes and reads
- *   open.c      zones without encryption, and wiping      pin.c       pages kept for devices, pages given back
+ *   window.c    made, entered, failed, closed             percent.c   percentages, sampling, statistics
  *   paging.c    pages come: faults                        evict.c     pages go: standby, encryption, new keys
- *   handler.c   the threads that answer faults            place.c     frames that were chosen
- *   memory.c    address space
+ *   handler.c   the threads that answer faults            transfer.c  what this process itself writes and reads
+ *   open.c      zones without encryption, and wiping      pin.c       pages kept for devices, pages given back
+ *   memory.c    address space                             place.c     frames that were chosen
  *
  * Locks, in this order: life, change, a lane, one area, the failure; the roster by itself. An area's lock is not held while
  * pages are moved or ciphered; they are then `coming` or `leaving` (zone.h), which is a lock on the page.

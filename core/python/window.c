@@ -3,7 +3,6 @@
  */
 #include "module.h"
 
-#include <limits.h>
 #include <string.h>
 
 #include <openssl/crypto.h>
@@ -77,69 +76,6 @@ static PyObject *leave_with_none(Window *self, PyThreadState *thread, int status
 	return leave(self, thread, status) ? Py_NewRef(Py_None) : NULL;
 }
 
-static int parse_zones(PyObject *sequence, struct vb_zone_config *zones, size_t *count)
-{
-	Py_ssize_t length = PySequence_Size(sequence);
-
-	if (length < 0)
-		return -1;
-	if (length > VB_MAXIMUM_ZONES) {
-		PyErr_SetString(PyExc_ValueError, "too many zones");
-		return -1;
-	}
-	for (Py_ssize_t i = 0; i < length; i++) {
-		PyObject *item = PySequence_GetItem(sequence, i);
-		unsigned long long pages, budget = 0;
-		int percent, ok;
-
-		if (!item)
-			return -1;
-		if (!PyTuple_Check(item)) {
-			PyErr_SetString(PyExc_TypeError, "a zone is a tuple (pages, percent) or (pages, percent, pin budget)");
-			Py_DECREF(item);
-			return -1;
-		}
-		ok = PyArg_ParseTuple(item, "Ki|K", &pages, &percent, &budget);
-		Py_DECREF(item);
-		if (!ok)
-			return -1;
-		zones[i] = (struct vb_zone_config){
-			.pages = pages,
-			.percent = percent < 0 ? 101 : (unsigned)percent, /* refused by the window */
-			.pin_budget = budget,
-		};
-	}
-	*count = (size_t)length;
-	return 0;
-}
-
-static int parse_cpus(PyObject *sequence, int *cpus, size_t *count)
-{
-	Py_ssize_t length = PySequence_Size(sequence);
-
-	if (length < 0)
-		return -1;
-	if (length > VB_MAXIMUM_HANDLERS) {
-		PyErr_SetString(PyExc_ValueError, "too many handlers");
-		return -1;
-	}
-	for (Py_ssize_t i = 0; i < length; i++) {
-		PyObject *item = PySequence_GetItem(sequence, i);
-		long cpu = item ? PyLong_AsLong(item) : -1;
-
-		Py_XDECREF(item);
-		if (PyErr_Occurred())
-			return -1;
-		if (cpu < 0 || cpu > INT_MAX) {
-			PyErr_SetString(PyExc_ValueError, "a CPU's number is out of range");
-			return -1;
-		}
-		cpus[i] = (int)cpu;
-	}
-	*count = (size_t)length;
-	return 0;
-}
-
 static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
 {
 	static char *names[] = {"zones", "key", "instance", "cipher", "handler_cpus", "placed", "userfaultfd", NULL};
@@ -157,7 +93,7 @@ static PyObject *window_new(PyTypeObject *type, PyObject *arguments, PyObject *k
 	if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "Oy*y*sOpi", names, &sequence, &key, &instance, &cipher,
 					 &handlers, &placed, &config.userfaultfd))
 		return NULL;
-	if (parse_zones(sequence, zones, &config.zone_count) || parse_cpus(handlers, cpus, &config.handler_count))
+	if (vb_python_zones(sequence, zones, &config.zone_count) || vb_python_cpus(handlers, cpus, &config.handler_count))
 		goto out;
 	if (!strcmp(cipher, "aes-256-gcm"))
 		config.cipher = VB_AES_256_GCM;
@@ -295,46 +231,6 @@ static PyObject *window_set_percent(Window *self, PyObject *arguments)
 	return leave_with_none(self, thread, vb_window_set_percent(self->window, (size_t)zone, (unsigned)percent));
 }
 
-/* A tuple of these numbers, and of those. */
-static PyObject *numbers(const uint64_t *first, size_t count, const uint64_t *then, size_t more)
-{
-	PyObject *result = PyTuple_New((Py_ssize_t)(count + more));
-
-	for (size_t i = 0; result && i < count + more; i++) {
-		PyObject *value = PyLong_FromUnsignedLongLong(i < count ? first[i] : then[i - count]);
-
-		if (!value || PyTuple_SetItem(result, (Py_ssize_t)i, value)) {
-			Py_DECREF(result);
-			return NULL;
-		}
-	}
-	return result;
-}
-
-/* In the order of vambrace.pager.ZoneStats; the histogram is what follows. */
-static PyObject *stats_of(const struct vb_stats *stats)
-{
-	const uint64_t values[] = {
-		stats->pages, stats->percent, stats->open, stats->window, stats->plaintext, stats->plaintext_max,
-		stats->standby, stats->pinned, stats->pin_budget, stats->faults, stats->zero_faults,
-		stats->standby_hits, stats->demotions, stats->evictions, stats->discarded, stats->bytes_encrypted,
-		stats->bytes_decrypted, stats->busy, stats->rekeys, stats->handler_ns,
-	};
-
-	return numbers(values, sizeof values / sizeof *values, stats->histogram, VB_HISTOGRAM);
-}
-
-/* In the order of vambrace.pager.Reuse. */
-static PyObject *reuse_of(const struct vb_reuse *reuse)
-{
-	PyObject *counts = numbers(reuse->reuse, VB_REUSE, NULL, 0);
-
-	if (!counts)
-		return NULL;
-	return Py_BuildValue("(NIKKN)", PyBool_FromLong(reuse->on), reuse->shift, (unsigned long long)reuse->ns,
-			     (unsigned long long)reuse->touches, counts);
-}
-
 static PyObject *window_stats(Window *self, PyObject *arguments)
 {
 	Py_ssize_t zone;
@@ -343,7 +239,7 @@ static PyObject *window_stats(Window *self, PyObject *arguments)
 
 	if (!PyArg_ParseTuple(arguments, "n", &zone) || !(thread = enter(self)))
 		return NULL;
-	return leave(self, thread, vb_window_stats(self->window, (size_t)zone, &stats)) ? stats_of(&stats) : NULL;
+	return leave(self, thread, vb_window_stats(self->window, (size_t)zone, &stats)) ? vb_python_stats(&stats) : NULL;
 }
 
 static PyObject *window_sample(Window *self, PyObject *arguments)
@@ -365,7 +261,7 @@ static PyObject *window_reuse(Window *self, PyObject *arguments)
 
 	if (!PyArg_ParseTuple(arguments, "n", &zone) || !(thread = enter(self)))
 		return NULL;
-	return leave(self, thread, vb_window_reuse(self->window, (size_t)zone, &reuse)) ? reuse_of(&reuse) : NULL;
+	return leave(self, thread, vb_window_reuse(self->window, (size_t)zone, &reuse)) ? vb_python_reuse(&reuse) : NULL;
 }
 
 /* What vb_window_pin and its like have in common: a range of whole pages. */
