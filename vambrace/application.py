@@ -125,16 +125,18 @@ class Application(Record):
 
 
 def check_unit(unit: object, where: str) -> None:
+    """The name of one service (systemd.unit(5)), no template. Raises ``ConfigError``."""
     if not isinstance(unit, str) or not _UNIT.fullmatch(unit) or unit.count("@") > 1:
         raise ConfigError(f"{where}: {str(unit)[:60]!r} is no service of systemd", hint="for example nginx.service")
 
 
 def check_units(applications: Sequence[Application]) -> None:
-    """A unit is in one zone, so it is one application."""
+    """A unit is in one zone, so it is one application. Raises ``ConfigError``."""
     check_unique([application.unit for application in applications if application.unit], "unit")
 
 
 def check_application_count(count: int) -> None:
+    """From 1 to ``MAX_APPLICATIONS``. Raises ``ConfigError``."""
     if count == 0:
         raise ConfigError("applications: there are none", hint="a Realm runs at least one application")
     if count > MAX_APPLICATIONS:
@@ -145,12 +147,13 @@ def check_application_count(count: int) -> None:
 
 
 def check_unprivileged(ports: Sequence[Port], where: str) -> None:
+    """From ``FIRST_PORT`` on: a program on the base has no capability for smaller ones. Raises ``ConfigError``."""
     for port in ports:
         check_integer(port.port, FIRST_PORT, LAST_PORT, f"{where}: port")
 
 
 def check_results(results: tuple[str, ...], name: str) -> None:
-    """They are below ``/results/<name>``, each once."""
+    """They are below ``/results/<name>``, each once. Raises ``ConfigError``."""
     where = f"application {name}: result"
     check_strings(results, f"{where}s")
     for path in results:
@@ -159,13 +162,16 @@ def check_results(results: tuple[str, ...], name: str) -> None:
 
 
 def check_registers(registers: Sequence[int], where: str) -> None:
+    """Those of applications, each once. Raises ``ConfigError``."""
     for register in registers:
         check_integer(register, REGISTERS[0], REGISTERS[-1], f"{where}: register")
     check_unique([str(register) for register in registers], f"{where}: register")
 
 
 def check_ports(applications: Sequence[Application], listening: Sequence[int]) -> None:
-    """They share one loopback: a port is published once, and is none that the agent is ``listening`` on."""
+    """They share one loopback: a port is published once, and is none that the agent is ``listening`` on.
+
+    Raises ``ConfigError``."""
     ports = [port.port for application in applications for port in application.ports]
     if len(ports) > MAX_PORTS:
         raise ConfigError(f"{len(ports)} published ports", hint=f"at most {MAX_PORTS}")
@@ -176,6 +182,9 @@ def check_ports(applications: Sequence[Application], listening: Sequence[int]) -
 
 
 def check_environment(environment: object, where: str, *, container: bool = False) -> None:
+    """Names and values of at most ``MAX_ITEMS`` variables; a ``container`` may have names that no shell takes.
+
+    Raises ``ConfigError``."""
     names = _WORD if container else _VARIABLE
     if not isinstance(environment, Mapping) or len(environment) > MAX_ITEMS:
         raise ConfigError(f"{where}: environment must map names to strings", hint=f"at most {MAX_ITEMS} of them")

@@ -80,6 +80,9 @@ class Store(Record):
 
 
 class Storage(Record):
+    """All disks that a domain writes to: scratch space, at most one of an application, and volumes, each under a key of
+    its own."""
+
     scratch: tuple[Scratch, ...] = ()
     volumes: tuple[Volume, ...] = ()
 
@@ -122,12 +125,14 @@ class Storage(Record):
 
 
 def check_disk_size(size: object, where: str) -> None:
+    """In bytes: whole MiB, from ``LEAST`` to ``MOST``. Raises ``ConfigError``."""
     check_size(size, LEAST, MOST, f"{where}: size")
     if int(str(size)) % MIB:
         raise ConfigError(f"{where}: the size must be a multiple of 1 MiB", hint='for example "512M"')
 
 
 def check_mount(path: object, where: str) -> None:
+    """An absolute path in its shortest form, at or below which nothing of the system is. Raises ``ConfigError``."""
     check_text(path, f"{where}: mount", 256)
     assert isinstance(path, str)
     if not path.startswith("/") or posixpath.normpath(path) != path or path == "/":
@@ -137,7 +142,7 @@ def check_mount(path: object, where: str) -> None:
 
 
 def check_mounts(paths: Sequence[str]) -> None:
-    """Those of one application: none is another, or below another."""
+    """Those of one application: none is another, or below another. Raises ``ConfigError``."""
     ordered = sorted(f"{path}/" for path in paths)
     for one, other in zip(ordered, ordered[1:], strict=False):
         if other.startswith(one):

@@ -7,7 +7,6 @@ The Realm is the agent's own client; only what needs an ARM machine, the trusted
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import socket
 import sys
@@ -189,10 +188,6 @@ class World:
         """Event, outcome and reason of the newest entry."""
         entry = self.log()[-1]
         return entry["event"], entry["outcome"], entry["reason"]
-
-
-def evidence_body(token: bytes) -> dict[str, Any]:
-    return {"primary_evidence": {"token": base64.b64encode(token).decode()}, "additional_evidence": "{}"}
 
 
 def refused(world: World, ask: Callable[[], object], status: int, reason: str, what: str = "release") -> None:

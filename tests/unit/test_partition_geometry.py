@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from vambrace.errors import ConfigError, PartitionError
 from vambrace.partition.geometry import Cache, configured, from_device_tree, from_sysfs, last_level, machine_caches
 
-KIB, MIB = 1 << 10, 1 << 20
+MIB = 1 << 20
 
 #: Level, type, size, line, sets, ways of the caches that each CPU sees.
 CACHES = [

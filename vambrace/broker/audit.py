@@ -18,7 +18,7 @@ from vambrace.broker.vault import Vault
 from vambrace.canonical import canonical
 from vambrace.errors import BrokerError
 
-GRANTED, REFUSED, DONE = OUTCOMES = ("granted", "refused", "done")
+GRANTED, REFUSED, DONE = ("granted", "refused", "done")
 GENESIS: Final = hashlib.sha256(b"vambrace-broker-log-1").digest()
 MAX_REASON: Final = 200
 TAMPERED: Final = "the audit log was tampered with: keep the database as it is, and restore a backup elsewhere"
