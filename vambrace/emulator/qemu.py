@@ -369,11 +369,13 @@ class Monitor:
 
 
 def wait_gone(pid: int, seconds: float) -> bool:
-    """Whether process ``pid`` ended within ``seconds``."""
+    """Whether process ``pid`` ended within ``seconds``: all its threads, of which each holds its files."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            process = Path(f"/proc/{pid}")
+            zombie = (process / "stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+            if zombie and len(list((process / "task").iterdir())) == 1:
                 os.waitpid(pid, os.WNOHANG)
                 return True
         except (OSError, ChildProcessError):
