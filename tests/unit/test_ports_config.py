@@ -109,8 +109,8 @@ def test_a_manifest(tmp_path: Path) -> None:
         ("[5432, 8080]", "5432", 7, "must be a list"),
         ("[5432, 8080]", "[postgres]", 7, "whole numbers"),
         ("[5432, 8080]", "[5432, 5432]", 3, "appears twice"),
-        ("[1, 3]", "[0]", 6, "register is 0"),
-        ("[1, 3]", "[1, 1]", 6, "appears twice"),
+        ("[1, 3]", "[0]", 8, "register is 0"),
+        ("[1, 3]", "[1, 1]", 8, "appears twice"),
     ],
 )
 def test_each_mistake_in_a_manifest_has_its_line(tmp_path: Path, old: str, new: str, line: int, message: str) -> None:
