@@ -8,7 +8,6 @@ import hashlib
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -17,14 +16,13 @@ from pathlib import Path
 import pytest
 from base_factory import make_base
 from config_factory import MIB, make_disk, make_kernel, make_realm
+from refusals import Refusals, check_words, tree
 
 sys.path[:0] = [str(Path(__file__).parent / "test_host")]
 
-from harness import Daemon, leftovers, run  # noqa: E402
+from harness import Daemon, introduce, leftovers, run  # noqa: E402
 from harness_certificates import Certificates  # noqa: E402
 
-from vambrace.cli.main import main  # noqa: E402
-from vambrace.client.context import Context, HostEntry  # noqa: E402
 from vambrace.image import write_bundle  # noqa: E402
 from vambrace.image.base import RuntimeBase  # noqa: E402
 
@@ -66,35 +64,6 @@ def work(tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyP
     (folder / "analysis/main.py").write_text("print(1)\n")
     monkeypatch.chdir(folder)
     return folder
-
-
-def tree(*folders: Path) -> dict[Path, bytes]:
-    """Every file below ``folders`` and what is in it."""
-    return {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
-
-
-class Refusals:
-    """Runs commands that must fail; says what they printed."""
-
-    def __init__(self, capsys: Capture) -> None:
-        self._capsys = capsys
-
-    def __call__(self, code: int, *words: str, says: str, hint: str) -> None:
-        self._capsys.readouterr()
-        returned = main(list(words))
-        out, err = self._capsys.readouterr()
-        check_words(returned, out, err, code=code, says=says, hint=hint)
-
-
-def check_words(returned: int, out: str, err: str, *, code: int, says: str, hint: str) -> None:
-    """One line of error and one of advice, with these words in them, and the exit code as documented."""
-    lines = err.splitlines()
-    assert returned == code, (out, err)
-    assert f"| {code} |" in (ROOT / "docs/cli.md").read_text()
-    assert len(lines) == 2 and lines[0].startswith("error: ") and lines[1].startswith("hint: "), err
-    assert says in lines[0] and hint in lines[1], err
-    assert "internal error" not in err and "Traceback" not in out + err
-    assert not out
 
 
 @pytest.fixture
@@ -234,22 +203,6 @@ def make_bundle(folder: Path, name: str, kernel: bytes = b"", padding: int = 819
     return write_bundle(folder / f"{name}.vambrace", config, parts[0], parts[1], parts[2:]).path
 
 
-def introduce(daemon: Daemon, certificates: Certificates, own_state: Path) -> None:
-    """Make the daemon the user's current host, and the owner the user."""
-    shutil.copytree(certificates.owner.key_path.parent, own_state / "owner", dirs_exist_ok=True)
-    keys = certificates.directory
-    (own_state / "vendor-root.pem").write_bytes(certificates.vendor.certificate_pem)
-    entry = HostEntry(
-        url=daemon.url,
-        certificate=str(keys / "client.pem"),
-        key=str(keys / "client.key"),
-        ca=str(keys / "ca.pem"),
-        vendor_root=str(own_state / "vendor-root.pem"),
-        references=str(own_state / "none"),
-    )
-    Context().add_host("test", entry)
-
-
 async def everything(daemon: Daemon) -> dict[str, object]:
     """All that the host has: images, Realms that live, files of uploads, processes."""
     realms = (await daemon.get("/v1/domains")).json["domains"]
@@ -279,7 +232,7 @@ def refuse_run(
     """``vambrace run`` of ``bundle`` on a host where ``first`` was done is refused; host and user are as before."""
 
     async def test(daemon: Daemon) -> None:
-        introduce(daemon, certificates, own_state)
+        introduce(daemon, own_state)
         if first:
             await first(daemon)
         host, files = await everything(daemon), tree(own_state)
@@ -375,7 +328,7 @@ def test_a_name_that_no_realm_may_have(
     bundle = make_bundle(tmp_path, "patients", **owned)
 
     async def test(daemon: Daemon) -> None:
-        introduce(daemon, certificates, own_state)
+        introduce(daemon, own_state)
         host, files = await everything(daemon), tree(own_state)
         words = ("run", str(bundle), "--allow-insecure", "--name", name)
         await asyncio.to_thread(refused, 2, *words, says=f"domain: {name!r} is not a valid name", hint="1 to 32 of a-z")
@@ -452,70 +405,6 @@ def test_no_space_for_a_dump(work: Path, tmp_path: Path, refused: Refusals, monk
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1 * MIB))
     refused(7, "server", "dump", "memory.bin", says="no space for", hint="name another disk")
     assert not (work / "memory.bin").exists()
-
-
-# The emulated server: no QEMU, a port in use
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a server that is not there yet. What is asked of its build fails the test."""
-
-    def build(*_: object, **__: object) -> None:
-        pytest.fail("the long build was begun first")
-
-    monkeypatch.setattr("vambrace.emulator.build.build", build)
-    monkeypatch.setenv("VAMBRACE_SERVER", str(tmp_path / "data/server"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "data"
-
-
-def fake_qemu(folder: Path, version: str) -> None:
-    """A program of QEMU's name that can say its version only."""
-    folder.mkdir()
-    program = folder / "qemu-system-aarch64"
-    program.write_text(f"#!/bin/sh\necho 'QEMU emulator version {version}'\n")
-    program.chmod(0o755)
-
-
-@pytest.mark.parametrize("command", ["build", "up"])
-def test_no_qemu(
-    server: Path, refused: Refusals, tmp_path: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    refused(6, "server", command, says="qemu-system-aarch64 is not installed", hint="run 'make packages'")
-    assert not tree(own_state) and not server.exists()
-
-
-@pytest.mark.parametrize("version", ["7.2.9 (Debian 1:7.2+dfsg-7)", "8.1.0", "nonsense"])
-def test_a_qemu_that_is_too_old(
-    server: Path, refused: Refusals, tmp_path: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch, version: str
-) -> None:
-    fake_qemu(tmp_path / "bin", version)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    refused(7, "server", "up", says="qemu-system-aarch64 is older than 8.2", hint="make packages")
-    assert not tree(own_state) and not server.exists()
-
-
-def test_a_port_in_use(
-    server: Path, refused: Refusals, tmp_path: Path, own_state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_qemu(tmp_path / "bin", "10.0.0")
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = str(other.getsockname()[1])
-        says, hint = f"port {port} is in use", "choose another with VAMBRACE_PORT"
-        refused(7, "server", "up", "--port", port, says=says, hint=hint)
-        monkeypatch.setenv("VAMBRACE_PORT", port)
-        refused(7, "server", "up", says=says, hint=hint)
-    assert not tree(own_state) and not tree(tmp_path / "data")
-
-
-@pytest.mark.parametrize("port", ["0", "65536", "x", "-1", "８４４３"])
-def test_a_port_that_is_none(server: Path, refused: Refusals, own_state: Path, port: str) -> None:
-    refused(2, "server", "up", f"--port={port}", says="is not a port from 1 to 65535", hint="server up --help")
-    assert not tree(own_state) and not server.exists()
 
 
 # And what else makes one line of an internal error

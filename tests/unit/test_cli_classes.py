@@ -21,9 +21,8 @@ from vambrace.image import Bundle, write_bundle
 
 sys.path[:0] = [str(Path(__file__).parent / "test_host")]
 
-from harness import DISK, Daemon, run  # noqa: E402
+from harness import DISK, Daemon, introduce, run  # noqa: E402
 from harness_certificates import Certificates  # noqa: E402
-from test_bad_input import introduce  # noqa: E402
 from test_host_classes import normal  # noqa: E402
 
 Capture = pytest.CaptureFixture[str]
@@ -69,7 +68,7 @@ def test_a_secure_vm_is_signed_and_refused_by_command(
     bundle = secure_bundle(tmp_path, certificates.owner.certificate_pem)
 
     async def test(daemon: Daemon) -> None:
-        introduce(daemon, certificates, own_state)
+        introduce(daemon, own_state)
         await daemon.provision(keeper)
         code, answer = await command("run", str(bundle), "--allow-insecure")
         assert code == 4 and answer["kind"] == "MessageRefused" and "is not signed" in answer["error"]
@@ -102,7 +101,7 @@ def test_a_normal_vm_by_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def test(daemon: Daemon) -> None:
-        introduce(daemon, certificates, own_state)
+        introduce(daemon, own_state)
         parts = files(tmp_path, daemon.kernel(), b"initrd", DISK)
         bundle = write_bundle(tmp_path / "d.vambrace", daemon.config(**normal()), parts[0], parts[1], parts[2:]).path
         code, answer = await command("image", "inspect", str(bundle))

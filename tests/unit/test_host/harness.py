@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import uuid
@@ -341,9 +342,11 @@ def alone(tree: Cgroups, *cpus: int) -> dict[str, Any]:
     return {"vmm_cpus": cpus, "shared_cpus": (), "allow_affinity": False, "cgroups": tree.root}
 
 
-def introduce(daemon: Daemon) -> None:
-    """Make it the user's current host."""
+def introduce(daemon: Daemon, home: Path | None = None) -> None:
+    """Make it the user's current host; with ``home``, the user's state, make the owner the user."""
     keys = daemon.certificates
+    if home is not None:
+        shutil.copytree(keys.owner.key_path.parent, home / "owner", dirs_exist_ok=True)
     entry = HostEntry(
         url=daemon.url,
         certificate=str(keys.directory / "client.pem"),
