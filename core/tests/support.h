@@ -121,6 +121,32 @@ static inline struct vb_window *open_placed(const struct vb_zone_config *zones, 
 	return window;
 }
 
+static inline uint8_t *page_of(struct vb_window *window, uint32_t page)
+{
+	return window->guest + vb_offset(page);
+}
+
+static inline struct vb_stats stats_of(struct vb_window *window, size_t zone)
+{
+	struct vb_stats stats;
+
+	CHECK(vb_window_stats(window, zone, &stats) == VB_OK);
+	return stats;
+}
+
+static inline struct vb_window *open_configured(struct vb_config config, const struct vb_zone_config *zone)
+{
+	struct vb_window *window = NULL;
+
+	config.zones = zone;
+	config.zone_count = 1;
+	config.key = test_key;
+	config.instance = test_instance;
+	config.grace_ms = -1;
+	CHECK(vb_window_create(&config, &window) == VB_OK);
+	return window;
+}
+
 /* The frame of a page of a placed window, in guest memory or aside; 0: it is on its way, or hidden. */
 static inline uint64_t frame_of(struct vb_window *window, uint32_t page)
 {

@@ -12,6 +12,11 @@ from fuzzing import SECONDS
 
 CORE = Path(__file__).parents[2] / "core"
 SOURCES = sorted(CORE.glob("*.c"))
+#: Programs that make windows, which this machine's kernel may not be able to.
+WINDOWS = (
+    *("test_engine", "test_provider", "test_window", "test_memory", "test_tamper", "test_threads", "test_refused"),
+    "test_place",
+)
 FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fno-omit-frame-pointer", "-pthread"]
 
 
@@ -48,9 +53,7 @@ def test_cipher(objects: tuple[str, list[str]], tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize(
-    "name", ["test_engine", "test_window", "test_memory", "test_tamper", "test_threads", "test_refused", "test_place"]
-)
+@pytest.mark.parametrize("name", WINDOWS)
 def test_window(name: str, objects: tuple[str, list[str]], tmp_path: Path) -> None:
     run(name, objects, tmp_path)
 
@@ -68,14 +71,5 @@ def test_soak_the_window(objects: tuple[str, list[str]], tmp_path: Path) -> None
 
 
 def test_every_program_is_run() -> None:
-    assert {path.stem for path in (CORE / "tests").glob("*.c")} == {
-        "soak_window",
-        "test_cipher",
-        "test_engine",
-        "test_refused",
-        "test_window",
-        "test_memory",
-        "test_tamper",
-        "test_place",
-        "test_threads",
-    }
+    found = {path.stem for path in (CORE / "tests").glob("*.c")}
+    assert found == {"soak_window", "test_cipher", *WINDOWS}
