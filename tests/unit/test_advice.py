@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import xml.etree.ElementTree as xml
 from typing import Any
 
 import pytest
 
-from vambrace.advice import Advice, advise
+from vambrace.advice import ENOUGH, Advice, advise
 from vambrace.client.curves import picture
 from vambrace.errors import DomainError
 from vambrace.pager import Window
@@ -67,6 +68,14 @@ def test_the_picture_has_a_curve_for_each_zone_and_no_markup_of_theirs() -> None
     curves = root.findall("{http://www.w3.org/2000/svg}polyline")
     assert [len(curve.attrib["points"].split()) for curve in curves] == [101, 101]
     assert "<script>" not in picture(found)
+
+
+def test_a_zone_that_was_idle_has_no_curve() -> None:
+    idle = dataclasses.replace(advise("report", STATS, sampled(), 10_000), touches=ENOUGH - 1)
+    root = xml.fromstring(picture([idle, advise("analysis", STATS, sampled(), 10_000)]))
+    assert len(root.findall("{http://www.w3.org/2000/svg}polyline")) == 1
+    said = [text.text for text in root.findall("{http://www.w3.org/2000/svg}text")]
+    assert "report: idle" in said and "analysis" in said
 
 
 @pytest.mark.usefixtures("kernel")

@@ -213,7 +213,9 @@ def test_a_detached_realm(world: World, capsys: Capture, tmp_path: Path) -> None
     assert [zone["percent"] for zone in json_of(capsys)["zones"]] == [80, 95, 80]
     assert main(["advise", "patients", "--seconds", "1", "--picture", "cost.svg"]) == 0
     assert "analysis" in (told := capsys.readouterr().out) and "idle" in told
-    assert Path("cost.svg").read_text().count("<polyline") == 3 and world.record.monitor.sampling == [True, False]
+    drawn = Path("cost.svg").read_text()
+    assert drawn.count("<polyline") + drawn.count(": idle<") == 3 and drawn.count(": idle<") == told.count(" idle\n")
+    assert world.record.monitor.sampling == [True, False]
     assert main(["advise", "patients", "--seconds", "1", "--picture", "none/cost.svg"]) == 2
     assert "none/cost.svg cannot be written: No such file" in capsys.readouterr().err
     assert main(["advise", "patients", "--seconds", "0"]) == 2

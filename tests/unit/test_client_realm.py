@@ -385,5 +385,6 @@ def test_a_realm_that_is_being_destroyed_says_why(world: World) -> None:
         return looked(*arguments, **options)
 
     realm.host.domain = look  # type: ignore[method-assign]
-    with pytest.raises(DomainError, match="gives an older copy"):
+    with pytest.raises(DomainError, match="the Realm has failed: agent: .* gives an older copy") as found:
         realm._connect()
+    assert "without --detach" in str(found.value.hint)

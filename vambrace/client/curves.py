@@ -20,7 +20,7 @@ class Chart:
 
     def __init__(self, title: str, across: str) -> None:
         middle = (LEFT + WIDTH - RIGHT) / 2
-        self._curves = 0
+        self._names = 0
         self._parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"',
             '  font-family="sans-serif" font-size="13">',
@@ -41,16 +41,25 @@ class Chart:
 
     def curve(self, name: str, points: Sequence[tuple[float, float]], dot: tuple[float, float] | None = None) -> None:
         """A curve through ``points`` (percent, height) with its name beside, and perhaps a dot."""
-        colour, label = COLOURS[self._curves % len(COLOURS)], TOP + 16 + 20 * self._curves
-        self._curves += 1
+        colour, label = COLOURS[self._names % len(COLOURS)], self._named(name)
         places = " ".join(f"{_x(percent)},{_y(height)}" for percent, height in points)
         self._parts += [
             f'<polyline points="{places}" fill="none" stroke="{colour}" stroke-width="2"/>',
             f'<path d="M{WIDTH - RIGHT + 14} {label - 4}h18" stroke="{colour}" stroke-width="2"/>',
-            f'<text x="{WIDTH - RIGHT + 38}" y="{label}">{escape(name)}</text>',
         ]
         if dot:
             self._parts.append(f'<circle cx="{_x(dot[0])}" cy="{_y(dot[1])}" r="4" fill="{colour}"/>')
+
+    def without(self, name: str) -> None:
+        """A name that has no curve."""
+        self._named(name)
+
+    def _named(self, name: str) -> int:
+        """Put the next name beside the picture; returns its height."""
+        label = TOP + 16 + 20 * self._names
+        self._names += 1
+        self._parts.append(f'<text x="{WIDTH - RIGHT + 38}" y="{label}">{escape(name)}</text>')
+        return label
 
     def document(self) -> str:
         return "\n".join([*self._parts, "</svg>"]) + "\n"
@@ -62,11 +71,17 @@ def draw(path: Path, found: Sequence[Advice]) -> None:
 
 
 def picture(found: Sequence[Advice]) -> str:
-    """An SVG document: for each zone the share of time in faults over the percentage, with a dot where it is now."""
+    """An SVG document: for each zone the share of time in faults over the percentage, with a dot where it is now.
+
+    Of a zone that was idle there is nothing to draw: a curve along zero would say that encryption costs it nothing.
+    """
     chart = Chart("What encryption costs: share of time in page faults", "encrypted at least")
     for quarter in range(5):
         chart.level(quarter / 4, f"{25 * quarter} %")
     for one in found:
+        if not one.tells:
+            chart.without(f"{one.zone}: idle")
+            continue
         points = [(percent, one.share(percent)) for percent in range(101)]
         chart.curve(one.zone, points, dot=points[one.percent])
     return chart.document()

@@ -84,9 +84,12 @@ class Domain:
     def ended(self, info: DomainInfo) -> DomainError:
         """The error that it has ended, of a domain that has."""
         unexecuted = "" if info.executed else "; it never executed"
+        verb = "has" if info.state in ("failed", "succeeded") else "is"
+        hint = "'vambrace ps --all' shows how it ended"
+        if info.state == "failed" and info.executed:
+            hint = "what its programs said is gone with it; 'vambrace run' without --detach shows it in time"
         return DomainError(
-            f"the {self.config.kind} is {info.state}: {info.reason or 'no reason given'}{unexecuted}",
-            hint="'vambrace ps --all' shows how it ended",
+            f"the {self.config.kind} {verb} {info.state}: {info.reason or 'no reason given'}{unexecuted}", hint=hint
         )
 
 

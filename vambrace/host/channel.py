@@ -37,8 +37,11 @@ async def relay(request: web.Request, domain: Reached, connect: Connector, limit
 
     Raises ``Conflict`` (not running), ``CapacityError`` (429, too many channels), ``HostError`` (503).
     """
-    if domain.lifecycle.state is not State.RUNNING:
-        raise Conflict(f"the domain is {domain.lifecycle.state.value}", hint="wait until it is running", status=409)
+    state = domain.lifecycle.state
+    if state is not State.RUNNING:
+        ends = state is State.DESTROYING or state.final
+        hint = "'vambrace ps --all' shows how it ended" if ends else "wait until it is running"
+        raise Conflict(f"the domain is {state.value}", hint=hint, status=409)
     if domain.channels >= limit:
         raise CapacityError(f"the domain has {limit} channels", hint="close one of them", status=429)
     socket_ = websocket(request, MESSAGE_LIMIT)

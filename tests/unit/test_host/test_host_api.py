@@ -263,7 +263,8 @@ def test_channel(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
         handle, vmm = await daemon.awaiting()
         path = f"/v1/domains/{handle}/channel"
-        assert (await daemon.get(path)).status == 409
+        early = await daemon.get(path)
+        assert (early.status, early.json["hint"]) == (409, "wait until it is running")
         await daemon.verdict(handle, "yes")
         await vmm.request("start")
         await daemon.state(handle, "running")
@@ -287,7 +288,8 @@ def test_channel(tmp_path: Path, certificates: Certificates) -> None:
             assert (await soon(second.receive())).type is aiohttp.WSMsgType.CLOSE
             await daemon.call("DELETE", f"/v1/domains/{handle}")
             assert (await soon(first.receive())).type is aiohttp.WSMsgType.CLOSE
-        assert (await daemon.get(path)).status == 409
+        late = await daemon.get(path)
+        assert (late.status, late.json["hint"]) == (409, "'vambrace ps --all' shows how it ended")
         server.close()
 
     run(tmp_path, certificates, test, channels=2)
