@@ -15,7 +15,7 @@ from typing import Any
 
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.cli.main import INTERRUPTED
-from vambrace.emulator.server import Server
+from vambrace.emulator.server import Server, hint_for
 from vambrace.errors import VambraceError
 from vambrace.suite import NIST, SUITES
 
@@ -100,11 +100,13 @@ def tell(
     story = Story(options.report)
     story.chosen = chosen
     server = Server(suite=SUITES[options.suite])
-    was_running = bool(server.status()["running"])
+    was_running = True  # as long as nobody knows, it is left as it is
     try:
+        was_running = bool(server.status()["running"])
         play(options.work, server, story)
     except VambraceError as error:
-        print(f"\ndemo: {error}" + (f"\nhint: {error.hint}" if error.hint else ""), file=sys.stderr)
+        hint = hint_for(error.hint, server.suite)
+        print(f"\ndemo: {error}" + (f"\nhint: {hint}" if hint else ""), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\ndemo: interrupted", file=sys.stderr)

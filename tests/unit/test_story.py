@@ -11,8 +11,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from examples.story import Story, tell  # noqa: E402
+from vambrace.cli.main import main  # noqa: E402
 from vambrace.emulator.server import Server  # noqa: E402
 from vambrace.errors import HostError  # noqa: E402
+from vambrace.suite import SUITES  # noqa: E402
 
 Capture = pytest.CaptureFixture[str]
 
@@ -48,3 +50,24 @@ def test_an_end_before_its_time_is_told_in_a_line(capsys: Capture, error: BaseEx
 
     assert tell("A demo.", play, work="work", report="report.json") == code
     assert capsys.readouterr().err.strip() == said
+
+
+@pytest.mark.parametrize(("suite", "command"), [("nist", "server reset"), ("sm", "server reset --suite sm")])
+def test_a_machine_that_cannot_be_used_is_told_in_a_line(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, suite: str, command: str
+) -> None:
+    """And the advice is about that machine, not another suite's."""
+    server = Server(suite=SUITES[suite])
+    assert tmp_path in server.flash.parents
+    server.flash.parent.mkdir()
+    server.flash.write_bytes(bytes(64 << 20))
+    monkeypatch.setattr(sys, "argv", ["demo", "--suite", suite])
+
+    def play(work: Path, server: Server, story: Story) -> None:
+        raise AssertionError("it does not come to that")
+
+    assert tell("A demo.", play, work="work", report="report.json") == 7
+    said = capsys.readouterr().err
+    assert said.strip().splitlines()[1] == f"hint: 'vambrace {command}' makes a new machine"
+    assert main(["server", "status", "--suite", suite]) == 7
+    assert capsys.readouterr().err == said.strip().replace("demo: ", "error: ") + "\n"

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vambrace.errors import ConfigError, HostUnreachable, MalformedEvidence, UsageError, VambraceError
+from vambrace.errors import ConfigError, HostUnreachable, MalformedEvidence, ServerError, UsageError, VambraceError
 from vambrace.suite import NIST, SUITES
 
 if TYPE_CHECKING:
@@ -126,7 +126,11 @@ def not_installed(error: ImportError, extra: str) -> UsageError:
 
 
 def advise(error: VambraceError, options: argparse.Namespace) -> None:
-    """Say more about an emulated server that does not answer."""
+    """Say more about an emulated server that does not answer, and which one a command is for."""
+    if isinstance(error, ServerError) and hasattr(options, "suite"):
+        from vambrace.emulator.server import hint_for
+
+        error.hint = hint_for(error.hint, SUITES[options.suite])
     if not isinstance(error, HostUnreachable) or not hasattr(options, "host"):
         return
     with contextlib.suppress(VambraceError):

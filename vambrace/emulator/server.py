@@ -7,6 +7,7 @@ import fcntl
 import http.client
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -30,6 +31,14 @@ from vambrace.errors import NoSpace, ServerError, UsageError
 from vambrace.suite import NIST, Suite
 
 PORT = 8443
+
+
+def hint_for(hint: str | None, suite: Suite) -> str | None:
+    """``hint`` with its commands as they are given for the machine of ``suite``: another one would do it to another
+    machine."""
+    if hint is None or suite == NIST:
+        return hint
+    return re.sub("'vambrace server [a-z]+", rf"\g<0> --suite {suite.name}", hint)
 
 
 def default_home(suite: Suite = NIST) -> Path:
