@@ -22,7 +22,7 @@ from vambrace.config import (
     window_bytes,
 )
 from vambrace.errors import ConfigError
-from vambrace.image.build import agent_settings
+from vambrace.image.configuration import agent_settings
 from vambrace.image.manifest import Manifest, NormalManifest, read_manifest
 from vambrace.machine import layout, plan_boot
 

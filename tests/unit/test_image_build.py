@@ -14,7 +14,8 @@ from config_factory import owner
 
 from vambrace.errors import BuildError, ConfigError, VambraceError
 from vambrace.image.base import RuntimeBase
-from vambrace.image.build import SETTINGS, agent_settings, build_bundle
+from vambrace.image.build import build_bundle
+from vambrace.image.configuration import SETTINGS, agent_settings
 from vambrace.image.manifest import read_manifest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))

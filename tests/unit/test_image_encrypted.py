@@ -18,8 +18,9 @@ from vambrace.config import DomainConfig
 from vambrace.debian.erofs import BLOCK, VerityDisk, add_verity
 from vambrace.errors import BuildError, ConfigError
 from vambrace.image.base import RuntimeBase
-from vambrace.image.build import agent_settings, build_bundle, key_file
+from vambrace.image.build import build_bundle, key_file
 from vambrace.image.bundle import Bundle
+from vambrace.image.configuration import agent_settings
 from vambrace.image.encrypted import KEY_BYTES, encrypt_disk, obtain_key
 from vambrace.image.manifest import Manifest, read_manifest
 from vambrace.release import Broker

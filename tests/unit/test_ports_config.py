@@ -13,7 +13,7 @@ from vambrace.application import MAX_PORTS, Port
 from vambrace.canonical import canonical
 from vambrace.config import DomainConfig
 from vambrace.errors import ConfigError
-from vambrace.image.build import agent_settings
+from vambrace.image.configuration import agent_settings
 from vambrace.image.manifest import Manifest, read_manifest
 
 MANIFEST = """\

@@ -12,7 +12,7 @@ from config_factory import MIB, make_certificate, make_normal, make_realm, make_
 from vambrace.config import DomainConfig
 from vambrace.debian.erofs import VerityDisk
 from vambrace.errors import ConfigError
-from vambrace.image.build import agent_settings, make_config
+from vambrace.image.configuration import agent_settings, make_config
 from vambrace.image.manifest import Manifest, read_manifest
 from vambrace.machine.descriptors import expected
 from vambrace.machine.layout import device_slots

@@ -20,8 +20,9 @@ from vambrace.config import DomainConfig
 from vambrace.debian.erofs import VerityDisk
 from vambrace.errors import BuildError, ConfigError
 from vambrace.image.base import RuntimeBase
-from vambrace.image.build import agent_settings, build_bundle
+from vambrace.image.build import build_bundle
 from vambrace.image.bundle import PLAIN_DISK, Bundle
+from vambrace.image.configuration import agent_settings
 from vambrace.image.manifest import Manifest, read_manifest
 from vambrace.image.single import Single, System
 
