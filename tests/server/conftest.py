@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from database import make_postgresql
 from machine import DOOR, Machine, new_server
 from user import Pair, User, await_log
 
@@ -84,6 +85,12 @@ def containers() -> RuntimeBase:
     """The base of Realms that run containers."""
     cache = Cache()
     return runtime_base(Archive(cache.root / "archive", LOCK_FILE), cache, containers=True)
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A container image with a database."""
+    return make_postgresql(tmp_path_factory.mktemp("postgresql"))
 
 
 @pytest.fixture

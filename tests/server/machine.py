@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from volatile import Volatile
 
 from vambrace.debian.cache import Cache
 from vambrace.emulator import memory, qemu
@@ -82,6 +85,21 @@ class Machine:
     def stop(self) -> None:
         if self._server is not None:
             self._server.down()
+
+    @contextmanager
+    def power_cut(self) -> Iterator[None]:
+        """In the end its power is cut: of what its host writes meanwhile, what it has not flushed is lost."""
+        disk = Volatile(self.home / "state.img")
+        with qemu.Monitor(self.home / "qmp.sock") as monitor:
+            disk.insert(monitor, "state")
+        try:
+            yield
+        finally:
+            pid = qemu.running(self.home)
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            assert qemu.wait_gone(pid, 20)
+            disk.settle()
 
     def tell(self, text: str) -> None:
         self.said.append(text)

@@ -1,4 +1,7 @@
-"""A container image in a Realm, beside a program: as under a plain runtime on the host, and as well protected."""
+"""A container image in a Realm, beside a program: as under a plain runtime on the host, and as well protected.
+
+The image is encrypted for a key of the broker's, and one container has a volume that is sealed to this machine.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,28 @@ import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from machine import DOOR, Machine
+from machine import DOOR, Machine, files_with
+from outside import Outside
+from records import place, store
 from user import User, await_applications, await_log
 
 from testbed.door import Door
 from vambrace.attest.events import Event
+from vambrace.client.files import PART
 from vambrace.client.realm import Realm
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
 from vambrace.debian.container import debian_layer, pack_layer, write_layout
-from vambrace.emulator.build import LOCK_FILE
-from vambrace.image.base import RuntimeBase, runtime_base
+from vambrace.emulator.server import Server
+from vambrace.image.base import RuntimeBase
 
 HERE = Path(__file__).parent
 PACKAGES = ("busybox-static",)
+KEY = "tests/key/container"
 #: Where the plain runtime runs on the host, and what of a Realm's base it needs beside what the host has.
 PLAIN = "/run/plain"
 LIBRARIES = ("libyajl.so.2", "libseccomp.so.2", "libcap.so.2", "libsystemd.so.0")
@@ -48,6 +56,8 @@ SAYS = {
 WEB = """
 desk
 touch /scratch/mine && stat -c '%n %u:%g' /scratch /scratch/mine
+[ ! -e /srv/notes/note ] || cat /srv/notes/note
+echo a note of before > /srv/notes/note && stat -c '%n %u:%g' /srv/notes/note
 echo kept > /results/web/out
 trap 'exit 0' QUIT
 busybox httpd -f -p 80 -h /srv & wait
@@ -85,30 +95,47 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_layout(folder / "layout", [debian, layer], SAYS)
 
 
-@pytest.fixture(scope="module")
-def containers() -> RuntimeBase:
-    cache = Cache()
-    return runtime_base(Archive(cache.root / "archive", LOCK_FILE), cache, containers=True)
+class CutOff(Exception):
+    """Its user has lost the connection."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Two containers of one image and a program, each with a zone of its own: whose they are, and their bundle."""
+
+    user: User
+    bundle: Path
 
 
 @pytest.fixture(scope="module")
-def realm(
+def boxes(
     machine: Machine, containers: RuntimeBase, image: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Realm]:
-    """Two containers of one image and a program, each with a zone of its own."""
-    user = User(tmp_path_factory.mktemp("containers"), machine.run(DOOR), containers)
-    box = {"container": image, "files": None, "command": None, "memory": "32M"}
-    bundle = user.bundle(
-        {"name": "compare", **box, "health": False},
-        {
-            "name": "web", **box, "entrypoint": ["/bin/sh", "-c", WEB], "user": "root",
-            "publish": [80], "registers": [2], "capabilities": {"drop": ["all"], "add": ["KILL"]},
-            "scratch": "32M", "results": ["out"],
-        },
-        {"name": "holder", "memory": "32M", "publish": [8002], "registers": [1]},
-        collect_seconds=30,
-    )  # fmt: skip
-    with user.started(bundle) as realm:
+) -> Iterator[Boxes]:
+    server = machine.run(DOOR)
+    user = User(tmp_path_factory.mktemp("containers"), server, containers)
+    with Outside(user.home / "broker", user, server.broker) as outside:
+        box = {"container": image, "files": None, "command": None, "memory": "32M", "encrypt": {"resource": KEY}}
+        bundle = user.bundle(
+            {"name": "compare", **box, "health": False},
+            {
+                "name": "web", **box, "entrypoint": ["/bin/sh", "-c", WEB], "user": "root",
+                "publish": [80], "registers": [2], "capabilities": {"drop": ["all"], "add": ["KILL"]},
+                "scratch": "32M", "results": ["out"],
+            },
+            {"name": "holder", "memory": "32M", "publish": [8002], "registers": [1]},
+            volumes=[{"name": "notes", "application": "web", "size": "32M", "mount": "/srv/notes", "key": "sealed"}],
+            broker=place(user, outside),
+            sealing={"to": "measurement"},
+            collect_seconds=30,
+        )  # fmt: skip
+        store(user, outside, bundle)
+        yield Boxes(user, bundle)
+        user.host.remove_volume(user.owner.personalization().hex(), "notes")
+
+
+@pytest.fixture(scope="module")
+def realm(boxes: Boxes) -> Iterator[Realm]:
+    with boxes.user.started(boxes.bundle) as realm:
         yield realm
 
 
@@ -146,11 +173,41 @@ def test_it_serves_its_owner_and_knows_how_it_is(realm: Realm) -> None:
         'desk: {"ok": true}',
         *("vsock: Operation not permitted", "user namespace: Operation not permitted"),
         *("disk: No such file or directory", "port: No such file or directory"),
-        *("/scratch 0:0", "/scratch/mine 0:0"),
+        *("/scratch 0:0", "/scratch/mine 0:0", "/srv/notes/note 0:0"),
     ]
     assert [(file.path, file.size) for file in realm.results()] == [("/results/web/out", 5)]
     realm.encrypt("web", 90)
     assert {zone["name"]: zone["percent"] for zone in realm.stats()}["web"] == 90
+
+
+def test_a_file_that_was_cut_off_goes_on_where_it_was(realm: Realm, server: Server, tmp_path: Path) -> None:
+    """Into the container's volume, and out again; nobody else reads it there."""
+    source, target, there = tmp_path / "source", tmp_path / "target", "web:/srv/notes/file"
+    source.write_bytes(os.urandom(3 * PART - 5))
+
+    def cut(step: str, done: int = 0, total: int = 0) -> None:
+        realm.close()
+        raise CutOff
+
+    for transfer in (
+        lambda told: realm.put_file(source, there, told),
+        lambda told: realm.get_file(there, target, told),
+    ):
+        with pytest.raises(CutOff):
+            transfer(cut)
+        steps: list[int] = []
+        transfer(lambda step, done=0, total=0, steps=steps: steps.append(done))
+        assert steps == [2 * PART, 3 * PART - 5]
+    assert target.read_bytes() == source.read_bytes()
+    with Door(server) as host:
+        assert files_with(server, host, source.read_bytes()[:64]) == []
+
+
+def test_its_operator_does_not_see_its_files(realm: Realm, server: Server) -> None:
+    """But how it is run: that is in the configuration, which everybody may know."""
+    with Door(server) as host:
+        assert files_with(server, host, b"GREETING") == [server.state.name]
+        assert files_with(server, host, b"served from a container") == []
 
 
 def test_its_end(realm: Realm) -> None:
@@ -162,6 +219,14 @@ def test_its_end(realm: Realm) -> None:
     realm.stop()
     info = realm.host.wait(realm.uuid, lambda info: info.final, timeout=120)
     assert (info.state, info.reason) == ("failed", "application compare: exit code 7")
+
+
+@pytest.mark.soak
+def test_its_sealed_volume_opens_again(realm: Realm, boxes: Boxes) -> None:
+    """For the same image, on the same machine, whose TrustZone gives the key once more."""
+    assert realm.info().final, "one Realm has it at a time"
+    with boxes.user.started(boxes.bundle) as again:
+        assert b"a note of before\n" in await_log(again, "web", b"/srv/notes/note 0:0\n")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """PostgreSQL on a volume, and the power goes while it writes: what it has acknowledged is there afterwards.
 
-In a plain guest, where QEMU is the host.
+In a plain guest, where QEMU is the host; and once more in a Realm in test_volumes.py.
 """
 
 from __future__ import annotations
@@ -14,40 +14,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from database import PORT, VOLUME_MIB, database
 from machine import free_port
 from plain_guest import ADDRESS, Guest, sparse
 from transactions import Transactions, await_database, open_database
 from user import PROGRAMS
 
-from examples.gallery.images import make_image
-from examples.gallery.postgresql.example import IMAGE
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.canonical import canonical
-from vambrace.debian.cache import Cache
 from vambrace.image.base import RuntimeBase
 from vambrace.image.build import agent_settings, read_attested_manifest
 from vambrace.image.containers.program import settle
 
 CUTS = int(os.environ.get("VAMBRACE_SOAK_CUTS", "20"))
 MIB = 1 << 20
-PORT = 5432
-VOLUME_MIB = 192
-KEY = "tests/volume/database"
-FILES = Path(__file__).parents[2] / "examples/gallery/postgresql/files"
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The gallery's image."""
-    return make_image(IMAGE, "postgresql", FILES, tmp_path_factory.mktemp("postgresql"), Cache().root / "archive")
-
-
-def database(image: str) -> dict[str, object]:
-    """The application, and its volume, as a manifest has them."""
-    application = {"name": "database", "container": image, "memory": "160M", "publish": [PORT], "stop_seconds": 60}
-    volume = {"name": "database", "application": "database", "size": f"{VOLUME_MIB}M", "mount": "/var/lib/postgresql"}
-    # Without encryption of memory it is quicker.
-    return {"applications": [{**application, "percent": 0}], "volumes": [{**volume, "key": KEY}]}
 
 
 def plain(folder: Path, base: RuntimeBase, image: str) -> tuple[Guest, int]:

@@ -7,9 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+from machine import files_with
+from outside import Outside
+from records import place, store
 from user import PROGRAMS, User, await_applications, await_log
 
+from testbed.door import Door
 from vambrace.attest.events import Event
+from vambrace.client.realm import Realm
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
 from vambrace.debian.system import make_ext4, stock_system
@@ -19,6 +24,7 @@ from vambrace.emulator.server import Server
 from vambrace.image.base import RuntimeBase, runtime_base
 
 PORT = 80
+KEY = "tests/key/disk"
 WORD = 'a "word" of 100 %'
 #: What nothing that is tested here needs, so that less is sent to the server.
 UNUSED = ("usr/lib/udev", "usr/lib/apt", "usr/lib/aarch64-linux-gnu/perl-base", "usr/lib/aarch64-linux-gnu/gconv")
@@ -72,38 +78,29 @@ def unit(name: str, **other: object) -> dict[str, object]:
 
 
 def test_a_disk_with_its_services(server: Server, system_base: RuntimeBase, disk: Path, tmp_path: Path) -> None:
+    """It is encrypted for a key of the broker's."""
     user = User(tmp_path, server, system_base)
-    (tmp_path / "image").mkdir()
-    disk = disk.rename(tmp_path / "image/disk.qcow2")
-    bundle = user.bundle(
-        unit("answering", unit="answering.service", memory="32M", publish=[PORT], results=["report"],
-             environment={"WORD": WORD}),
-        unit("working", unit="task.service", memory="16M", restarts=1),
-        vm={"disk": "disk.qcow2"},
-        system={"memory": "256M"},
-    )  # fmt: skip
-    realm = user.create(bundle, name="debian")
-    began = time.monotonic()
-    try:
-        realm.verify()
-        realm.approve()
-        realm.start()
-        print(f"{time.monotonic() - began:.1f} s from creation to the start of the system")
-        assert b"serving as 0\n" in await_log(realm, "answering", b"serving")
-        print(f"{time.monotonic() - began:.1f} s until the service serves")
-        assert b"attempt of daemon\nattempt of daemon\ndone\n" in await_log(realm, "working", b"done")
-        with realm.connect(PORT) as stream:
-            stream.settimeout(120)
-            assert stream.makefile("rb").read() == WORD.encode()
-        found = await_applications(realm, ["succeeded", "succeeded"])
-        assert [(each["exit_code"], each["restarts"]) for each in found] == [(0, 0), (0, 1)]
-        assert b"reported\n" in await_log(realm, "answering", b"reported")
-        starts = [event.text for event in realm.events(realm.attest()) if event == Event(0, "", event.text)]
-        assert sorted(starts) == ["start answering", "start working", "start working"]
-        realm.finish(tmp_path / "results")
-        print(f"{time.monotonic() - began:.1f} s until the end")
-    finally:
-        realm.abandon()
+    with Outside(tmp_path / "broker", user, server.broker) as outside:
+        broker = place(user, outside)
+        disk = disk.rename(tmp_path / "image/disk.qcow2")
+        bundle = user.bundle(
+            unit("answering", unit="answering.service", memory="32M", publish=[PORT], results=["report"],
+                 environment={"WORD": WORD}),
+            unit("working", unit="task.service", memory="16M", restarts=1),
+            vm={"disk": "disk.qcow2", "encrypt": {"resource": KEY}},
+            broker=broker,
+            system={"memory": "256M"},
+        )  # fmt: skip
+        store(user, outside, bundle)
+        realm = user.create(bundle, name="debian")
+        try:
+            live(realm, tmp_path / "results")
+        finally:
+            realm.abandon()
+    with Door(server) as host:
+        assert files_with(server, host, b"answering.service") == [server.state.name], "it is in the configuration"
+        for needle in (SERVICE.splitlines()[1].encode(), b"attempt of"):
+            assert files_with(server, host, needle) == []
     [report] = list((tmp_path / "results").rglob("report"))
     lines = dict(line.split(": ", 1) for line in report.read_text().splitlines())
     assert {place.split("=")[0] for place in lines.pop("pages").split()} == {"1"}, "its memory is its zone's"
@@ -124,3 +121,25 @@ def test_a_disk_with_its_services(server: Server, system_base: RuntimeBase, disk
         "processes": "own",
     }
     assert lines["namespace"] != "open"
+
+
+def live(realm: Realm, results: Path) -> None:
+    """From its creation to its end."""
+    began = time.monotonic()
+    realm.verify()
+    realm.approve()
+    realm.start()
+    print(f"{time.monotonic() - began:.1f} s from creation to the start of the system")
+    assert b"serving as 0\n" in await_log(realm, "answering", b"serving")
+    print(f"{time.monotonic() - began:.1f} s until the service serves")
+    assert b"attempt of daemon\nattempt of daemon\ndone\n" in await_log(realm, "working", b"done")
+    with realm.connect(PORT) as stream:
+        stream.settimeout(120)
+        assert stream.makefile("rb").read() == WORD.encode()
+    found = await_applications(realm, ["succeeded", "succeeded"])
+    assert [(each["exit_code"], each["restarts"]) for each in found] == [(0, 0), (0, 1)]
+    assert b"reported\n" in await_log(realm, "answering", b"reported")
+    starts = [event.text for event in realm.events(realm.attest()) if event == Event(0, "", event.text)]
+    assert sorted(starts) == ["start answering", "start working", "start working"]
+    realm.finish(results)
+    print(f"{time.monotonic() - began:.1f} s until the end")

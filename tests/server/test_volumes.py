@@ -3,10 +3,10 @@ program, which is encrypted, too."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import random
-import re
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,30 +14,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from machine import DOOR, Machine, files_with
+from database import KEY as DATABASE
+from database import PORT, database
+from machine import DOOR, Machine, files_with, holds
 from outside import Outside
-from user import User, await_log
+from records import KEY, Records, image, place, said, store
+from transactions import Transactions, await_database, open_database
+from user import User
 
 from testbed.door import Door
 from vambrace.attest.policy import Policy
-from vambrace.client.host import Host
 from vambrace.client.realm import Realm
-from vambrace.emulator import qemu
-from vambrace.emulator.qemu import BROKER
 from vambrace.emulator.server import Server
 from vambrace.errors import DomainError
 from vambrace.image.base import RuntimeBase
-from vambrace.image.build import key_file
-from vambrace.image.bundle import Bundle
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
 
 from vambrace_agent.storage import Layout  # noqa: E402
 
 CUTS = int(os.environ.get("VAMBRACE_SOAK_CUTS", "20"))
+SERVER_CUTS = max(1, CUTS // 10)  # each takes minutes: test_database.py has as many as are wanted
 PROGRAM = b"confirms each new one when it is on the disk"  # in its text
 MIB = 1 << 20
-KEY, FILES = "tests/volume/records", "tests/key/files"
 
 FLIP = """
 import os, sys
@@ -46,30 +45,6 @@ place = int(sys.argv[2]) + 100
 byte = os.pread(fd, 1, place)
 os.pwrite(fd, bytes([byte[0] ^ 1]), place)
 """
-
-
-def image(user: User, outside: Outside, *words: str) -> Path:
-    """Of a program that keeps records on a volume, and has scratch space."""
-    folder = user.home / "image"
-    folder.mkdir(exist_ok=True)
-    (folder / "broker.pem").write_bytes((outside.home / "certificate.pem").read_bytes())
-    command = ["python3", "keeper.py", *words]
-    own = {"scratch": "32M", "memory": "48M", "encrypt": {"resource": FILES}, "percent": 0}  # of memory: it is quicker
-    return user.bundle(
-        {"name": "keeper", "command": command, **own},
-        broker={"url": f"https://{BROKER[0]}:{BROKER[1]}", "certificate": "broker.pem"},
-        volumes=[
-            {"name": "records", "application": "keeper", "size": "32M", "mount": "/data/records", "key": KEY}
-        ],
-    )
-
-
-def store(user: User, outside: Outside, bundle: Path) -> None:
-    """The keys of its files and of its volume, for this image."""
-    policy = Policy(measurements=frozenset({Bundle.open(bundle).measurement()})).table()
-    with outside.client(user) as client:
-        client.put(FILES, key_file(bundle, FILES).read_bytes(), policy)
-        client.put(KEY, None, policy)
 
 
 @contextmanager
@@ -93,11 +68,6 @@ def failure(user: User, bundle: Path) -> str:
     return caught.value.message
 
 
-def said(realm: Realm, word: bytes) -> dict[str, str]:
-    lines = await_log(realm, "keeper", word).decode().splitlines()
-    return dict(line.split(": ", 1) for line in lines if ": " in line)
-
-
 def disk(user: User) -> str:
     return f"/state/host/lasting/{user.owner.personalization().hex()}/records.disk"
 
@@ -105,7 +75,7 @@ def disk(user: User) -> str:
 def test_a_volume_s_life(user: User, server: Server, tmp_path: Path) -> None:
     with Outside(tmp_path / "broker", user, server.broker) as outside, Door(server) as host:
         bundle = image(user, outside)
-        store(user, outside, bundle)
+        store(user, outside, bundle, KEY)
         with started(user, bundle) as realm:
             first = said(realm, b"\ndone")
             nothing = "No such file or directory"
@@ -141,34 +111,61 @@ def test_a_volume_s_life(user: User, server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+def test_power_cuts_of_a_database(
+    machine: Machine, containers: RuntimeBase, postgresql: str, tmp_path: Path
+) -> None:
+    """A database in a Realm, and another Realm with records of its own: both have all that they had."""
+    chance = random.Random(2026)
+    user = User(tmp_path, machine.run(DOOR), containers)
+    transactions, records = Transactions(canary := f"canary-{os.urandom(16).hex()}"), Records()
+    for cut in range(SERVER_CUTS + 1):
+        server = machine.run(DOOR)
+        user.reach(server)
+        with Outside(tmp_path / "broker", user, server.broker) as outside, contextlib.ExitStack() as stack:
+            if not cut:
+                bundles = two_images(user, outside, postgresql)
+            first, second = [stack.enter_context(user.started(bundle, name=bundle.stem)) for bundle in bundles]
+            connect = functools.partial(open_database, first.forward(PORT).address[1])
+            with await_database(connect, 240) as session:
+                if not cut:
+                    transactions.begin(session)
+                found = transactions.check(session), records.check(second)
+            print(f"after {cut} cuts: {found[0]} transactions and {found[1]} records are there", flush=True)
+            if cut == SERVER_CUTS:
+                break
+            with machine.power_cut(), transactions.writing(connect):
+                time.sleep(chance.uniform(0, 8))
+                records.note(second)
+            transactions.join()
+            print(f"{len(transactions.acknowledged)} and {records.kept} are acknowledged", flush=True)
+        assert not holds(server.state, canary.encode()), "what the database wrote is on the host's disk"
+
+
+def two_images(user: User, outside: Outside, postgresql: str) -> list[Path]:
+    """Of the database, and of the keeper of records; the broker has their keys."""
+    made = user.bundle(**database(postgresql), broker=place(user, outside))
+    bundles = [made.rename(made.with_name("database.vambrace")), image(user, outside, "appending")]
+    for bundle, resource in zip(bundles, (DATABASE, KEY), strict=True):
+        store(user, outside, bundle, resource)
+    return bundles
+
+
+@pytest.mark.soak
 def test_power_cuts_lose_nothing_that_was_kept(machine: Machine, base: RuntimeBase, tmp_path: Path) -> None:
     """The power goes at a random moment while records are written. Each that its program confirmed is there after."""
     chance = random.Random(2026)
     user = User(tmp_path, machine.run(DOOR), base)
-    kept = 0
+    records = Records()
     for cut in range(CUTS):
         server = machine.run(DOOR)
-        access = server.access()  # on another port
-        user.host = Host(access.url, access.certificate, access.key, access.ca)
+        user.reach(server)
         with Outside(tmp_path / "broker", user, server.broker) as outside:
             bundle = image(user, outside, "appending")
             if not cut:
-                store(user, outside, bundle)
-            try:
-                realm = user.create(bundle, name="keeper")
-                realm.verify()
-                realm.approve()
-                realm.start()
-                here = said(realm, b"kept: ")
-                records = here["records"].split(",")
-                assert records == [str(number + 1) for number in range(len(records))] or not kept
-                assert len(records) >= kept, (cut, kept, here)
-                time.sleep(chance.uniform(0, 4))
-                _, text, _ = realm.logs("keeper", 0)
-                kept = max(int(number) for number in re.findall(rb"kept: (\d+)\n", text))
-                print(f"cut {cut}: {len(records)} records found, {kept} confirmed")
-            finally:
-                pid = qemu.running(server.home)
-                assert pid is not None
-                os.kill(pid, signal.SIGKILL)
-                assert qemu.wait_gone(pid, 20)
+                store(user, outside, bundle, KEY)
+            with user.started(bundle, name="keeper") as realm:
+                found = records.check(realm)
+                with machine.power_cut():
+                    time.sleep(chance.uniform(0, 4))
+                    records.note(realm)
+                print(f"cut {cut}: {found} records found, {records.kept} confirmed")

@@ -30,15 +30,20 @@ class User:
     def __init__(self, home: Path, server: Server, base: RuntimeBase, references: Path | None = None) -> None:
         access = server.access()
         self.home = home
-        self.server = server
         self.base = base
         self.platform_owner = access.platform_owner
         self.context = Context(home / "user")
         OwnerIdentity.create(self.context.owner)
         self.owner = OwnerIdentity.load(self.context.owner)
         self.stranger = OwnerIdentity.create(home / "stranger")
-        self.host = Host(access.url, access.certificate, access.key, access.ca)
+        self.reach(server)
         self.trust = Trust.load(access.vendor_root, references or access.references)
+
+    def reach(self, server: Server) -> None:
+        """That server, which was started anew: on another port, perhaps."""
+        access = server.access()
+        self.server = server
+        self.host = Host(access.url, access.certificate, access.key, access.ca)
 
     def bundle(self, *applications: dict[str, object], init: str | None = None, **manifest: object) -> Path:
         """An image of programs of this folder, each given by ``name`` and what differs in its manifest.
