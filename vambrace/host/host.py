@@ -28,7 +28,7 @@ from vambrace.host.platform import Platform
 from vambrace.host.realm import Realm
 from vambrace.host.secure import SecureVm
 from vambrace.host.settings import Settings
-from vambrace.host.shares import PROCESSORS, Shares
+from vambrace.host.shares import PROCESSORS, Place, Shares
 from vambrace.host.signatures import PlatformOwner
 from vambrace.host.standby import Standby
 from vambrace.host.store import RECORDS_KEPT, DomainRecord, Store, StoredImage
@@ -59,6 +59,14 @@ class DomainRequest:
     name: str
     image: str
     nonce: str
+
+
+def admitted_memory(config: DomainConfig) -> int:
+    """Bytes that a domain of ``config`` is counted with (docs/architecture.md, section 14)."""
+    memory = config.memory + config.memory // TABLES + VMM_OVERHEAD
+    memory += ENDPOINT_MEMORY * len(config.endpoints)
+    memory += CARD_MEMORY * len(config.networks)
+    return memory + OUTLET_MEMORY * (config.broker is not None)
 
 
 class Host:
@@ -124,14 +132,6 @@ class Host:
 
     # Domains
 
-    def _check_suite(self, config: DomainConfig) -> None:
-        """What an image demands of all that vouches for it, this host must be able to say of its own evidence."""
-        if config.suite != self.settings.suite:
-            raise ConfigError(
-                f"the image is of the {config.suite}, this host of the {self.settings.suite}",
-                hint="build the image with the host's suite, or choose another host",
-            )
-
     async def create(self, uuid: str, request: DomainRequest) -> tuple[Domain | DomainRecord, bool]:
         """The domain ``uuid`` and whether it is new.
 
@@ -139,49 +139,14 @@ class Host:
         ``ConfigError`` (debug, suite), ``HostError`` (no endorsement), ``MessageRefused`` (the image's signature).
         """
         async with self._admission:
-            existing = self._known(uuid)
+            existing = self._existing(uuid, request)
             if existing is not None:
-                record = existing if isinstance(existing, DomainRecord) else existing.record
-                if (record.name, record.image, record.nonce) != (request.name, request.image, request.nonce):
-                    raise Conflict(f"domain {uuid} exists with other content", hint="choose a fresh UUID", status=409)
                 return existing, False
-            if any(domain.record.name == request.name for domain in self._living.values()):
-                raise Conflict(
-                    f"a domain named {request.name} exists",
-                    hint="choose another name or destroy that one",
-                    status=409,
-                )
             image = self.store.image(request.image)
             config = await asyncio.to_thread(image.read_config)
-            if config.kind.attested:
-                self._check_suite(config)
-                self.platform.require_endorsed()
-            signature = await asyncio.to_thread(image.read_signature)
-            signed = self.owner.check(config, signature, demanded=self.settings.signed_only)
-            if config.debug and not self.settings.allow_debug:
-                raise ConfigError(
-                    "this host runs no debug domains", hint="build the image without debug, or set allow_debug"
-                )
-            memory = config.memory + config.memory // TABLES + VMM_OVERHEAD
-            memory += ENDPOINT_MEMORY * len(config.endpoints)
-            memory += CARD_MEMORY * len(config.networks)
-            memory += OUTLET_MEMORY * (config.broker is not None)
-            self._reserve_disks(uuid, config)
-            try:
-                place = await self.shares.reserve(
-                    uuid,
-                    request.name,
-                    memory,
-                    config.vcpus,
-                    config.memory,
-                    config.cache,
-                    config.networks,
-                    [device.kind for device in config.devices],
-                )
-            except BaseException:
-                self.store.volumes.release(uuid)
-                self.store.lasting.release(uuid)
-                raise
+            signed = await self._accept(image, config)
+            memory = admitted_memory(config)
+            place = await self._reserve(uuid, request.name, config, memory)
             record = DomainRecord(
                 uuid=uuid,
                 name=request.name,
@@ -198,6 +163,55 @@ class Host:
             domain.begin()
             asyncio.create_task(self._retire(domain)).add_done_callback(_log_failure)
             return domain, True
+
+    def _existing(self, uuid: str, request: DomainRequest) -> Domain | DomainRecord | None:
+        """What an earlier request for the same has made; None where there was none. Raises ``Conflict``."""
+        existing = self._known(uuid)
+        if existing is not None:
+            record = existing if isinstance(existing, DomainRecord) else existing.record
+            if (record.name, record.image, record.nonce) != (request.name, request.image, request.nonce):
+                raise Conflict(f"domain {uuid} exists with other content", hint="choose a fresh UUID", status=409)
+        elif any(domain.record.name == request.name for domain in self._living.values()):
+            raise Conflict(
+                f"a domain named {request.name} exists",
+                hint="choose another name or destroy that one",
+                status=409,
+            )
+        return existing
+
+    async def _accept(self, image: StoredImage, config: DomainConfig) -> bytes | None:
+        """What was signed of an image that this host runs, see ``PlatformOwner.check``. Raises ``ConfigError``,
+        ``HostError``, ``MessageRefused``."""
+        if config.kind.attested:
+            self._check_suite(config)
+            self.platform.require_endorsed()
+        signature = await asyncio.to_thread(image.read_signature)
+        signed = self.owner.check(config, signature, demanded=self.settings.signed_only)
+        if config.debug and not self.settings.allow_debug:
+            hint = "build the image without debug, or set allow_debug"
+            raise ConfigError("this host runs no debug domains", hint=hint)
+        return signed
+
+    def _check_suite(self, config: DomainConfig) -> None:
+        """What an image demands of all that vouches for it, this host must be able to say of its own evidence."""
+        if config.suite != self.settings.suite:
+            raise ConfigError(
+                f"the image is of the {config.suite}, this host of the {self.settings.suite}",
+                hint="build the image with the host's suite, or choose another host",
+            )
+
+    async def _reserve(self, uuid: str, name: str, config: DomainConfig, memory: int) -> Place:
+        """All that the domain needs of this host, or nothing. Raises ``CapacityError``, ``Conflict``."""
+        self._reserve_disks(uuid, config)
+        try:
+            kinds = [device.kind for device in config.devices]
+            return await self.shares.reserve(
+                uuid, name, memory, config.vcpus, config.memory, config.cache, config.networks, kinds
+            )
+        except BaseException:
+            self.store.volumes.release(uuid)
+            self.store.lasting.release(uuid)
+            raise
 
     def _reserve_disks(self, uuid: str, config: DomainConfig) -> None:
         """What it writes to: space for what ends with it, and its owner's volumes. Raises ``CapacityError``,
