@@ -22,20 +22,10 @@ from vambrace.image.bundle import write_bundle
 SOURCE = Path(__file__).parent / "attacker"
 CONTENTS = bytes(range(256)) * 256  # as the attacker knows it
 FLAGS = (
-    *(
-        "-O2",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-std=c11",
-        "-ffreestanding",
-        "-nostdlib",
-        "-static",
-        "-no-pie",
-        "-fno-pic",
-    ),
-    *("-fno-stack-protector", "-fno-builtin", "-fno-tree-loop-distribute-patterns", "-fno-asynchronous-unwind-tables"),
-    *("-mgeneral-regs-only", "-mstrict-align", "-Wl,--build-id=none", "-Wl,-n", "-Wl,--no-warn-rwx-segments"),
+    *("-O2", "-Wall", "-Wextra", "-Werror", "-std=c11", "-ffreestanding", "-nostdlib", "-static"),
+    *("-no-pie", "-fno-pic", "-fno-stack-protector", "-fno-builtin", "-fno-tree-loop-distribute-patterns"),
+    *("-fno-asynchronous-unwind-tables", "-mgeneral-regs-only", "-mstrict-align"),
+    *("-Wl,--build-id=none", "-Wl,-n", "-Wl,--no-warn-rwx-segments"),
 )
 ZONES = (Zone("system", MIN_SYSTEM_MEMORY, 90), Zone("none", MIN_APPLICATION_MEMORY, 90))
 #: Each kind is tried on each device that the VMM serves: console, disk, entropy, balloon. The kernel serves the socket.

@@ -77,6 +77,7 @@ def keyed(change: Change) -> Build:
 def tagged(number: int, value: Any) -> Build:
     return lambda: cbor2.dumps(cbor2.CBORTag(number, value))
 
+
 # For short lines below.
 CBOR, ENVELOPE, CLAIM = MalformedCbor, MalformedEnvelope, MalformedClaim
 

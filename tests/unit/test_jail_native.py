@@ -412,8 +412,6 @@ def test_nothing_without_root() -> None:
     assert done.returncode != 0 and "by root only" in done.stderr
 
 
-
-
 def test_a_process_that_cannot_be_made() -> None:
     """The launcher goes on: whoever comes next is the first process of a namespace of its own."""
     program = """

@@ -62,7 +62,6 @@ HEAD: Final = Table(
 )
 
 
-
 def _after_create(dialect: str, statement: str) -> None:
     event.listen(AUDIT, "after_create", DDL(statement).execute_if(dialect=dialect))  # type: ignore[no-untyped-call]
 

@@ -22,26 +22,10 @@ def make_config(manifest: Manifest, disks: dict[str, VerityDisk]) -> DomainConfi
     """The measured configuration for ``manifest`` on these disks: base, apps, the images of containers, and files that
     are encrypted."""
     keys = encrypted_disks(manifest)
-    words = [
-        "console=hvc0",
-        "loglevel=7 vambrace.debug" if manifest.debug else "quiet loglevel=0",
-        "panic=-1",
-        "oops=panic",
-        # Pages are encrypted one by one: a huge page or a migration would drag 512 through the window.
-        *(("transparent_hugepage=never", "numa_balancing=disable") if manifest.kind.encrypted else ()),
-        disks["base"].mount_word("/dev/vda", "/"),
-        disks["apps"].mount_word("/dev/vdb", "/app"),
-        *(["vambrace.network"] if manifest.networks else []),
-        *(["vambrace.storage"] if manifest.storage or keys else []),
-        # Drivers of devices wait for the IOMMU's, however long that takes: without it nothing is mapped for them.
-        # And one way leads to a disk.
-        *(["vambrace.devices", "deferred_probe_timeout=-1", "nvme_core.multipath=N"] if manifest.devices else []),
-        f"vambrace.init={INIT}",
-    ]
     return DomainConfig(
         kind=manifest.kind,
         name=manifest.name,
-        cmdline=" ".join(words),
+        cmdline=_command_line(manifest, disks, storage=bool(manifest.storage or keys)),
         owner=manifest.owner,
         channel=manifest.channel,
         zones=(manifest.system, *(program.zone for program in manifest.programs)),
@@ -67,7 +51,6 @@ def make_config(manifest: Manifest, disks: dict[str, VerityDisk]) -> DomainConfi
 def agent_settings(manifest: Manifest, images: dict[str, VerityDisk] | None = None) -> dict[str, Any]:
     """What the agent reads: the configuration's part that is its business, covered by the disk's verity. ``images`` are
     the disks behind base and apps, in their order."""
-    keys = encrypted_disks(manifest)
     applications = []
     for number, program in enumerate(manifest.programs):
         own = {"files": FILES.format(number)} if program.key and not program.container else {}
@@ -83,22 +66,13 @@ def agent_settings(manifest: Manifest, images: dict[str, VerityDisk] | None = No
         "applications": applications,
     }
     if images:
-        settings["images"] = {
-            name: {
-                "device": f"/dev/vd{chr(_FIRST_IMAGE + number)}",
-                "blocks": verity.data_size // BLOCK,
-                "root": verity.verity_root,
-                "salt": verity.verity_salt,
-                **({"key": keys[name], "size": verity.size} if name in keys else {}),
-            }
-            for number, (name, verity) in enumerate(images.items())
-        }
+        settings["images"] = _image_settings(images, encrypted_disks(manifest))
     if manifest.vm:
-        memory = sum(zone.memory for zone in (manifest.system, *(program.zone for program in manifest.programs)))
+        zones = (manifest.system, *(program.zone for program in manifest.programs))
         settings["system"] = {
             "disk": SYSTEM_DISK,
             "filesystem": manifest.vm.filesystem,
-            "writable": memory // 2,
+            "writable": sum(zone.memory for zone in zones) // 2,
         }
     if manifest.endpoints:
         # Not who the peer is: that is the monitor's to judge.
@@ -132,6 +106,42 @@ def encrypted_disks(manifest: Manifest) -> dict[str, str]:
             )
     found = {name: resource for name, resource in found.items() if resource}
     check_unique(list(found.values()), "key of a disk")  # alike blocks of two disks would look alike
+    return found
+
+
+def _command_line(manifest: Manifest, disks: dict[str, VerityDisk], *, storage: bool) -> str:
+    """The kernel's; ``storage``: something is written to, or encrypted, on disks."""
+    words = [
+        "console=hvc0",
+        "loglevel=7 vambrace.debug" if manifest.debug else "quiet loglevel=0",
+        "panic=-1",
+        "oops=panic",
+        # Pages are encrypted one by one: a huge page or a migration would drag 512 through the window.
+        *(("transparent_hugepage=never", "numa_balancing=disable") if manifest.kind.encrypted else ()),
+        disks["base"].mount_word("/dev/vda", "/"),
+        disks["apps"].mount_word("/dev/vdb", "/app"),
+        *(["vambrace.network"] if manifest.networks else []),
+        *(["vambrace.storage"] if storage else []),
+        # Drivers of devices wait for the IOMMU's, however long that takes: without it nothing is mapped for them.
+        # And one way leads to a disk.
+        *(["vambrace.devices", "deferred_probe_timeout=-1", "nvme_core.multipath=N"] if manifest.devices else []),
+        f"vambrace.init={INIT}",
+    ]
+    return " ".join(words)
+
+
+def _image_settings(images: dict[str, VerityDisk], keys: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """How the agent opens each of ``images``, for which the broker has ``keys``."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, (name, verity) in enumerate(images.items()):
+        found[name] = {
+            "device": f"/dev/vd{chr(_FIRST_IMAGE + number)}",
+            "blocks": verity.data_size // BLOCK,
+            "root": verity.verity_root,
+            "salt": verity.verity_salt,
+        }
+        if name in keys:
+            found[name] |= {"key": keys[name], "size": verity.size}
     return found
 
 
