@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -43,10 +43,10 @@ class Surroundings:
     application: Application
     tree: Path
     files: Path
-    mounts: dict[str, Path] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mounts", {f"/app/{self.application.name}": self.files})
+    @property
+    def mounts(self) -> dict[str, Path]:
+        return {f"/app/{self.application.name}": self.files}
 
     def find(self, path: str) -> Path | None:
         """The file of this machine that is at ``path`` there."""

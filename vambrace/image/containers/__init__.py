@@ -5,6 +5,7 @@
     tree.py       layers one over the other → one tree, in memory; files' contents stay where they are
     settings.py   the image's configuration and that tree → what runs: command, environment, user
     image.py      all of it: a reference → an EROFS image and settings
+    program.py    what a manifest wants, and such an image → the application that runs
 
 Whoever made an image may be hostile. Nothing of it is ever unpacked into this machine's file system: no path of it
 is opened here, and no program but skopeo and zstd reads its bytes.

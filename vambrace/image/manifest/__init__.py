@@ -62,9 +62,9 @@ initrd: initrd.img
 disks: [root.ext4]               # each domain writes to a copy of its own
 cmdline: root=/dev/vda rw
 
-What every attested domain has is in ``attested``, with the parts of a Realm in ``realm``; a form, that is what its
-programs are made from, is one module (``application``), and what is asked of the host is in ``zones`` and ``devices``.
-A Normal VM is in ``normal``. ``lines`` is the YAML below all of them.
+What every attested domain has is in ``attested``, with the parts of a Realm in ``realm``; what its programs are
+made from is in ``application`` (with ``languages``), ``container`` and ``vm``, and what is asked of the host in
+``zones``, ``storage`` and ``devices``. A Normal VM is in ``normal``. ``lines`` is the YAML below all of them.
 """
 
 from vambrace.image.manifest.application import Program
