@@ -123,19 +123,7 @@ def get(place: Place, target: Path, uuid: str, ask: Ask, limit: int, progress: P
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(partial, flags, 0o600), "r+b") as output:
-            offset = os.fstat(output.fileno()).st_size
-            if offset > size:
-                output.truncate(0)
-                offset = 0
-            output.seek(offset)
-            while offset < size:
-                reply, data = ask("file-read", offset=offset, **place.arguments)
-                if not data or reply.get("offset") != offset:
-                    raise DomainError(f"{place.path} ended early", hint="fetch it again")
-                data = data[: size - offset]
-                output.write(data)
-                offset += len(data)
-                progress(f"receiving {target.name}", offset, size)
+            _receive(place, output, size, ask, lambda done: progress(f"receiving {target.name}", done, size))
             output.flush()
             os.fsync(output.fileno())
             output.seek(0)
@@ -146,6 +134,24 @@ def get(place: Place, target: Path, uuid: str, ask: Ask, limit: int, progress: P
     except OSError as error:
         raise UsageError(f"{target} cannot be written: {error.strerror}", hint="give another name") from error
     return size
+
+
+def _receive(place: Place, output: BinaryIO, size: int, ask: Ask, progress: Callable[[int], None]) -> None:
+    """Go on with a file of ``size`` bytes behind what ``output`` has of it; ``progress`` is told how far it is. Raises
+    ``DomainError``."""
+    offset = os.fstat(output.fileno()).st_size
+    if offset > size:  # of another one
+        output.truncate(0)
+        offset = 0
+    output.seek(offset)
+    while offset < size:
+        reply, data = ask("file-read", offset=offset, **place.arguments)
+        if not data or reply.get("offset") != offset:
+            raise DomainError(f"{place.path} ended early", hint="fetch it again")
+        data = data[: size - offset]
+        output.write(data)
+        offset += len(data)
+        progress(offset)
 
 
 def _digest(file: BinaryIO) -> tuple[str, int]:
