@@ -115,7 +115,9 @@ def test_one_look_for_all_streams_of_a_turn(server: socket.socket) -> None:
     agent._parse()
     agent._look()
     for stream in list(agent._streams.values()):
-        assert select.select([], [stream.program], [], 20)[1]
+        poll = select.poll()
+        poll.register(stream.program, select.POLLOUT)
+        assert poll.poll(20_000)
         agent._serve_program(stream, select.POLLOUT)
     assert not agent._out, "nobody is told of a connection before it is known whose it is"
     agent._look()

@@ -143,6 +143,13 @@ def test_disks_of_a_stranger(disks: dict[str, Path], seed: int, kind: str) -> No
             assert "unit on the disk" in error.message or "masked" in error.message
 
 
+def test_an_address_that_no_file_has(tmp_path: Path, disks: dict[str, Path]) -> None:
+    data = bytearray(disks["erofs"].read_bytes())
+    data[1064:1068] = b"\xff" * 4  # where inodes begin
+    (tmp_path / "disk").write_bytes(data)
+    check(tmp_path / "disk", "erofs", "nothing.service")
+
+
 def test_a_tree_of_extents_without_end(tmp_path: Path, disks: dict[str, Path]) -> None:
     """Each of 340 rows leads to a block with as many: what is read is bounded, whatever it seems to be."""
     data = bytearray(disks["ext4"].read_bytes())

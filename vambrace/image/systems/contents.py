@@ -7,6 +7,7 @@ compressed in ways that Python cannot read, nothing is known.
 
 from __future__ import annotations
 
+import os
 import stat
 import struct
 from abc import ABC, abstractmethod
@@ -51,6 +52,7 @@ class Contents(ABC):
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._size = file.seek(0, os.SEEK_END)
         self._left = MAX_READ
         self._folders: dict[int, dict[bytes, int]] = {}
 
@@ -112,6 +114,8 @@ class Contents(ABC):
 
     def _read(self, offset: int, size: int) -> bytes:
         self._spend(size)
+        if not 0 <= offset <= self._size - size:
+            raise Unreadable
         self._file.seek(offset)
         data = self._file.read(size)
         if len(data) != size:
