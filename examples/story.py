@@ -68,7 +68,8 @@ class Story:
 def owned_images(source: Path, target: Path, owner: OwnerIdentity) -> Path:
     """A fresh copy of an example's folder, whose images are ``owner``'s: of the suite of that key."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pem", "*.py[co]", "demo.py"))
+    unwanted = shutil.ignore_patterns("__pycache__", "*.pem", "*.py[co]", "demo.py")
+    shutil.copytree(source, target, symlinks=True, ignore=unwanted)  # a unit is wanted by a link
     (target / "owner.pem").write_text(owner.published)
     for manifest in target.rglob("*.yaml"):
         text = manifest.read_text()

@@ -15,7 +15,6 @@ from vambrace.attest.owner import Bounds
 from vambrace.client import changes, zones
 from vambrace.config import Zone
 from vambrace.errors import (
-    ConfigError,
     DomainError,
     UsageError,
 )
@@ -32,7 +31,7 @@ def test_a_percentage_out_of_range_or_for_nobody(world: World) -> None:
     with Realm.run(world.bundle) as realm:
         with pytest.raises(UsageError, match="101"):
             realm.encrypt("analysis", 101)
-        with pytest.raises(ConfigError, match="nobody"):
+        with pytest.raises(UsageError, match="nobody"):
             realm.encrypt("nobody", 50)
 
 
@@ -135,7 +134,7 @@ def test_bounds_of_a_percentage(world: World) -> None:
         realm._channel._socket.close()
         realm.auto("analysis", None)
         assert monitor.autos == [None] * 3
-        with pytest.raises(ConfigError, match="nobody"):
+        with pytest.raises(UsageError, match="nobody"):
             realm.auto("nobody", None)
 
 

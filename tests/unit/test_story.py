@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+EXAMPLES = Path(__file__).parents[2] / "examples"
+sys.path.insert(0, str(EXAMPLES.parent))
 
-from examples.story import Story, tell  # noqa: E402
+from examples.story import Story, owned_images, tell  # noqa: E402
+from vambrace.attest.owner import OwnerIdentity  # noqa: E402
 from vambrace.cli.main import main  # noqa: E402
 from vambrace.emulator.server import Server  # noqa: E402
 from vambrace.errors import HostError  # noqa: E402
@@ -50,6 +52,15 @@ def test_an_end_before_its_time_is_told_in_a_line(capsys: Capture, error: BaseEx
 
     assert tell("A demo.", play, work="work", report="report.json") == code
     assert capsys.readouterr().err.strip() == said
+
+
+def test_the_example_of_a_system_keeps_its_links(tmp_path: Path) -> None:
+    """systemd starts what a folder .wants/ has a link to, and passes over files."""
+    owner = OwnerIdentity.create(tmp_path / "owner", "somebody")
+    copied = owned_images(EXAMPLES / "domains", tmp_path / "images", owner)
+    wanted = copied / "debian/files/etc/systemd/system/multi-user.target.wants/work.service"
+    assert wanted.is_symlink() and wanted.resolve() == copied / "debian/files/etc/systemd/system/work.service"
+    assert "suite: nist" in (copied / "ward/ward.yaml").read_text()
 
 
 @pytest.mark.parametrize(("suite", "command"), [("nist", "server reset"), ("sm", "server reset --suite sm")])
