@@ -23,7 +23,8 @@ from user import PROGRAMS
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.canonical import canonical
 from vambrace.image.base import RuntimeBase
-from vambrace.image.build import agent_settings, read_attested_manifest
+from vambrace.image.build import read_attested_manifest
+from vambrace.image.configuration import agent_settings
 from vambrace.image.containers.program import settle
 
 CUTS = int(os.environ.get("VAMBRACE_SOAK_CUTS", "20"))
