@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_harness import Agent, World, make_world, register
+from client_agent import Agent
+from client_harness import World, living_world
 from config_factory import make_application
 from hypothesis import given
 from hypothesis import strategies as st
@@ -306,10 +307,8 @@ def world(tmp_path: Path) -> Iterator[World]:
     names = ("analysis", "report")
     script = 'while [ ! -e "$ROOT/go" ]; do sleep 0.05; done'
     applications = tuple(make_application(name, command=("sh", "-c", script), registers=(1,)) for name in names)
-    made = make_world(tmp_path, tmp_path / "host", applications=applications)
-    with made.host:
-        register(made, tmp_path)
-        yield made
+    with living_world(tmp_path, applications=applications) as world:
+        yield world
 
 
 def running(world: World) -> tuple[Realm, Agent]:

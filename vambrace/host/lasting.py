@@ -77,6 +77,7 @@ class Lasting:
         if not _OWNER.fullmatch(owner):
             raise UsageError("owner: 128 hexadecimal digits are expected", hint="a personalization value")
         if self._fits(owner, name, size):
+            self._check_room(owner, [size])
             self._make(owner, name, size)
         return self.volume(owner, name)
 
@@ -112,8 +113,7 @@ class Lasting:
                 )
             if self._fits(owner, one.name, one.size):
                 new.append(one)
-        if new and (needed := sum(one.size for one in new)) > (free := self._free()):
-            raise _no_space(needed, free)
+        self._check_room(owner, [one.size for one in new])
         for one in new:
             self._make(owner, one.name, one.size)
         self._users |= {(owner, one.name): uuid for one in wanted}
@@ -139,12 +139,24 @@ class Lasting:
             )
         return False
 
+    def _check_room(self, owner: str, sizes: Sequence[int]) -> None:
+        """Whether volumes of these ``sizes`` may be made, all of them. Raises ``CapacityError``."""
+        if not sizes:
+            return
+        needed, free = sum(sizes), self._free()
+        if needed > free:
+            raise CapacityError(
+                f"no space on the host for {-(-needed >> 20)} MiB of volumes: {free >> 20} MiB are free",
+                hint="remove volumes or images that nobody needs any more",
+            )
+        count = sum(volume.owner == owner for volume in self._look())
+        if count + len(sizes) > MOST_OF_OWNER:
+            raise CapacityError(
+                f"this owner has {count} volumes, of at most {MOST_OF_OWNER}", hint="remove one: vambrace volume remove"
+            )
+
     def _make(self, owner: str, name: str, size: int) -> None:
         path = self.path(owner, name)
-        if size > (free := self._free()):
-            raise _no_space(size, free)
-        if sum(volume.owner == owner for volume in self._look()) >= MOST_OF_OWNER:
-            raise CapacityError(f"this owner has {MOST_OF_OWNER} volumes", hint="remove one: vambrace volume remove")
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
             make_sparse(path, size)
@@ -165,10 +177,3 @@ class Lasting:
                     yield LastingVolume(
                         owner, name, status.st_size, taken, status.st_mtime, self._users.get((owner, name))
                     )
-
-
-def _no_space(size: int, free: int) -> CapacityError:
-    return CapacityError(
-        f"no space on the host for {-(-size >> 20)} MiB of volumes: {free >> 20} MiB are free",
-        hint="remove volumes or images that nobody needs any more",
-    )

@@ -142,8 +142,13 @@ def test_what_does_not_fit_is_not_made(tmp_path: Path) -> None:
 
 def test_an_owner_has_a_bounded_number(tmp_path: Path) -> None:
     lasting = Lasting(tmp_path / "lasting", lambda: 1 << 40)
-    for number in range(64):
+    for number in range(63):
         lasting.create(OWNER, f"v{number}", 32 * MIB)
+    with pytest.raises(CapacityError, match="this owner has 63 volumes, of at most 64"):
+        two = [Volume(name, "a", 32 * MIB, f"/data/{name}", "sealed") for name in ("a", "b")]
+        lasting.attach("uuid", OWNER, two)
+    assert len(lasting.volumes()) == 63, "all of them, or none"
+    lasting.create(OWNER, "v63", 32 * MIB)
     with pytest.raises(CapacityError, match="this owner has 64 volumes"):
         lasting.create(OWNER, "more", 32 * MIB)
     lasting.create(OTHER, "more", 32 * MIB)
