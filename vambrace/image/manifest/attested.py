@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,23 +86,13 @@ def read_attested(path: Path, top: Mapping, kind: DomainClass) -> Manifest:
         check_ports([program.application for program in programs], listening_ports(endpoints))
     cache = top.choice_and_number("cache", CacheShare, ("demand", DEMANDS), "percent")
     networks = read_cards(top)
-    names = [program.zone.name for program in programs]
-    # A container has a /dev of its own, with none of the machine's devices.
-    plain = [program.zone.name for program in programs if not program.container]
-    devices = tuple(read_hardware(item, plain) for item in top.maps("devices", required=False))
-    with top.at("devices"):
-        check_devices([hardware.device for hardware in devices], [system, *(program.zone for program in programs)])
+    devices = _hardware(top, system, programs)
     broker = sealing = None
     if kind.verdict:
-        broker = read_broker(top, folder, names)
+        broker = read_broker(top, folder, [program.zone.name for program in programs])
         sealing = top.choice_and_number("sealing", Sealing, ("to", SEALS), "version")
-    storage = read_storage(top, [program.scratch for program in programs if program.scratch], names)
-    with top.at("applications"):
-        if broker is None and (any(program.key for program in programs) or (vm and vm.key)):
-            raise ConfigError("encrypt: there is no broker that has the key", hint=NAME_BROKER)
-    with top.at("volumes"):
-        if storage:
-            storage.check(names, kind, broker=bool(broker), sealing=bool(sealing))
+    keys = [program.key for program in programs] + ([vm.key] if vm else [])
+    storage = _storage(top, programs, kind, encrypted=any(keys), broker=bool(broker), sealing=bool(sealing))
     top.done()
     return Manifest(
         path=path,
@@ -132,3 +123,27 @@ def _endpoints(top: Mapping, folder: Path, owner: str) -> tuple[Endpoint, ...]:
     with top.at("endpoints"):
         check_endpoints(endpoints)
     return endpoints
+
+
+def _hardware(top: Mapping, system: Zone, programs: Sequence[Program]) -> tuple[Hardware, ...]:
+    # A container has a /dev of its own, with none of the machine's devices.
+    plain = [program.zone.name for program in programs if not program.container]
+    devices = tuple(read_hardware(item, plain) for item in top.maps("devices", required=False))
+    with top.at("devices"):
+        check_devices([hardware.device for hardware in devices], [system, *(program.zone for program in programs)])
+    return devices
+
+
+def _storage(
+    top: Mapping, programs: Sequence[Program], kind: DomainClass, *, encrypted: bool, broker: bool, sealing: bool
+) -> Storage | None:
+    """Disks to write to; for their keys, and those of files that are ``encrypted``, there must be who has them."""
+    names = [program.zone.name for program in programs]
+    storage = read_storage(top, [program.scratch for program in programs if program.scratch], names)
+    with top.at("applications"):
+        if encrypted and not broker:
+            raise ConfigError("encrypt: there is no broker that has the key", hint=NAME_BROKER)
+    with top.at("volumes"):
+        if storage:
+            storage.check(names, kind, broker=broker, sealing=sealing)
+    return storage
