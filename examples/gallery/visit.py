@@ -129,7 +129,7 @@ def _change(exhibit: Exhibit, realm: Realm, load: Load, row: Row) -> None:
             if found != percent:
                 raise VambraceError(f"the Realm says that {found} % are encrypted, not {percent}")
             row.percentages.append(percent)
-            story.say(f"{percent} %: {load.requests} requests so far, {load.rounds} rounds")
+            story.say(f"{percent} %: {exhibit.tell(load)} so far")
         load.finish()
     finally:
         row.errors = int(load.failure is not None)
