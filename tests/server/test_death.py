@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from machine import HOST_BOUND, eventually, files_with, one_waits, pages, processes, vmm_of, vmms
-from user import Pair, User
+from user import Pair, User, await_log
 
 from testbed.door import Door
 from vambrace.emulator.server import Server
 from vambrace.errors import VambraceError
+
+PORT = 8000
 
 
 def allowed(pair: Pair, number: int) -> int:
@@ -72,25 +74,22 @@ def answers(pair: Pair) -> bool:
 
 def test_restarts(user: User, server: Server) -> None:
     """An application that fails is started again as often as its image says; then the Realm has failed."""
-    realm = user.create(user.bundle({"name": "flaky", "restarts": 2}))
+    flaky = {"name": "flaky", "command": ["python3", "flaky.py", str(PORT)], "restarts": 2, "publish": [PORT]}
+    realm = user.create(user.bundle(flaky))
     try:
         realm.verify()
         with Door(server) as host:
             vmm = vmm_of(host, realm.uuid)
         realm.approve()
         realm.start()
-        seen, said = [], b""
-        try:
-            while not realm.info().final:
-                (application,) = realm.status()["applications"]
-                if application["restarts"] not in seen:
-                    seen.append(application["restarts"])
-                said = realm.logs("flaky")[1] or said
-        except VambraceError:
-            pass  # it ended meanwhile
+        for restarts in range(3):
+            said = await_log(realm, "flaky", f"attempt {restarts + 1}\n".encode())
+            (application,) = realm.status()["applications"]
+            assert (application["state"], application["restarts"]) == ("running", restarts)
+            # It fails.
+            realm.connect(PORT).close()
         ended = realm.host.wait(realm.uuid, lambda info: info.final, timeout=60)
         assert (ended.state, ended.reason) == ("failed", "application flaky: exit code 3")
-        assert seen == [0, 1, 2]
         assert said == b"attempt 1\nattempt 2\nattempt 3\n"
         with Door(server) as host:
             assert vmm not in vmms(host)
