@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import select
 import signal
 import socket
 import struct
@@ -404,6 +405,14 @@ def test_vmms_end_with_their_daemon() -> None:
 
     with_launcher(test)
     assert not Path(f"/proc/{pids[0]}").exists()
+
+
+def test_a_daemon_that_ends_before_it_looks(capfd: pytest.CaptureFixture[str]) -> None:
+    launcher = JailLauncher()
+    assert select.select([launcher._socket], [], [], 60)[0]
+    launcher.close()
+    assert launcher._process.returncode == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_nothing_without_root() -> None:

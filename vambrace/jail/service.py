@@ -61,7 +61,10 @@ class Service:
         return there
 
     def _take_request(self) -> bool:
-        packet, files, _, _ = socket.recv_fds(self._daemon, PACKET_LIMIT, 2, socket.MSG_CMSG_CLOEXEC)
+        try:
+            packet, files, _, _ = socket.recv_fds(self._daemon, PACKET_LIMIT, 2, socket.MSG_CMSG_CLOEXEC)
+        except ConnectionResetError:  # it has ended without a look at READY
+            packet, files = b"", []
         try:
             if not packet:
                 self._selector.unregister(self._daemon)
