@@ -19,6 +19,7 @@ from typing import Any, Final
 from vambrace.errors import ConfigError, ImageError, NoSpace, RegistryError
 from vambrace.image import foreign
 from vambrace.image.containers import tar
+from vambrace.image.oci import IMAGE_CONFIG, MANIFEST
 from vambrace.image.skopeo import Skopeo
 
 ARCHITECTURE: Final = "arm64"
@@ -31,11 +32,11 @@ MAX_ARCHIVE: Final = 10_000  # members of an archive that are looked at to tell 
 _SECONDS: Final = 3600  # for the whole copy
 _TRANSPORTS: Final = ("oci:", "oci-archive:", "docker-archive:", "docker://", "dir:")
 _MANIFESTS: Final = (
-    "application/vnd.oci.image.manifest.v1+json",
+    MANIFEST,
     "application/vnd.docker.distribution.manifest.v2+json",
 )
 _CONFIGS: Final = (
-    "application/vnd.oci.image.config.v1+json",
+    IMAGE_CONFIG,
     "application/vnd.docker.container.image.v1+json",
 )
 _LAYERS: Final = re.compile(
