@@ -17,15 +17,12 @@ from typing import Any
 
 from volatile import Volatile
 
+from testbed import door
 from vambrace.debian.cache import Cache
 from vambrace.emulator import memory, qemu
 from vambrace.emulator.hostroot import PRODUCT, Variant
 from vambrace.emulator.server import Server
 from vambrace.host.agent import BACKLOG_BYTES
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from testbed import door  # noqa: E402
 
 DOOR = door.variant()
 # A host whose kernel lets root read any physical address: the hardware's refusals are left.

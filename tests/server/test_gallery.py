@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from machine import play
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from examples.gallery.visit import exhibit_of, known  # noqa: E402
-from vambrace.emulator.server import Server  # noqa: E402
+from examples.gallery.visit import exhibit_of, known
+from vambrace.emulator.server import Server
 
 
 @pytest.mark.soak

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import os
 import random
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from outside import Outside
 from records import KEY, Records, image, place, said, store
 from transactions import Transactions, await_database, open_database
 from user import User
+from vambrace_agent.storage import Layout
 
 from testbed.door import Door
 from vambrace.attest.policy import Policy
@@ -28,10 +28,6 @@ from vambrace.client.realm import Realm
 from vambrace.emulator.server import Server
 from vambrace.errors import DomainError
 from vambrace.image.base import RuntimeBase
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent.storage import Layout  # noqa: E402
 
 CUTS = int(os.environ.get("VAMBRACE_SOAK_CUTS", "20"))
 SERVER_CUTS = max(1, CUTS // 10)  # each takes minutes: test_database.py has as many as are wanted

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,17 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from config_factory import owner
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import channel, confine, main, settings  # noqa: E402
-from vambrace_agent.channel import Channel  # noqa: E402
-from vambrace_agent.events import Events  # noqa: E402
-from vambrace_agent.logs import Log  # noqa: E402
-from vambrace_agent.monitor import Monitor  # noqa: E402
-from vambrace_agent.ports import Ports  # noqa: E402
-from vambrace_agent.service import Service  # noqa: E402
-from vambrace_agent.supervisor import Process, Supervisor  # noqa: E402
+from vambrace_agent import channel, confine, main, settings
+from vambrace_agent.channel import Channel
+from vambrace_agent.events import Events
+from vambrace_agent.logs import Log
+from vambrace_agent.monitor import Monitor
+from vambrace_agent.ports import Ports
+from vambrace_agent.service import Service
+from vambrace_agent.supervisor import Process, Supervisor
 
 INSTANCE = bytes(range(16))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,8 @@ from typing import Any
 import pytest
 from attest_factory import INSTANCE, MEASUREMENT, PERSONALIZATION, Change, Platform, published, unchanged
 from client_harness import make_platform
+from vambrace_agent.release import Broker as AgentBroker
+from vambrace_agent.release import Refused
 
 from vambrace.attest.owner import OwnerIdentity
 from vambrace.attest.policy import SCHEMA
@@ -29,11 +30,6 @@ from vambrace.broker.server import running
 from vambrace.broker.settings import Settings, load_settings
 from vambrace.client.broker import BrokerClient
 from vambrace.suite import NIST, Suite
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest" / "agent"))
-
-from vambrace_agent.release import Broker as AgentBroker  # noqa: E402
-from vambrace_agent.release import Refused  # noqa: E402
 
 __all__ = ["INSTANCE", "MEASUREMENT", "PERSONALIZATION", "AgentBroker", "World", "published"]
 

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from config_factory import make_certificate, make_realm
+from vambrace_agent import AgentError, endpoints
+from vambrace_agent import settings as agent_settings
 
 from vambrace.certificate import owner_public_key, personalization
 from vambrace.config import Endpoint
@@ -26,11 +27,6 @@ from vambrace.host.lifecycle import Lifecycle, State
 from vambrace.host.messages import Messages
 from vambrace.host.store import DomainRecord
 from vambrace.host.vsock import MESSAGE_PORT
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest" / "agent"))
-
-from vambrace_agent import AgentError, endpoints  # noqa: E402
-from vambrace_agent import settings as agent_settings  # noqa: E402
 
 RATE = 1 << 30
 PATIENCE = 20.0

@@ -9,7 +9,6 @@ import os
 import resource
 import socket
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +20,9 @@ from agent_realm import INSTANCE, FakeMonitor, Realm, shell, wait_for
 from config_factory import make_certificate, owner
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import AgentError, channel, main, pace, system  # noqa: E402
-from vambrace_agent.logs import Log  # noqa: E402
-from vambrace_agent.monitor import Monitor, MonitorRefused  # noqa: E402
+from vambrace_agent import AgentError, channel, main, pace, system
+from vambrace_agent.logs import Log
+from vambrace_agent.monitor import Monitor, MonitorRefused
 
 NONCE = "07" * 32
 

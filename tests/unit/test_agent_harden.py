@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import AgentError, system  # noqa: E402
+from vambrace_agent import AgentError, system
 
 
 class Kernel:

@@ -12,13 +12,11 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from bench import __main__ as frame  # noqa: E402
-from bench import boot, devices, emulated, server  # noqa: E402
-from bench.parts import aio, alone, driver, qemu, runner, turns  # noqa: E402
-from bench.report import Report, Row, Unavailable, interval, rounds  # noqa: E402
-from vambrace.errors import PagerError  # noqa: E402
+from bench import __main__ as frame
+from bench import boot, devices, emulated, server
+from bench.parts import aio, alone, driver, qemu, runner, turns
+from bench.report import Report, Row, Unavailable, interval, rounds
+from vambrace.errors import PagerError
 
 
 def test_rows_have_the_documented_keys(tmp_path: Path) -> None:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from bench import native, programs
+from bench.parts import pictures
+from bench.parts.core import before_others
+from bench.report import Report
 
-from bench import native, programs  # noqa: E402
-from bench.parts import pictures  # noqa: E402
-from bench.parts.core import before_others  # noqa: E402
-from bench.report import Report  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 FLAGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-fsyntax-only")
 

@@ -8,15 +8,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_cgroups
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "fakes"))
-
-import fake_cgroups  # noqa: E402
-
-from vambrace.errors import ConfigError, PartitionError  # noqa: E402
-from vambrace.partition import processors  # noqa: E402
-from vambrace.partition.cgroups import ROOT, Cgroups  # noqa: E402
+from vambrace.errors import ConfigError, PartitionError
+from vambrace.partition import processors
+from vambrace.partition.cgroups import ROOT, Cgroups
 
 
 @pytest.fixture

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import bundle, ports  # noqa: E402
-from vambrace_agent.health import HEALTHY, STARTING, UNHEALTHY, HealthCheck  # noqa: E402
-from vambrace_agent.settings import IDENTITIES, Application, Health  # noqa: E402
+from vambrace_agent import bundle, ports
+from vambrace_agent.health import HEALTHY, STARTING, UNHEALTHY, HealthCheck
+from vambrace_agent.settings import IDENTITIES, Application, Health
 
 BOX = {
     "disk": "image-1",

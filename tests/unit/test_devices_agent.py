@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import AgentError, devices  # noqa: E402
-from vambrace_agent.settings import Application, Device  # noqa: E402
+from vambrace_agent import AgentError, devices
+from vambrace_agent.settings import Application, Device
 
 NVME, NETWORK = "010802", "020000"
 

@@ -21,28 +21,27 @@ from broker_world import MEASUREMENT, World
 from postgresql import postgresql
 from sqlalchemy import create_engine, text
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from examples.gallery.__main__ import HEADINGS, table
+from examples.gallery.analysis.example import WARDS, check_summary, resamples
+from examples.gallery.broker import Broker
+from examples.gallery.exhibit import ContainerService, Service
+from examples.gallery.images import COMMON, LOCK
+from examples.gallery.inference.digits import train
+from examples.gallery.inference.example import IMAGES, REQUESTS, Inference, holds
+from examples.gallery.java.example import JavaService, check_factors, make_archive
+from examples.gallery.load import Load, run_client
+from examples.gallery.nginx import example as nginx
+from examples.gallery.postgresql.example import PostgreSql
+from examples.gallery.redis import example as redis
+from examples.gallery.visit import HERE, Row, exhibit_of, known
+from examples.gallery.web import request
+from vambrace.attest.policy import Policy
+from vambrace.broker.platforms import PlatformFiles
+from vambrace.debian import tools
+from vambrace.errors import BrokerError, VambraceError
+from vambrace.image.packages import lock_path
 
-from examples.gallery.__main__ import HEADINGS, table  # noqa: E402
-from examples.gallery.analysis.example import WARDS, check_summary, resamples  # noqa: E402
-from examples.gallery.broker import Broker  # noqa: E402
-from examples.gallery.exhibit import ContainerService, Service  # noqa: E402
-from examples.gallery.images import COMMON, LOCK  # noqa: E402
-from examples.gallery.inference.digits import train  # noqa: E402
-from examples.gallery.inference.example import IMAGES, REQUESTS, Inference, holds  # noqa: E402
-from examples.gallery.java.example import JavaService, check_factors, make_archive  # noqa: E402
-from examples.gallery.load import Load, run_client  # noqa: E402
-from examples.gallery.nginx import example as nginx  # noqa: E402
-from examples.gallery.postgresql.example import PostgreSql  # noqa: E402
-from examples.gallery.redis import example as redis  # noqa: E402
-from examples.gallery.visit import HERE, Row, exhibit_of, known  # noqa: E402
-from examples.gallery.web import request  # noqa: E402
-from vambrace.attest.policy import Policy  # noqa: E402
-from vambrace.broker.platforms import PlatformFiles  # noqa: E402
-from vambrace.debian import tools  # noqa: E402
-from vambrace.errors import BrokerError, VambraceError  # noqa: E402
-from vambrace.image.packages import lock_path  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import groups  # noqa: E402
+from vambrace_agent import groups
 
 
 @pytest.fixture

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from base_factory import make_base
 from config_factory import owner
+from vambrace_agent import settings as agent
 
 from vambrace.errors import BuildError, ConfigError, VambraceError
 from vambrace.image.base import RuntimeBase
 from vambrace.image.build import build_bundle
 from vambrace.image.configuration import SETTINGS, agent_settings
 from vambrace.image.manifest import read_manifest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import settings as agent  # noqa: E402
 
 MANIFEST = """\
 name: patients

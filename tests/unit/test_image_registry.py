@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +16,18 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from docker_registry import Registry, running_registry
+from registry import MANIFEST, Handler, HostileRegistry, hostile_registry
 from test_image_bundle import DISKS, build
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "fakes"))
-
-from registry import MANIFEST, Handler, HostileRegistry, hostile_registry  # noqa: E402
-
-from vambrace.attest.cosign import sign_manifest, verify_manifest  # noqa: E402
-from vambrace.attest.suites import generate, private_pem  # noqa: E402
-from vambrace.cli.main import main  # noqa: E402
-from vambrace.errors import ConfigError, ImageError, RegistryError, SignatureInvalid, UsageError  # noqa: E402
-from vambrace.image import Bundle, write_bundle  # noqa: E402
-from vambrace.image import registry as registries  # noqa: E402
-from vambrace.image.registry import Reference, look, pull, push  # noqa: E402
-from vambrace.image.skopeo import MAX_MANIFEST, Skopeo  # noqa: E402
-from vambrace.suite import NIST, SM  # noqa: E402
+from vambrace.attest.cosign import sign_manifest, verify_manifest
+from vambrace.attest.suites import generate, private_pem
+from vambrace.cli.main import main
+from vambrace.errors import ConfigError, ImageError, RegistryError, SignatureInvalid, UsageError
+from vambrace.image import Bundle, write_bundle
+from vambrace.image import registry as registries
+from vambrace.image.registry import Reference, look, pull, push
+from vambrace.image.skopeo import MAX_MANIFEST, Skopeo
+from vambrace.suite import NIST, SM
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from testbed import census  # noqa: E402
-from testbed.census import Census  # noqa: E402
-from vambrace.errors import UsageError  # noqa: E402
+from testbed import census
+from testbed.census import Census
+from vambrace.errors import UsageError
 
 PAGE = 4096
 MARKER = bytes(range(1, 17))

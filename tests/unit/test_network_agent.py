@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import AgentError, network  # noqa: E402
-from vambrace_agent.settings import Network  # noqa: E402
+from vambrace_agent import AgentError, network
+from vambrace_agent.settings import Network
 
 LAB = Network({"name": "lab", "address": "10.0.0.2/24", "gateway": "10.0.0.1"})
 APART = Network({"name": "apart", "address": "", "gateway": ""})

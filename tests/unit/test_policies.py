@@ -15,12 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from bench.policy import observed, recorder, traces, workloads  # noqa: E402
-from bench.policy.compare import compare  # noqa: E402
-from bench.policy.engine import Engine, EngineError  # noqa: E402
-from bench.policy.policies import (  # noqa: E402
+from bench.policy import observed, recorder, traces, workloads
+from bench.policy.compare import compare
+from bench.policy.engine import Engine, EngineError
+from bench.policy.policies import (
     ONLINE,
     Arc,
     Belady,

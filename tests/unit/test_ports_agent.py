@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import select
 import socket
-import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import ports, streams  # noqa: E402
-from vambrace_agent.ports import Listener, Ports, TooMany, listeners  # noqa: E402
-from vambrace_agent.settings import Application  # noqa: E402
+from vambrace_agent import ports, streams
+from vambrace_agent.ports import Listener, Ports, TooMany, listeners
+from vambrace_agent.settings import Application
 
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 PORT = 5432

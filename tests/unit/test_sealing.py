@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import struct
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from config_factory import make_realm
 from test_firmware import TA, compiled, output
+from vambrace_agent import AgentError
+from vambrace_agent import sealing as agent
 
 from vambrace.config import DomainConfig
 from vambrace.errors import ConfigError, TrustZoneError
@@ -18,11 +18,6 @@ from vambrace.release import MAX_VERSION, Sealing
 from vambrace.suite import SM
 from vambrace.trustzone import SealingClaims
 from vambrace.trustzone.insecure import InsecurePlatform
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest" / "agent"))
-
-from vambrace_agent import AgentError  # noqa: E402
-from vambrace_agent import sealing as agent  # noqa: E402
 
 OWNER = bytes(range(64))
 MEASURED = SealingClaims(OWNER, rim=bytes(range(32)))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 from config_factory import MIB, make_certificate, make_normal, make_realm, make_secure, owner
+from vambrace_agent.settings import Disk as AgentDisk
 
 from vambrace.config import DomainConfig
 from vambrace.debian.erofs import VerityDisk
@@ -18,10 +18,6 @@ from vambrace.machine.descriptors import expected
 from vambrace.machine.layout import device_slots
 from vambrace.release import Broker, Sealing
 from vambrace.storage import SEALED, Scratch, Storage, Volume
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent.settings import Disk as AgentDisk  # noqa: E402
 
 MANIFEST = """\
 name: patients

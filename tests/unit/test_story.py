@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES.parent))
+from examples.story import Story, owned_images, tell
+from vambrace.attest.owner import OwnerIdentity
+from vambrace.cli.main import main
+from vambrace.emulator.server import Server
+from vambrace.errors import HostError
+from vambrace.suite import SUITES
 
-from examples.story import Story, owned_images, tell  # noqa: E402
-from vambrace.attest.owner import OwnerIdentity  # noqa: E402
-from vambrace.cli.main import main  # noqa: E402
-from vambrace.emulator.server import Server  # noqa: E402
-from vambrace.errors import HostError  # noqa: E402
-from vambrace.suite import SUITES  # noqa: E402
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 Capture = pytest.CaptureFixture[str]
 

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import AgentError, desk, settings, unitfiles, vm  # noqa: E402
-from vambrace_agent.logs import Log  # noqa: E402
-from vambrace_agent.supervisor import FAILED, RUNNING, SUCCEEDED, WAITING, Process, Supervisor  # noqa: E402
-from vambrace_agent.units import Units  # noqa: E402
+from vambrace_agent import AgentError, desk, settings, unitfiles, vm
+from vambrace_agent.logs import Log
+from vambrace_agent.supervisor import FAILED, RUNNING, SUCCEEDED, WAITING, Process, Supervisor
+from vambrace_agent.units import Units
 
 SYSTEM = 64 << 20  # bytes of what is no application
 REASON = "vambrace: there is no unit two.service, or it starts nothing\n"

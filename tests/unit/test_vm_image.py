@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 from base_factory import make_base
 from config_factory import owner
 from disks import qcow2, root_disk, sample_system
+from vambrace_agent import settings as agent
 
 from vambrace.application import Application
 from vambrace.cli.main import main
@@ -25,10 +25,6 @@ from vambrace.image.bundle import PLAIN_DISK, Bundle
 from vambrace.image.configuration import agent_settings
 from vambrace.image.manifest import Manifest, read_manifest
 from vambrace.image.single import Single, System
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
-
-from vambrace_agent import settings as agent  # noqa: E402
 
 UNITS = [
     {"name": "database", "unit": "postgresql@17-main.service", "memory": "32M", "percent": 60, "publish": [80]},
