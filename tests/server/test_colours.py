@@ -31,19 +31,31 @@ reserve = 6
 SYSTEM, WORKER = 128 << 20, 32 << 20
 
 # Of a VMM: the colours of the frames in its window, how many they are, and a digest of them.
-# Its own way to look: none of the daemon's code, and none of what the VMM says.
+# Its own way to look: none of the daemon's code, and none of what the VMM says. Stopped while it is looked at:
+# a page that moved in that time from where was not yet looked to where was already would not be seen.
 FRAMES = """
-import hashlib, json, pathlib, re, sys
-pid, colours = sys.argv[1], int(sys.argv[2])
+import hashlib, json, os, pathlib, re, signal, sys, time
+pid, colours = int(sys.argv[1]), int(sys.argv[2])
 found = set()
-smaps = pathlib.Path(f"/proc/{pid}/smaps").read_text()
-for start, end, flags in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw-p .*?^VmFlags: (.*?)$", smaps, re.S | re.M):
-    if not {"nh", "dd", "dc"} <= set(flags.split()):  # a window: no huge pages, no dump, no copy for a child
-        continue
-    with open(f"/proc/{pid}/pagemap", "rb") as pagemap:
-        pagemap.seek(int(start, 16) // 4096 * 8)
-        data = memoryview(pagemap.read((int(end, 16) - int(start, 16)) // 4096 * 8)).cast("Q")
-    found |= {entry & (1 << 55) - 1 for entry in data if entry >> 63}
+
+def standing():
+    return all(stat.read_text().rsplit(")", 1)[1].split()[0] == "T" for stat in process.glob("task/*/stat"))
+
+process = pathlib.Path(f"/proc/{pid}")
+os.kill(pid, signal.SIGSTOP)
+try:
+    while not standing():
+        time.sleep(0.01)
+    smaps = (process / "smaps").read_text()
+    for start, end, flags in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw-p .*?^VmFlags: (.*?)$", smaps, re.S | re.M):
+        if not {"nh", "dd", "dc"} <= set(flags.split()):  # a window: no huge pages, no dump, no copy for a child
+            continue
+        with open(process / "pagemap", "rb") as pagemap:
+            pagemap.seek(int(start, 16) // 4096 * 8)
+            data = memoryview(pagemap.read((int(end, 16) - int(start, 16)) // 4096 * 8)).cast("Q")
+        found |= {entry & (1 << 55) - 1 for entry in data if entry >> 63}
+finally:
+    os.kill(pid, signal.SIGCONT)
 digest = hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
 print(json.dumps([sorted({frame % colours for frame in found}), len(found), digest]))
 """
