@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from vambrace.debian.archive import Archive
-from vambrace.debian.container import Owner, debian_layer, pack_layer, write_layout
+from vambrace.debian.container import Owner, debian_layer, pack_layer
+from vambrace.image.containers.make import write_image
 
 LOCK: Final = Path(__file__).with_name("packages.lock")
 #: Accounts, the linker's tools and a shell: what nearly every image has.
@@ -46,7 +47,7 @@ def make_image(image: Image, group: str, files: Path | None, folder: Path, downl
         layers = [debian_layer(archive, group, packages, work / "debian", image.owners, **options)]
         if files is not None:
             layers.append(pack_layer(_as_committed(files, work / "own"), work / "own.tar"))
-        return write_layout(folder / LAYOUT, layers, image.says)
+        return write_image(folder / LAYOUT, layers, image.says)
 
 
 def _as_committed(files: Path, target: Path) -> Path:

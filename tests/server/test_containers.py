@@ -28,9 +28,10 @@ from vambrace.client.files import PART
 from vambrace.client.realm import Realm
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
-from vambrace.debian.container import debian_layer, pack_layer, write_layout
+from vambrace.debian.container import debian_layer, pack_layer
 from vambrace.emulator.server import Server
 from vambrace.image.base import RuntimeBase
+from vambrace.image.containers.make import write_image
 
 HERE = Path(__file__).parent
 PACKAGES = ("busybox-static",)
@@ -92,7 +93,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
     (own / "srv/desk/own").chmod(0o640)
     (own / "compare").chmod(0o6755)
     layer = pack_layer(own, folder / "own.tar", {"srv": (5, 60)})
-    return write_layout(folder / "layout", [debian, layer], SAYS)
+    return write_image(folder / "layout", [debian, layer], SAYS)
 
 
 class CutOff(Exception):

@@ -7,7 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from vambrace.debian.container import write_layout
+from vambrace.image.containers.make import write_image
 from vambrace.image.containers.tree import Tree
 
 CONFIG = {"Cmd": ["/bin/true"]}
@@ -56,4 +56,4 @@ def image(folder: Path, *layers: bytes, config: dict[str, Any] | None = None, ar
     for number, data in enumerate(layers):
         files.append(folder.parent / f"{folder.name}-{number}.tar")
         files[-1].write_bytes(data)
-    return write_layout(folder, files, config or CONFIG, architecture)
+    return write_image(folder, files, config or CONFIG, architecture)

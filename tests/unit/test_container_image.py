@@ -17,18 +17,21 @@ import pytest
 from config_factory import make_application, make_elf, make_kernel, owner
 from container_images import CONFIG, hard, image, layer, link, member
 
+from vambrace.canonical import canonical
 from vambrace.container import DEFAULT_CAPABILITIES, Container, Health
-from vambrace.debian.container import TAG, put_blob
 from vambrace.debian.erofs import VerityDisk
 from vambrace.errors import BuildError, ConfigError, ImageError, VambraceError
 from vambrace.image import Bundle
 from vambrace.image.base import RuntimeBase
 from vambrace.image.build import build_bundle
 from vambrace.image.containers import read_image
+from vambrace.image.containers.make import TAG
 from vambrace.image.containers.program import check_command
 from vambrace.image.containers.settings import find_user, parse_signal, read_settings
 from vambrace.image.containers.source import fetch, read, reference
 from vambrace.image.containers.tree import Tree
+from vambrace.image.layout import Layout
+from vambrace.image.oci import INDEX, index_of
 from vambrace.image.single import Single, manifest_file, name_of
 
 FILES = layer(
@@ -214,21 +217,17 @@ def test_the_disk_holds_what_the_image_does(tmp_path: Path) -> None:
 
 
 def test_the_platform_is_chosen_from_an_index(tmp_path: Path, base: RuntimeBase) -> None:
-    folder = tmp_path / "image"
-    image(folder, FILES, config=SAYS)
-    (arm,) = json.loads((folder / "index.json").read_text())["manifests"]
-    other = tmp_path / "other"
-    image(other, layer(member("x86")), architecture="amd64")
-    (amd,) = json.loads((other / "index.json").read_text())["manifests"]
-    for blob in (other / "blobs/sha256").iterdir():
-        (folder / "blobs/sha256" / blob.name).write_bytes(blob.read_bytes())
-    kinds = {"manifests": [], "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}
-    for entry, name in ((amd, "amd64"), (arm, "arm64")):
+    both = Layout(tmp_path / "image")
+    manifests = []
+    for name, files in (("amd64", layer(member("x86"))), ("arm64", FILES)):
+        folder = tmp_path / name
+        image(folder, files, config=SAYS, architecture=name)
+        (entry,) = json.loads((folder / "index.json").read_text())["manifests"]
         del entry["annotations"]
-        kinds["manifests"].append(entry | {"platform": {"architecture": name, "os": "linux"}})  # type: ignore[attr-defined]
-    top = put_blob(folder, json.dumps(kinds).encode(), "application/vnd.oci.image.index.v1+json")
-    top["annotations"] = {"org.opencontainers.image.ref.name": TAG}
-    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [top]}))
+        manifests.append(entry | {"platform": {"architecture": name, "os": "linux"}})
+        for blob in (folder / "blobs/sha256").iterdir():
+            both.blob(blob.name).write_bytes(blob.read_bytes())
+    both.name(TAG, both.put(INDEX, canonical(index_of(manifests))))
     assert build(tmp_path, base, ONE).config.applications[0].command == ("/bin/tool", "serve")
 
 

@@ -15,6 +15,7 @@ from vambrace.image import ustar
 
 INDEX: Final = "application/vnd.oci.image.index.v1+json"
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+LAYER_GZIP: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
 IMAGE_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 EMPTY: Final = "application/vnd.oci.empty.v1+json"
 #: Annotations: what a layer is called, and an entry of an index.

@@ -6,6 +6,7 @@
     settings.py   the image's configuration and that tree → what runs: command, environment, user
     image.py      all of it: a reference → an EROFS image and settings
     program.py    what a manifest wants, and such an image → the application that runs
+    make.py       the other way: layers → an image, for tests and examples
 
 Whoever made an image may be hostile. Nothing of it is ever unpacked into this machine's file system: no path of it
 is opened here, and no program but skopeo and zstd reads its bytes.
