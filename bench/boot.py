@@ -115,7 +115,7 @@ def send(door: Door, server: Server, bundle: Bundle, name: str) -> None:
     digest = hashlib.sha256(bundle.path.read_bytes()).hexdigest()
     say("sending the image")
     with Host(access.url, access.certificate, access.key, access.ca) as host:
-        host.upload(bundle.path, digest)
+        host.send(bundle, digest)
     door.shell(f"mkdir -p {HERE} && ln -s /state/host/images/{digest} {HERE}/{name}")
 
 

@@ -185,11 +185,11 @@ class Demo:
         initrd = self.work / "tampered-initrd"
         initrd.write_bytes(changed)
         path = self.work / "tampered.vambrace"
-        build_bundle(self.work / "image/manifest.yaml", path, replace(base, initrd=initrd))
+        bundle = build_bundle(self.work / "image/manifest.yaml", path, replace(base, initrd=initrd))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         host = Host(access.url, str(access.certificate), str(access.key), str(access.ca))
         if not host.has_image(digest):
-            host.upload(path, digest)
+            host.send(bundle, digest)
         return path
 
     def _tampered(self, path: Path, expected: bytes, user: User) -> None:

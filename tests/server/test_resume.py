@@ -13,6 +13,7 @@ from user import User
 from vambrace.attest.token import decode_evidence
 from vambrace.emulator import memory
 from vambrace.emulator.server import Server
+from vambrace.image import Bundle
 from vambrace.image.base import RuntimeBase
 
 KEY = 32
@@ -44,7 +45,7 @@ def observe(server: Server, user: User, bundle: Path, nonce: bytes, folder: Path
     """One Realm of ``bundle``, as far as its token, for ``nonce``."""
     digest = hashlib.sha256(bundle.read_bytes()).hexdigest()
     if not user.host.has_image(digest):
-        user.host.upload(bundle, digest)
+        user.host.send(Bundle.open(bundle), digest)
     realm = str(uuid.uuid4())
     user.host.create(realm, "same", digest, nonce)
     try:

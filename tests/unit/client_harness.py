@@ -92,6 +92,8 @@ class LoopbackHost:
         self.directory, self.platform, self.config = directory, platform, config
         self.measurement = measurement
         self.images: dict[str, int] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.sent = 0  # bytes of images
         self.realms: dict[str, Record] = {}
         self.busy = 0  # how many channels to refuse with 503 first
         self.credentials = Credentials(directory / "credentials")
@@ -122,6 +124,7 @@ class LoopbackHost:
         app.router.add_get("/v1/images", self._list_images)
         app.router.add_head("/v1/images/{digest}", self._has_image)
         app.router.add_put("/v1/images/{digest}", self._put_image)
+        app.router.add_head("/v1/blobs/{digest}", self._has_blob)
         app.router.add_get("/v1/domains", self._list_realms)
         app.router.add_put("/v1/domains/{uuid}", self._create)
         app.router.add_get("/v1/domains/{uuid}", self._get)
@@ -156,8 +159,17 @@ class LoopbackHost:
     async def _has_image(self, request: web.Request) -> web.Response:
         return web.Response(status=200 if request.match_info["digest"] in self.images else 404)
 
+    async def _has_blob(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if request.match_info["digest"] in self.blobs else 404)
+
     async def _put_image(self, request: web.Request) -> web.Response:
         data = await request.read()
+        self.sent += len(data)
+        for blob in request.query.getall("blob", []):
+            offset, name = blob.split(":")
+            if name not in self.blobs:
+                raise _Problem(404, "not-found", "no such blob", "send all of it")
+            data = data[: int(offset)] + self.blobs[name] + data[int(offset) :]
         digest = request.match_info["digest"]
         if hashlib.sha256(data).hexdigest() != digest:
             raise _Problem(422, "image", "the digest differs", "send it again")

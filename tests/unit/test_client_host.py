@@ -29,6 +29,7 @@ from vambrace.errors import (
     TrustZoneError,
     UsageError,
 )
+from vambrace.image import Bundle
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,30 @@ def test_info_and_images(host: Host, world: World) -> None:
     size = world.bundle.stat().st_size
     assert shares[-1] == (size, size) and host.has_image(digest)
     assert host.images() == [{"sha256": digest}]
+
+
+def test_what_the_host_has_is_not_sent(host: Host, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256(world.bundle.read_bytes()).hexdigest()
+    monkeypatch.setattr("vambrace.client.host.WORTH_ASKING", 1)
+    bundle = Bundle.open(world.bundle)
+    parts = (bundle.kernel, *bundle.disks)
+    monkeypatch.setattr(world.host, "images", {})
+    monkeypatch.setattr(world.host, "sent", 0)
+    monkeypatch.setattr(world.host, "blobs", {part.digest: part.read() for part in parts})
+    host.send(bundle, digest)
+    size = world.bundle.stat().st_size
+    assert host.has_image(digest) and world.host.sent == size - sum(part.size for part in parts)
+
+
+def test_what_the_host_has_no_more_is_sent(host: Host, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256(world.bundle.read_bytes()).hexdigest()
+    monkeypatch.setattr("vambrace.client.host.WORTH_ASKING", 1)
+    monkeypatch.setattr(Host, "has_blob", lambda host, digest: True)
+    monkeypatch.setattr(world.host, "images", {})
+    monkeypatch.setattr(world.host, "sent", 0)
+    host.send(Bundle.open(world.bundle), digest)
+    size = world.bundle.stat().st_size
+    assert host.has_image(digest) and size < world.host.sent < 2 * size
 
 
 def test_an_upload_that_is_another(host: Host, world: World) -> None:

@@ -185,6 +185,17 @@ def test_a_member_twice(bundle: Bundle) -> None:
         Bundle.open(path)
 
 
+def test_nothing_is_behind_its_end(bundle: Bundle) -> None:
+    content = bundle.path.read_bytes()
+    path = bundle.path.with_name("longer")
+    for more in (b"\x80", bytes(512) + content, bytes(20 * 512)):
+        path.write_bytes(content + more)
+        with pytest.raises(ImageError, match="behind its end"):
+            Bundle.open(path)
+    path.write_bytes(content + bytes(18 * 512))
+    assert Bundle.open(path).manifest_digest == bundle.manifest_digest
+
+
 def test_cut_off(bundle: Bundle) -> None:
     content = bundle.path.read_bytes()
     path = bundle.path.with_name("cut")

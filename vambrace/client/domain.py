@@ -119,7 +119,7 @@ def ask_for(
     ours, asked = not host.has_image(digest), False
     try:
         if ours:
-            host.upload(path, digest, progress)
+            host.send(bundle, digest, progress)
         context.save_domain(state, config=config.encode())
         progress(f"asking for the {config.kind}")
         asked = True

@@ -6,7 +6,7 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,12 +35,14 @@ from vambrace.errors import (
     UsageError,
     VambraceError,
 )
+from vambrace.image.bundle import Bundle, Part
 
 _URL = re.compile(r"https://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\])(?::\d{1,5})?")
 MAX_JSON = 8 << 20
 MAX_TOKEN = 1 << 20
 POLL_SECONDS = 20
 BLOCK = 1 << 20
+WORTH_ASKING = 64 << 10
 
 # What vambrace.host.problems calls them.
 _KINDS: dict[str, type[VambraceError]] = {
@@ -163,19 +165,32 @@ class Host:
 
     def has_image(self, digest: str) -> bool:
         """Whether the host has the bundle with this SHA-256 (hexadecimal)."""
-        try:
-            self._request("HEAD", f"/v1/images/{digest}")
-        except NotFound:
-            return False
-        return True
+        return self._has(f"/v1/images/{digest}")
 
-    def upload(self, bundle: Path, digest: str, progress: Progress = silent) -> None:
-        """Send a bundle's tar file; the host checks its digest."""
-        size = bundle.stat().st_size
+    def has_blob(self, digest: str) -> bool:
+        """Whether an image of the host has the kernel, initrd or disk with this SHA-256 (hexadecimal)."""
+        return self._has(f"/v1/blobs/{digest}")
+
+    def send(self, bundle: Bundle, digest: str, progress: Progress = silent) -> None:
+        """Send ``bundle``, whose file has this SHA-256, without the parts that the host has. Raises ``HostError``."""
+        parts = [part for part in (bundle.kernel, bundle.initrd, *bundle.disks) if part.size >= WORTH_ASKING]
+        kept = [part for part in parts if self.has_blob(part.digest)]
+        try:
+            self.upload(bundle.path, digest, progress, without=kept)
+        except NotFound:
+            if not kept:
+                raise
+            # An image was deleted meanwhile.
+            self.upload(bundle.path, digest, progress)
+
+    def upload(self, bundle: Path, digest: str, progress: Progress = silent, without: Sequence[Part] = ()) -> None:
+        """Send a bundle's tar file, but for the parts ``without``, which the host has; the host checks its digest."""
         with bundle.open("rb") as file:
-            body = _Upload(file, size, progress)
-            headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-            self._request("PUT", f"/v1/images/{digest}", body=body, headers=headers, read_timeout=600)
+            body = _Upload(file, bundle.stat().st_size, without, progress)
+            headers = {"Content-Length": str(body.length), "Content-Type": "application/octet-stream"}
+            query = urlencode([("blob", f"{part.offset}:{part.digest}") for part in without], safe=":")
+            path = f"/v1/images/{digest}{'?' if query else ''}{query}"
+            self._request("PUT", path, body=body, headers=headers, read_timeout=600)
 
     def delete_image(self, digest: str) -> None:
         self._request("DELETE", f"/v1/images/{digest}")
@@ -251,6 +266,13 @@ class Host:
 
     # One request
 
+    def _has(self, path: str) -> bool:
+        try:
+            self._request("HEAD", path)
+        except NotFound:
+            return False
+        return True
+
     def _json(self, method: str, path: str, **options: Any) -> Any:
         data = self._request(method, path, **options)
         try:
@@ -278,17 +300,26 @@ class Host:
 
 
 class _Upload:
-    """A file as a request's body that tells how much of it was read."""
+    """A file as a request's body, but for some parts of it, that tells how much of it was read."""
 
-    def __init__(self, file: BinaryIO, size: int, progress: Progress) -> None:
-        self._file, self._size, self._progress = file, size, progress
+    def __init__(self, file: BinaryIO, size: int, without: Sequence[Part], progress: Progress) -> None:
+        self._file, self._progress = file, progress
+        self._spans: list[tuple[int, int]] = []
+        start = 0
+        for part in sorted({part.offset: part for part in without}.values(), key=lambda part: part.offset):
+            self._spans.append((start, part.offset))
+            start = part.offset + part.size
+        self._spans.append((start, size))
+        self.length = sum(end - start for start, end in self._spans)
 
     def __iter__(self) -> Iterator[bytes]:
         done = 0
-        while block := self._file.read(BLOCK):
-            yield block
-            done += len(block)
-            self._progress("sending the image", done, self._size)
+        for start, end in self._spans:
+            self._file.seek(start)
+            while block := self._file.read(min(BLOCK, end - self._file.tell())):
+                yield block
+                done += len(block)
+                self._progress("sending the image", done, self.length)
 
 
 def client_context(client_cert: Path | str, client_key: Path | str, ca: Path | str) -> ssl.SSLContext:

@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from vambrace.checks import check_domain_name
+from vambrace.config import MAX_DISKS
 from vambrace.errors import Conflict, HostError, UsageError
 from vambrace.host import console
 from vambrace.host.attested import Attested
@@ -32,6 +33,8 @@ BODY_LIMIT = 64 << 10
 UPLOAD_CHUNK = 1 << 20
 WAIT_LIMIT = 60.0
 DIGEST = re.compile(r"[0-9a-f]{64}")
+MAX_BLOBS = 2 + MAX_DISKS
+BLOB = re.compile(r"\d{1,12}:[0-9a-f]{64}", re.ASCII)
 TOKEN_TYPE = "application/cmw+cbor"
 
 HOST = web.AppKey("host", Host)
@@ -58,6 +61,7 @@ def application(host: Host, connect: Connector = connect_vsock) -> web.Applicati
             web.head("/v1/images/{sha256}", head_image),
             web.put("/v1/images/{sha256}", put_image),
             web.delete("/v1/images/{sha256}", delete_image),
+            web.head("/v1/blobs/{sha256}", head_blob),
             web.get("/v1/volumes", get_volumes),
             web.put("/v1/volumes/{owner}/{name}", put_volume),
             web.delete("/v1/volumes/{owner}/{name}", delete_volume),
@@ -172,13 +176,19 @@ async def head_image(request: web.Request) -> web.Response:
 
 async def put_image(request: web.Request) -> web.Response:
     chunks: AsyncIterator[bytes] = request.content.iter_chunked(UPLOAD_CHUNK)
-    image, new = await request.app[HOST].put_image(_digest(request), request.content_length, chunks)
+    blobs = _blobs(request)
+    image, new = await request.app[HOST].put_image(_digest(request), request.content_length, chunks, blobs)
     return web.json_response(_image_view(image), status=201 if new else 200)
 
 
 async def delete_image(request: web.Request) -> web.Response:
     request.app[HOST].delete_image(_digest(request))
     return web.Response(status=204)
+
+
+async def head_blob(request: web.Request) -> web.Response:
+    await asyncio.to_thread(request.app[HOST].store.blob, _digest(request))
+    return web.Response()
 
 
 def _image_view(image: StoredImage) -> dict[str, Any]:
@@ -307,6 +317,15 @@ def _digest(request: web.Request) -> str:
     if not DIGEST.fullmatch(digest):
         raise UsageError("an image is named by its SHA-256, 64 lower-case hexadecimal digits")
     return digest
+
+
+def _blobs(request: web.Request) -> list[tuple[int, str]]:
+    """What the body leaves out: offset in the bundle, and SHA-256."""
+    said = request.query.getall("blob", [])
+    if len(said) > MAX_BLOBS or not all(BLOB.fullmatch(text) for text in said):
+        raise UsageError("a blob that is left out is named by its offset and SHA-256", hint="send the whole bundle")
+    pairs = (text.split(":") for text in said)
+    return [(int(offset), digest) for offset, digest in pairs]
 
 
 def _uuid(request: web.Request) -> str:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vambrace import __version__
 from vambrace.classes import NORMAL, REALM, SECURE, DomainClass
 from vambrace.config import DomainConfig
-from vambrace.errors import CapacityError, ConfigError, Conflict, ImageError, NotFound
+from vambrace.errors import ConfigError, Conflict, ImageError, NotFound
 from vambrace.host.domain import Admitted, Domain, Services
 from vambrace.host.launcher import Launcher
 from vambrace.host.lifecycle import State
@@ -31,7 +30,8 @@ from vambrace.host.settings import Settings
 from vambrace.host.shares import PROCESSORS, Place, Shares
 from vambrace.host.signatures import PlatformOwner
 from vambrace.host.standby import Standby
-from vambrace.host.store import RECORDS_KEPT, DomainRecord, Store, StoredImage
+from vambrace.host.store import RECORDS_KEPT, DomainRecord, Store, StoredImage, no_blob
+from vambrace.host.upload import Kept, check_size, receive
 from vambrace.host.usage import INTERVAL, Usage
 from vambrace.host.vmm import kill_leftover
 from vambrace.host.vsock import Connector, connect_vsock
@@ -43,7 +43,6 @@ from vambrace.partition.overlap import Verification
 VMM_OVERHEAD = 48 << 20
 TABLES = 64  # of guest memory: the window's tables (28 bytes a page) and page tables, twice and of stage 2
 HOST_RESERVE = 128 << 20  # the VMM that waits for the next domain among it
-BLOCK = 4 << 20
 FIRST_CID = 16
 
 #: What runs a domain of each class.
@@ -289,57 +288,49 @@ class Host:
     # Images
 
     async def put_image(
-        self, digest: str, length: int | None, chunks: AsyncIterator[bytes]
+        self, digest: str, length: int | None, chunks: AsyncIterator[bytes], blobs: Sequence[tuple[int, str]] = ()
     ) -> tuple[StoredImage, bool]:
         """Receive a bundle; nothing is left behind unless it is whole, right and sound.
 
-        Raises ``ImageError`` (digest, structure, size) and ``CapacityError`` (space).
+        ``blobs`` are parts of it that are not sent, as offset in the bundle and SHA-256: those of images that are here.
+        ``digest``, of the whole, shows that the sender has them: it cannot be had from the blobs' own digests.
+        Raises ``ImageError`` (digest, structure, size), ``NotFound`` (blob), ``UsageError`` (its offset),
+        ``CapacityError`` (space).
         """
         if self.store.has_image(digest):
             return self.store.image(digest), False
-        if length is not None:
-            _check_size(length, self.settings.image_limit)
-            # The tar and what is unpacked from it exist side by side for a moment.
-            self.store.require_space(2 * length)
-        descriptor, path = self.store.new_upload()
-        try:
-            received = await self._receive(descriptor, chunks)
+        with contextlib.ExitStack() as opened:
+            # Open from now on: an image that is deleted meanwhile takes nothing away.
+            kept = [self._keep(opened, offset, blob) for offset, blob in blobs]
+            known = sum(blob.size for blob in kept)
+            check_size(known, self.settings.image_limit)
+            if length is not None:
+                check_size(length + known, self.settings.image_limit)
+                # The tar and what is unpacked from it exist side by side for a moment.
+                self.store.require_space(2 * (length + known))
+            descriptor, path = self.store.new_upload()
+            opened.callback(path.unlink, missing_ok=True)
+            received = await receive(
+                descriptor,
+                chunks,
+                kept,
+                limit=self.settings.image_limit,
+                require_space=self.store.require_space,
+            )
             if received != digest:
-                raise ImageError(f"the image has the digest {received}", hint="send it to the path of that")
+                # Not told of what was not sent: who knows it would pass for one who has the blobs.
+                has = "another digest" if kept else f"the digest {received}"
+                raise ImageError(f"the image has {has}", hint="send it to the path of that")
             async with self._unpacking:
                 return await asyncio.to_thread(self.store.add_image, digest, path), True
-        finally:
-            path.unlink(missing_ok=True)
 
-    async def _receive(self, descriptor: int, chunks: AsyncIterator[bytes]) -> str:
-        """Write ``chunks`` to the file, within limit and space; returns their SHA-256."""
-        hasher = hashlib.sha256()
-        size = 0
-        block = bytearray()
+    def _keep(self, opened: contextlib.ExitStack, offset: int, blob: str) -> Kept:
+        path = self.store.blob(blob)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-
-                def put() -> None:
-                    self.store.require_space(len(block))
-                    hasher.update(block)
-                    file.write(block)
-                    block.clear()
-
-                async for chunk in chunks:
-                    size += len(chunk)
-                    _check_size(size, self.settings.image_limit)
-                    # What comes from the network are small pieces: a thread for each would take longer than its work.
-                    block += chunk
-                    if len(block) >= BLOCK:
-                        await asyncio.to_thread(put)
-                await asyncio.to_thread(put)
-        except ConnectionError:
-            raise
-        except OSError as error:
-            raise CapacityError(
-                f"the image could not be stored: {error.strerror}", hint="delete images that nobody needs any more"
-            ) from error
-        return hasher.hexdigest()
+            file = opened.enter_context(path.open("rb"))
+        except FileNotFoundError:
+            raise no_blob(blob) from None
+        return Kept(offset, os.fstat(file.fileno()).st_size, file)
 
     def delete_image(self, digest: str) -> None:
         """Raises ``NotFound``, ``Conflict`` (a living domain is of this image)."""
@@ -395,11 +386,6 @@ class Host:
                 for uuid, domain in self._living.items()
             ],
         }
-
-
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise ImageError(f"the image is larger than {limit} bytes", hint="raise image_limit on the host")
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -20,6 +20,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An unpacked bundle. ``size`` is that of the uploaded tar in bytes, ``disks`` are in order."""
+    """An unpacked bundle. ``size`` is that of the uploaded tar in bytes, ``disks`` are in order.
+
+    ``blobs`` are kernel, initrd and disks by their SHA-256 (hexadecimal).
+    """
 
     digest: str
     name: str
@@ -86,6 +90,7 @@ class StoredImage:
     initrd: Path
     disks: tuple[Path, ...]
     signature: Path | None = None
+    blobs: Mapping[str, Path] = field(default_factory=dict)
 
     def read_signature(self) -> bytes | None:
         return self.signature.read_bytes() if self.signature else None
@@ -187,8 +192,10 @@ class Store:
         self.require_space(size)
         directory = Path(tempfile.mkdtemp(dir=self.temporary))
         try:
-            bundle = Bundle.open(upload)
+            bundle = Bundle.read(upload)
             parts = bundle.unpack(directory)
+            blobs = {bundle.kernel: parts.kernel_path, bundle.initrd: parts.initrd_path}
+            blobs |= dict(zip(bundle.disks, parts.disk_paths, strict=True))
             description = {
                 "name": bundle.config.name,
                 "size": size,
@@ -198,6 +205,7 @@ class Store:
                 "initrd": _inside(parts.initrd_path, directory),
                 "disks": [_inside(path, directory) for path in parts.disk_paths],
                 "signature": _inside(parts.signature_path, directory) if parts.signature_path else None,
+                "blobs": {part.digest: _inside(path, directory) for part, path in blobs.items()},
             }
             for path in directory.rglob("*"):
                 if path.is_file():
@@ -233,14 +241,23 @@ class Store:
                 initrd=directory / description["initrd"],
                 disks=tuple(directory / disk for disk in description["disks"]),
                 signature=directory / description["signature"] if description["signature"] else None,
+                blobs={digest: directory / name for digest, name in description.get("blobs", {}).items()},
             )
         except FileNotFoundError:
             raise NotFound(f"no image {digest}", hint="send it with PUT /v1/images/{sha256}") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ImageError(f"the stored image {digest} is damaged", hint="delete it, send it again") from error
 
     def list_images(self) -> list[StoredImage]:
         return [self.image(path.name) for path in sorted(self.images.iterdir()) if self.has_image(path.name)]
+
+    def blob(self, digest: str) -> Path:
+        """The kernel, initrd or disk with this SHA-256 (hexadecimal), of any image. Raises ``NotFound``."""
+        for directory in self.images.iterdir():
+            with contextlib.suppress(NotFound, ImageError):  # gone meanwhile, or damaged
+                if path := self.image(directory.name).blobs.get(digest):
+                    return path
+        raise no_blob(digest)
 
     def delete_image(self, digest: str) -> None:
         if not self.has_image(digest):
@@ -249,6 +266,10 @@ class Store:
         aside = Path(tempfile.mkdtemp(dir=self.temporary))
         (self.images / digest).rename(aside / digest)
         _remove(aside)
+
+
+def no_blob(digest: str) -> NotFound:
+    return NotFound(f"no image here has the blob {digest}", hint="send the whole bundle")
 
 
 def _decode_record(data: bytes) -> DomainRecord:

@@ -7,7 +7,7 @@ A signature is an artifact of its own that refers to the image, as OCI 1.1 has i
 
 A bundle is hostile until ``Bundle.open`` returns: sizes are bounded, every digest is checked, and the disks
 are those that the configuration names. Contents are hashed again whenever they are read: the file may have
-changed.
+changed. So ``Bundle.read`` leaves those of kernel, initrd and disks to whoever reads them anyhow.
 """
 
 from __future__ import annotations
@@ -115,6 +115,14 @@ class Bundle:
     @classmethod
     def open(cls, path: Path | str) -> Bundle:
         """Read and check the bundle at ``path``. Raises ``ImageError``, ``ConfigError``."""
+        bundle = cls.read(path)
+        for part in (bundle.kernel, bundle.initrd, *bundle.disks):
+            part.copy(None)
+        return bundle
+
+    @classmethod
+    def read(cls, path: Path | str) -> Bundle:
+        """As ``open``, for who reads kernel, initrd and disks anyhow: they are checked when they are."""
         path = Path(path)
         try:
             with path.open("rb") as file:
@@ -302,8 +310,6 @@ class _Reader:
         signature = self._signature(manifests[1], manifest_part) if len(manifests) == 2 else None
         if self._used != set(self._members):
             raise ImageError("the bundle holds files that nothing refers to", hint=BUILD_AGAIN)
-        for part in (kernel, initrd, *disks):
-            part.copy(None)
         return Bundle(self._path, manifest_part.digest, config, config_part, kernel, initrd, tuple(disks), signature)
 
     def _signature(self, descriptor: Any, image: Part) -> Part:

@@ -15,6 +15,7 @@ BLOCK: Final = 512
 NO_BUNDLE: Final = "give the file of 'image build'; of a container 'image build --container' makes one"
 BUILD_AGAIN: Final = "build the image again, with 'vambrace image build'"
 _END: Final = bytes(2 * BLOCK)
+_RECORD: Final = 20 * BLOCK  # what tar may fill up with zeros
 _MAX_SIZE: Final = 8 << 30  # 11 octal digits
 _CHECKSUM: Final = slice(148, 156)
 
@@ -48,7 +49,8 @@ def write_end(out: BinaryIO) -> None:
 def read_members(file: BinaryIO, *, most: int) -> dict[str, tuple[int, int]]:
     """Name → (offset of the content, size in bytes) of each member of the tar ``file``.
 
-    Raises ``ImageError`` for more than ``most`` members, a name twice, or anything but regular files.
+    Raises ``ImageError`` for more than ``most`` members, a name twice, anything but regular files, or anything
+    behind the end.
     """
     file.seek(0, 2)
     total = file.tell()
@@ -60,6 +62,8 @@ def read_members(file: BinaryIO, *, most: int) -> dict[str, tuple[int, int]]:
         if len(header) != BLOCK:
             raise ImageError("the bundle is cut off", hint="send or build it again")
         if header == bytes(BLOCK):
+            if total - position > _RECORD or file.read().strip(b"\0"):
+                raise ImageError("the bundle has something behind its end", hint=BUILD_AGAIN)
             return members
         name, size = _parse(header)
         if name in members:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import io
 import json
 import os
@@ -16,12 +15,11 @@ import struct
 import termios
 import time
 import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
-from harness import SPECIFICATION, Daemon, leftovers, run, soon
+from harness import SPECIFICATION, Daemon, run, soon
 from harness_certificates import OTHER_KEY, Certificates
 from openapi_spec_validator import validate
 
@@ -92,71 +90,6 @@ def test_who_shows_no_certificate_keeps_nobody_out(
         assert (await daemon.get("/v1/host")).status == 200
         for _, writer in made:
             writer.close()
-
-    run(tmp_path, certificates, test)
-
-
-def test_images(tmp_path: Path, certificates: Certificates) -> None:
-    async def test(daemon: Daemon) -> None:
-        digest = await daemon.upload()
-        assert (await daemon.call("HEAD", f"/v1/images/{digest}")).status == 200
-        assert [image["sha256"] for image in (await daemon.get("/v1/images")).json["images"]] == [digest]
-        assert (await daemon.call("PUT", f"/v1/images/{digest}", data=b"ignored")).status == 200
-        assert (await daemon.call("DELETE", f"/v1/images/{digest}")).status == 204
-        assert (await daemon.call("DELETE", f"/v1/images/{digest}")).status == 404
-        assert (await daemon.call("HEAD", f"/v1/images/{digest}")).status == 404
-        assert leftovers(daemon) == []
-
-    run(tmp_path, certificates, test)
-
-
-def test_wrong_images_leave_nothing(tmp_path: Path, certificates: Certificates) -> None:
-    async def chunks(total: int) -> AsyncIterator[bytes]:
-        for _ in range(total):
-            yield bytes(1 << 16)
-
-    async def test(daemon: Daemon) -> None:
-        noise = os.urandom(5000)
-        right = hashlib.sha256(noise).hexdigest()
-        assert (await daemon.call("PUT", f"/v1/images/{right}", data=noise)).status == 422, "not a bundle"
-        wrong = await daemon.call("PUT", f"/v1/images/{'0' * 64}", data=noise)
-        assert wrong.status == 422
-        assert right in wrong.json["detail"]
-        for body in (bytes(2 << 20), chunks(32)):
-            answer = await daemon.call("PUT", f"/v1/images/{'0' * 64}", data=body)
-            assert answer.status == 422
-            assert "larger than" in answer.json["detail"]
-        for name in ("A" * 64, "0" * 63, "..%2f..%2fetc"):
-            assert (await daemon.call("PUT", f"/v1/images/{name}", data=noise)).status in (400, 404)
-        assert leftovers(daemon) == []
-        assert (await daemon.get("/v1/images")).json["images"] == []
-
-    run(tmp_path, certificates, test, image_limit=1 << 20)
-
-
-def test_broken_off_upload(tmp_path: Path, certificates: Certificates) -> None:
-    async def test(daemon: Daemon) -> None:
-        port = int(daemon.url.rpartition(":")[2])
-        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=certificates.client_context())
-        writer.write(f"PUT /v1/images/{'0' * 64} HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n".encode())
-        writer.write(b"half")
-        await writer.drain()
-        async with asyncio.timeout(10):
-            while not leftovers(daemon):
-                await asyncio.sleep(0.02)
-            writer.transport.abort()
-            while leftovers(daemon):
-                await asyncio.sleep(0.02)
-
-    run(tmp_path, certificates, test)
-
-
-def test_no_space(tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test(daemon: Daemon) -> None:
-        monkeypatch.setattr("vambrace.host.store.SPARE", 1 << 60)
-        answer = await daemon.call("PUT", f"/v1/images/{'0' * 64}", data=b"x" * 100)
-        assert answer.status == 507
-        assert leftovers(daemon) == []
 
     run(tmp_path, certificates, test)
 
