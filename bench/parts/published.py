@@ -154,6 +154,7 @@ def serve_agent(listener: socket.socket, folder: Path, owner: OwnerIdentity, pla
         agent_channel.public_key(certificate),
         INSTANCE,
         lambda: None,
+        lambda nanoseconds: None,
     )
     der = ssl.PEM_cert_to_DER_cert(owner.certificate_pem)
     doors = agent_channel.Channel(listener, context, der, service, Ports([application]), lambda: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,10 @@ def test_processors_and_applications(pair: Pair, results: Path) -> None:
             ("holder", None, 0),
             ("worker", 0, 0),
         ]
-    assert json.loads((results / "worker/processors.json").read_text()) == {"given": [0, 1], "ran": [0, 1]}
+    worker = json.loads((results / "worker/processors.json").read_text())
+    assert (worker["given"], worker["ran"]) == ([0, 1], [0, 1])
+    # By the clock that its owner has set.
+    assert pair.realms[0].state.created < worker["time"] < time.time()
 
 
 def test_nobody_but_the_agent(pair: Pair, results: Path) -> None:

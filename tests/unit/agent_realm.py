@@ -129,7 +129,9 @@ class Realm:
         self.supervisor = Supervisor(processes, launch, kill(signal.SIGTERM), kill(signal.SIGKILL), loop.poll)
         self.key = channel.public_key(certificate)
         events = Events(wanted.hash, port.extend)
-        service = Service(self.supervisor, port, events, self.key, port.identity(), loop.wake, root=str(folder))
+        self.clock: list[int] = []
+        instance, set_clock = port.identity(), self.clock.append
+        service = Service(self.supervisor, port, events, self.key, instance, loop.wake, set_clock, root=str(folder))
         ports = Ports(wanted.applications)
         doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)
         self.outcome: tuple[str, str] | None = None

@@ -188,8 +188,10 @@ class Agent:
             processes.append(Process(Application(index, fields), Log(str(logs))))
         self.events = Events(monitor.config.hash, monitor.extend)
         supervisor = Supervisor(processes, self.launch, self.terminate, lambda application: None, loop.poll)
+        self.clock: list[int] = []
+        instance, set_clock = monitor.instance, self.clock.append
         self.service = Service(
-            supervisor, monitor, self.events, key or self.spki, monitor.instance, loop.wake, str(directory)
+            supervisor, monitor, self.events, key or self.spki, instance, loop.wake, set_clock, str(directory)
         )
         for process in processes:  # they run as whoever runs the tests
             process.application.uid = os.getuid()

@@ -54,8 +54,14 @@ def test_the_main_path(make: Make, tmp_path: Path) -> None:
     assert peer.public_bytes(serialization.Encoding.DER, form) == realm.key
     status, _ = client.ask("status")
     assert {a["state"] for a in status["applications"]} == {"waiting"}
+    assert client.ask("clock", time=1_800_000_000_000_000_000)[0] == {"ok": True, "set": True}
+    for nonsense in (-1, 1.5, "now", 1 << 62):
+        assert client.ask("clock", time=nonsense)[0]["error"].startswith("time: ")
     assert client.ask("start")[0] == {"ok": True}
     assert client.ask("start")[0] == {"ok": True}
+    # For programs time only goes on.
+    assert client.ask("clock", time=1_900_000_000_000_000_000)[0] == {"ok": True, "set": False}
+    assert realm.clock == [1_800_000_000_000_000_000]
     assert wait_for(client, "analysis", "succeeded")["exit_code"] == 0
     wait_for(client, "report", "succeeded")
     assert client.ask("logs", application="analysis", offset=0)[1] == b"hello\n"

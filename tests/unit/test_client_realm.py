@@ -47,6 +47,7 @@ def test_whole_life(world: World, tmp_path: Path) -> None:
     def on_log(name: str, data: bytes) -> None:
         logged[name] = logged.get(name, b"") + data
 
+    began = time.time()
     with Realm.run(world.bundle, progress=lambda step, done=0, total=0: steps.append(step)) as realm:
         assert realm.verified is not None and realm.verified.measurement == world.measurement
         assert realm.token() == world.record.token
@@ -54,6 +55,9 @@ def test_whole_life(world: World, tmp_path: Path) -> None:
         while (states := {app["state"] for app in realm.status()["applications"]}) == {"waiting"}:
             time.sleep(0.01)
         assert states <= {"waiting", "running"}
+        (clock,) = world.agent.clock
+        assert began < clock / 1e9 < time.time()
+        assert not any("clock" in step for step in steps)
         realm.encrypt("analysis", 95)
         assert world.record.monitor.percents == [80, 95, 80]
         assert [zone["name"] for zone in realm.stats()] == ["system", "analysis", "report"]
@@ -67,6 +71,13 @@ def test_whole_life(world: World, tmp_path: Path) -> None:
     assert logged["analysis"] == b"hello from analysis\ndone\n"
     assert "sending the image" in steps
     assert world.record.verdicts == [True]
+
+
+def test_a_late_clock_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vambrace.client.attested.LATE_SECONDS", 0.0)
+    steps: list[str] = []
+    with Realm.run(world.bundle, progress=lambda step, done=0, total=0: steps.append(step)):
+        assert "its clock may be 0 s late: the way to it is slow" in steps
 
 
 def test_the_image_is_sent_once(world: World) -> None:

@@ -1,6 +1,6 @@
 """The owner's channel: TLS 1.3 with a key made in this Realm, for the owner's certificate only.
 
-Certificates' dates are not checked: the operator sets a Realm's clock. What counts are the keys, the
+Certificates' dates are not checked: a Realm has no clock until its owner is there. What counts are the keys, the
 owner's in the measured configuration and ours in the token that ``attest`` gives.
 """
 

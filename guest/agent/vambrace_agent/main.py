@@ -185,7 +185,7 @@ def _life(port: Monitor, stack: contextlib.ExitStack) -> tuple[str, str]:
     else:
         supervisor, who = _programs(wanted, broker, events, loop), None
     key_info, digests = channel.public_key(certificate), wanted.digests
-    service = Service(supervisor, port, events, key_info, instance, loop.wake, digests=digests)
+    service = Service(supervisor, port, events, key_info, instance, loop.wake, system.set_clock, digests=digests)
     # In a disk's system its root may be anybody, so that nobody is known to be greedy.
     ports = Ports(wanted.applications, None if wanted.system else confine.stop)
     doors = Channel(listener, context, wanted.owner, service, ports, loop.wake)

@@ -201,8 +201,8 @@ def split_url(url: str) -> tuple[str, int]:
 
 
 def make_context(certificate: str) -> ssl.SSLContext:
-    """TLS 1.3 to whoever has the key of ``certificate`` or is certified by it. Dates are not looked at: the operator
-    sets a Realm's clock."""
+    """TLS 1.3 to whoever has the key of ``certificate`` or is certified by it. Dates are not looked at: a Realm
+    has no clock until its owner is there."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_flags = ssl.VerifyFlags(context.verify_flags | _X509_V_FLAG_NO_CHECK_TIME)

@@ -26,8 +26,8 @@ Handler = Callable[["Service", Reply], tuple[Reply, bytes]]
 class Service:
     """Answers requests from any thread. ``wake`` is called when the main loop has something to do.
 
-    ``key`` is the SubjectPublicKeyInfo (DER) of the channel's TLS key, ``root`` what guest paths are below, ``digests``
-    the hashes that a challenge is made with.
+    ``key`` is the SubjectPublicKeyInfo (DER) of the channel's TLS key, ``set_clock`` takes nanoseconds since 1970,
+    ``root`` is what guest paths are below, ``digests`` are the hashes that a challenge is made with.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Service:
         key: bytes,
         instance: bytes,
         wake: Callable[[], None],
+        set_clock: Callable[[int], None],
         root: str = "",
         digests: tuple[str, str] = ("sha256", "sha512"),
     ) -> None:
@@ -47,6 +48,7 @@ class Service:
         self._key = key
         self._instance = instance
         self._wake = wake
+        self._set_clock = set_clock
         self._root = root
         self._digests = digests
         self.start_wanted = threading.Event()
@@ -89,6 +91,13 @@ class Service:
     def status(self, _request: Reply) -> tuple[Reply, bytes]:
         applications = [_status(process) for process in self._supervisor.processes]
         return {"state": self.state, "applications": applications}, b""
+
+    def clock(self, request: Reply) -> tuple[Reply, bytes]:
+        """The owner's time, before the applications start: nobody else is believed, and for them it only goes on."""
+        wanted = not self.start_wanted.is_set()
+        if wanted:
+            self._set_clock(_integer(request, "time"))
+        return {"set": wanted}, b""
 
     def start(self, _request: Reply) -> tuple[Reply, bytes]:
         self.start_wanted.set()
@@ -193,6 +202,7 @@ HANDLERS: dict[str, Handler] = {
     "attest": Service.attest,
     "events": Service.events,
     "status": Service.status,
+    "clock": Service.clock,
     "start": Service.start,
     "stop": Service.stop,
     "logs": Service.logs,

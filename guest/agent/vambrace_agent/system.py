@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import time
 
 from vambrace_agent import AgentError
 
@@ -91,6 +92,14 @@ def enable_controllers() -> None:
 def allow_small_ports() -> None:
     """For who serves on them and has no capability over the network that all applications share."""
     put("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")
+
+
+def set_clock(nanoseconds: int) -> None:
+    """Have the kernel's clock say so many nanoseconds since 1970. Raises ``AgentError``."""
+    try:
+        time.clock_settime_ns(time.CLOCK_REALTIME, nanoseconds)
+    except OSError as error:
+        raise AgentError(f"the clock cannot be set: {error.strerror}") from None
 
 
 def power_off() -> None:

@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -175,6 +176,7 @@ def agent() -> None:
 
     for name in ("mem", "environ", "maps", "cmdline", "status", "auxv"):
         attempt(f"read /proc/1/{name}", read, f"/proc/1/{name}")
+    attempt("set the clock", time.clock_settime, time.CLOCK_REALTIME, time.time())
     attempt("list /proc/1/fd", os.listdir, "/proc/1/fd")
     attempt("list /proc/1/root", os.listdir, "/proc/1/root")
     attempt("ptrace attach", call, "ptrace", PTRACE_ATTACH, 1, 0, 0)
