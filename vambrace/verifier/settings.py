@@ -27,7 +27,7 @@ class Settings:
     revocation_lists: tuple[Path, ...] = ()
     signers: tuple[Path, ...] = ()
     listen: str = "127.0.0.1"
-    port: int = 8444
+    port: int = 8445
     certificate: Path | None = None
     key: Path | None = None
     client_ca: Path | None = None
