@@ -16,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "guest/agent"))
 
-from vambrace_agent import confine, container, identities  # noqa: E402
+from vambrace_agent import confine, container, identities, system  # noqa: E402
 from vambrace_agent.desk import Desk, Request  # noqa: E402
 from vambrace_agent.settings import DESK, Application  # noqa: E402
 
@@ -25,13 +25,13 @@ MEMORY = 64 << 20
 
 def begin() -> None:
     """Namespaces of our own, and no node or cgroup: this process is not to be used for anything else."""
-    confine.call("unshare", 0x00020000)  # CLONE_NEWNS
-    confine.call("mount", b"none", b"/", None, (1 << 14) | (1 << 18), None)  # private
+    system.call("unshare", 0x00020000)  # CLONE_NEWNS
+    system.call("mount", b"none", b"/", None, (1 << 14) | (1 << 18), None)  # private
     Path("/results").mkdir(exist_ok=True)
     for path in ("/run", "/results"):
-        confine.call("mount", b"tmpfs", path.encode(), b"tmpfs", 0, b"mode=755")
+        system.call("mount", b"tmpfs", path.encode(), b"tmpfs", 0, b"mode=755")
     # As in a Realm, whatever this machine has: crun does not run where version 1 is in use.
-    confine.call("mount", b"cgroup2", b"/sys/fs/cgroup", b"cgroup2", 0, None)
+    system.call("mount", b"cgroup2", b"/sys/fs/cgroup", b"cgroup2", 0, None)
     Path(container.RUN, ".images").mkdir(parents=True)
     Path(container.RUN).chmod(0o711)
 
@@ -56,7 +56,7 @@ def prepare(disk: Path, *applications: Application) -> None:
     try:
         Path(container.RUN, ".images/image").mkdir()
         device, where = loop.stdout.strip().encode(), f"{container.RUN}/.images/image".encode()
-        confine.call("mount", device, where, b"erofs", 1, None)
+        system.call("mount", device, where, b"erofs", 1, None)
     finally:
         subprocess.run(["losetup", "-d", loop.stdout.strip()], check=True)  # once it is unmounted
     for each in applications:

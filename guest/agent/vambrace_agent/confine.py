@@ -15,7 +15,7 @@ import struct
 
 from vambrace_agent import AgentError, groups
 from vambrace_agent.settings import Application
-from vambrace_agent.system import put
+from vambrace_agent.system import MS_BIND, MS_NODEV, MS_NOSUID, MS_REC, MS_SLAVE, call, put
 
 MAX_PROCESSES = 512
 MAX_FILES = 4096
@@ -26,27 +26,16 @@ _GATE = 3
 _JOIN = f'echo 0 >&{_GATE} || exit 126; exec {_GATE}>&-; exec {_BUSYBOX} env -i "$@"'
 
 _CLONE_NEWNS, _CLONE_NEWIPC = 0x00020000, 0x08000000
-_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_SLAVE, _MS_REC = 2, 4, 1 << 12, 1 << 19, 1 << 14
 _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 22, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL, _SECCOMP_MODE_FILTER = 4, 2
 _AUDIT_ARCH_AARCH64, _NR_SOCKET, _NR_IO_URING_SETUP, _AF_VSOCK = 0xC00000B7, 198, 425, 40
 _RET_ALLOW, _RET_EPERM = 0x7FFF0000, 0x00050000 | 1
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def call(name: str, *arguments: object) -> None:
-    """A libc function that returns 0 or sets errno. Numbers fill whole registers: prctl looks at all."""
-    words = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments]
-    if getattr(_libc, name)(*words) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"{name}: {os.strerror(code)}")
-
 
 def mount_tmpfs(path: str, node: int, size: int, *, mode: int, uid: int) -> None:
     """A tmpfs whose pages are on NUMA ``node`` and nowhere else. ``size`` in bytes."""
     options = f"mpol=bind:{node},size={size},mode={mode:o},uid={uid},gid={uid},nr_inodes=65536"
-    call("mount", b"tmpfs", path.encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, options.encode())
+    call("mount", b"tmpfs", path.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options.encode())
 
 
 def prepare(application: Application, logs: str) -> None:
@@ -160,7 +149,7 @@ def _enter(application: Application) -> None:
     os.setsid()
     put("/proc/self/oom_score_adj", "500")
     call("unshare", _CLONE_NEWNS | _CLONE_NEWIPC)
-    call("mount", b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
+    call("mount", b"none", b"/", None, MS_REC | MS_SLAVE, None)
     for path in ("/tmp", "/dev/shm"):
         mount_tmpfs(path, application.index, application.memory // 4, mode=0o700, uid=application.uid)
     _mount_disks(application)
@@ -187,7 +176,7 @@ def _mount_disks(application: Application) -> None:
     for source, target in application.mounts:
         if target.startswith(f"{DATA}/"):
             os.makedirs(target, mode=0o755)
-        call("mount", source.encode(), target.encode(), None, _MS_BIND, None)
+        call("mount", source.encode(), target.encode(), None, MS_BIND, None)
 
 
 def _forbid_vsock() -> None:

@@ -20,15 +20,13 @@ import shutil
 import signal
 
 from vambrace_agent import AgentError, bundle, confine, images
-from vambrace_agent.confine import call
 from vambrace_agent.identities import allow_user_namespaces, make_user_namespace, mount_mapped
 from vambrace_agent.release import Broker
 from vambrace_agent.settings import Application, Image
-from vambrace_agent.system import allow_small_ports
+from vambrace_agent.system import MS_NODEV, MS_NOSUID, allow_small_ports, call
 
 RUN = "/run/containers"
 RUNTIME = "/usr/bin/crun"
-_MS_NOSUID, _MS_NODEV = 2, 4
 
 
 def folder(application: Application) -> str:
@@ -116,7 +114,7 @@ def make_root(application: Application) -> None:
     os.chmod(f"{data}/upper", status.st_mode & 0o7777)
     os.utime(f"{data}/upper", ns=(status.st_mtime_ns, status.st_mtime_ns))
     layers = f"lowerdir={lower},upperdir={data}/upper,workdir={data}/work"
-    call("mount", b"overlay", f"{top}/root".encode(), b"overlay", _MS_NOSUID | _MS_NODEV, layers.encode())
+    call("mount", b"overlay", f"{top}/root".encode(), b"overlay", MS_NOSUID | MS_NODEV, layers.encode())
 
 
 def write_bundle(application: Application) -> None:

@@ -8,7 +8,6 @@ application's user: a container's disks know no other.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 from vambrace_agent import AgentError
 from vambrace_agent.opened import Opened
 from vambrace_agent.settings import Application
+from vambrace_agent.system import libc
 
 CHUNK = 256 << 10
 MAX_ENTRIES = 500
@@ -26,7 +26,6 @@ _MAX_NAME = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HEX = frozenset("0123456789abcdef")
-_libc = ctypes.CDLL(None)
 
 Reply = dict[str, object]
 #: The application, the request, and what the guest's paths are below; raises ``AgentError``, ``OSError``.
@@ -198,12 +197,12 @@ def _parents(folder: str, names: list[str], uid: int) -> int:
 @contextlib.contextmanager
 def _user(uid: int) -> Iterator[None]:
     """What this thread makes belongs to ``uid`` (setfsuid(2)), whose rights it has meanwhile."""
-    group, user = _libc.setfsgid(uid), _libc.setfsuid(uid)
+    group, user = libc.setfsgid(uid), libc.setfsuid(uid)
     try:
         yield
     finally:
-        _libc.setfsuid(user)
-        _libc.setfsgid(group)
+        libc.setfsuid(user)
+        libc.setfsgid(group)
 
 
 def _regular(folder: str, names: list[str]) -> Opened:

@@ -10,12 +10,11 @@ import ctypes
 import os
 
 from vambrace_agent import AgentError
-from vambrace_agent.confine import call
 from vambrace_agent.settings import IDENTITIES
+from vambrace_agent.system import MS_BIND, call, system_call
 
 _USER_NAMESPACES = "/proc/sys/user/max_user_namespaces"
 _CLONE_NEWUSER = 0x10000000
-_MS_BIND = 1 << 12
 # Numbers of system calls, the same on all architectures; and their flags.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
 _AT_FDCWD, _AT_EMPTY_PATH, _OPEN_TREE_CLONE, _MOVE_MOUNT_F_EMPTY_PATH = -100, 0x1000, 1, 4
@@ -54,7 +53,7 @@ def make_user_namespace(path: str, first: int) -> None:
             with open(f"/proc/{pid}/{table}", "w", encoding="ascii") as file:
                 file.write(f"0 {first} {IDENTITIES}")
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        call("mount", f"/proc/{pid}/ns/user".encode(), path.encode(), None, _MS_BIND, None)
+        call("mount", f"/proc/{pid}/ns/user".encode(), path.encode(), None, MS_BIND, None)
     finally:
         for fd in (told, tell, waits, lets):
             if fd >= 0:
@@ -64,25 +63,15 @@ def make_user_namespace(path: str, first: int) -> None:
 
 def mount_mapped(source: str, target: str, namespace: str) -> None:
     """Mount ``source`` once more at ``target``, its owners as the user ``namespace`` has them (mount_setattr(2))."""
-    tree = _system_call(_OPEN_TREE, _AT_FDCWD, source.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    tree = system_call(_OPEN_TREE, _AT_FDCWD, source.encode(), _OPEN_TREE_CLONE | os.O_CLOEXEC)
     try:
         fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
             attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_IDMAP, 0, 0, fd)
             size = ctypes.sizeof(attributes)
-            _system_call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size)
+            system_call(_MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, ctypes.byref(attributes), size)
         finally:
             os.close(fd)
-        _system_call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
+        system_call(_MOVE_MOUNT, tree, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
     finally:
         os.close(tree)
-
-
-def _system_call(number: int, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    words = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
-    result: int = libc.syscall(ctypes.c_long(number), *words)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result

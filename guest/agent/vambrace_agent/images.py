@@ -6,14 +6,13 @@ The root hash is that of what is read, so a key that is not the disk's, and a di
 from __future__ import annotations
 
 from vambrace_agent import AgentError
-from vambrace_agent.confine import call
 from vambrace_agent.devicemapper import SECTOR, Device
 from vambrace_agent.release import Broker
 from vambrace_agent.settings import Image
 from vambrace_agent.storage import BLOCK, read
+from vambrace_agent.system import MS_NODEV, MS_NOSUID, MS_RDONLY, call
 
 KEY_BYTES = 64
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 
 
 def open_image(image: Image, broker: Broker | None) -> str:
@@ -36,7 +35,7 @@ def mount_image(image: Image, broker: Broker | None, folder: str) -> None:
     """Open ``image`` and mount it at ``folder``, to read. Raises ``AgentError``."""
     path = open_image(image, broker)
     try:
-        call("mount", path.encode(), folder.encode(), b"erofs", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, None)
+        call("mount", path.encode(), folder.encode(), b"erofs", MS_RDONLY | MS_NOSUID | MS_NODEV, None)
     except OSError as error:
         raise AgentError(f"disk {image.name}: it cannot be mounted: {error.strerror}") from None
 

@@ -1,4 +1,4 @@
-"""The Realm's machine: kernel settings, cgroups, power."""
+"""The Realm's machine: kernel settings, cgroups, power; and what of libc Python does not offer."""
 
 from __future__ import annotations
 
@@ -40,6 +40,33 @@ FEATURES = {
 }
 _POWER_OFF = 0x4321FEDC
 
+# Flags of mount(2).
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOATIME, MS_BIND = 1 << 0, 1 << 1, 1 << 2, 1 << 10, 1 << 12
+MS_REC, MS_SLAVE = 1 << 14, 1 << 19
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def call(name: str, *arguments: object) -> None:
+    """A libc function that returns 0 or sets errno. Numbers fill whole registers: prctl looks at all.
+
+    Raises ``OSError``.
+    """
+    words = [ctypes.c_ulong(value) if isinstance(value, int) else value for value in arguments]
+    if getattr(libc, name)(*words) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
+
+
+def system_call(number: int, *arguments: object) -> int:
+    """What libc has no function for, by its ``number`` on this architecture. Raises ``OSError``."""
+    words = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    result: int = libc.syscall(ctypes.c_long(number), *words)
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
 
 def harden(root: str = "/proc/sys") -> None:
     """Apply ``SETTINGS`` and read each back. Raises ``AgentError`` if one is laxer than it says.
@@ -66,11 +93,11 @@ def harden(root: str = "/proc/sys") -> None:
 
 def lacks(number: int, arguments: tuple[int, ...]) -> bool:
     """Whether the kernel has no such system call."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    result = libc.syscall(ctypes.c_long(number), *(ctypes.c_ulong(value) for value in arguments))
-    if result >= 0:
-        return False
-    return ctypes.get_errno() == errno.ENOSYS
+    try:
+        system_call(number, *arguments)
+    except OSError as error:
+        return error.errno == errno.ENOSYS
+    return False
 
 
 def restrict(path: str) -> None:
@@ -105,7 +132,7 @@ def set_clock(nanoseconds: int) -> None:
 def power_off() -> None:
     """End this machine, by PSCI."""
     os.sync()
-    ctypes.CDLL(None).reboot(ctypes.c_int(_POWER_OFF))
+    libc.reboot(ctypes.c_int(_POWER_OFF))
 
 
 def put(path: str, text: str) -> None:

@@ -23,13 +23,12 @@ import time
 from collections.abc import Callable
 
 from vambrace_agent import AgentError, confine, groups, images, unitfiles
-from vambrace_agent.confine import call
 from vambrace_agent.identities import allow_user_namespaces, make_user_namespace, mount_mapped
 from vambrace_agent.logs import Log
 from vambrace_agent.release import Broker
 from vambrace_agent.settings import IDENTITIES, Application, Settings, System
 from vambrace_agent.supervisor import Process
-from vambrace_agent.system import allow_small_ports, put
+from vambrace_agent.system import MS_NODEV, MS_NOSUID, MS_RDONLY, allow_small_ports, call, put
 from vambrace_agent.units import Units
 
 RUN = "/run/vm"
@@ -42,7 +41,6 @@ MAX_FILES = 1 << 18  # that are written
 RESERVE = 32 << 20
 _CREATE_SECONDS = 120.0
 _NODE = "/sys/devices/system/node/node0/meminfo"
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 #: So that what was left in a journal is not wanted: the disk was checked to have nothing there when it was built.
 _OPTIONS = {"ext4": b"noload"}
 #: cgroups(7), delegation: what of a group is whose it is.
@@ -155,7 +153,7 @@ class Machine:
     def _make_root(self, wanted: Settings, broker: Broker | None) -> None:
         kind = self.system.filesystem
         device = images.open_image(wanted.images[self.system.disk], broker)
-        flags = _MS_RDONLY | _MS_NODEV
+        flags = MS_RDONLY | MS_NODEV
         call("mount", device.encode(), f"{RUN}/disk".encode(), kind.encode(), flags, _OPTIONS.get(kind))
         allow_user_namespaces(1)
         make_user_namespace(f"{RUN}/user", self.first)
@@ -163,12 +161,12 @@ class Machine:
         mount_mapped(f"{RUN}/disk", f"{RUN}/lower", f"{RUN}/user")
         # Without a node of its own: a page is of the zone of who writes it.
         options = f"size={self.system.writable},mode=711,nr_inodes={MAX_FILES}"
-        call("mount", b"tmpfs", f"{RUN}/data".encode(), b"tmpfs", _MS_NOSUID | _MS_NODEV, options.encode())
+        call("mount", b"tmpfs", f"{RUN}/data".encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options.encode())
         for name in ("upper", "work", "run"):
             os.mkdir(f"{RUN}/data/{name}", 0o700 if name == "work" else 0o755)
             os.chown(f"{RUN}/data/{name}", self.first, self.first)
         layers = f"lowerdir={RUN}/lower,upperdir={RUN}/data/upper,workdir={RUN}/data/work"
-        call("mount", b"overlay", f"{RUN}/root".encode(), b"overlay", _MS_NODEV, layers.encode())
+        call("mount", b"overlay", f"{RUN}/root".encode(), b"overlay", MS_NODEV, layers.encode())
 
     def _run(self, *words: str, joining: bool = False) -> None:
         """The runtime, about the system; what it says is for a debug Realm. ``joining``: in the system's cgroup."""

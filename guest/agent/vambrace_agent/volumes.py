@@ -16,13 +16,13 @@ import time
 from abc import ABC, abstractmethod
 
 from vambrace_agent import AgentError
-from vambrace_agent.confine import call
 from vambrace_agent.devicemapper import Forged
 from vambrace_agent.release import Broker, Refused, Session
 from vambrace_agent.release import Volume as Released
 from vambrace_agent.sealing import Sealing
 from vambrace_agent.settings import Application, Disk
 from vambrace_agent.storage import BLOCK, Keys, Layout, Stack, make_file_system, read, write
+from vambrace_agent.system import MS_NOATIME, MS_NODEV, MS_NOSUID, call
 
 HOME = "/run/vambrace/volumes"  # below a folder of root's
 SEALED = "sealed"
@@ -34,7 +34,6 @@ CHANGED = "what is on its disk was changed, or is older than its header"
 _OPENED = "another Realm has opened it meanwhile"
 _MAC_BYTES = 32
 _APPEAR_SECONDS = 10.0
-_NOSUID, _NODEV, _NOATIME = 2, 4, 1024
 _LOST_AND_FOUND = "lost+found"
 
 
@@ -262,7 +261,7 @@ class Volumes:
     def _mount(self, disk: Disk, stack: Stack, application: Application) -> None:
         folder = f"{HOME}/{stack.name}"
         os.makedirs(folder, mode=0o700)
-        flags = _NOSUID | _NODEV | (0 if disk.key else _NOATIME)
+        flags = MS_NOSUID | MS_NODEV | (0 if disk.key else MS_NOATIME)
         try:
             call("mount", stack.path.encode(), folder.encode(), b"ext4", flags, b"errors=remount-ro")
         except OSError:
