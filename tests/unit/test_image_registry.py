@@ -25,7 +25,8 @@ from vambrace.cli.main import main
 from vambrace.errors import ConfigError, ImageError, RegistryError, SignatureInvalid, UsageError
 from vambrace.image import Bundle, write_bundle
 from vambrace.image import registry as registries
-from vambrace.image.registry import Reference, look, pull, push
+from vambrace.image.registry import pull, push
+from vambrace.image.remote_images import Reference, look
 from vambrace.image.skopeo import MAX_MANIFEST, Skopeo
 from vambrace.suite import NIST, SM
 

@@ -14,7 +14,8 @@ from vambrace.cli.parser import Commands
 if TYPE_CHECKING:
     from vambrace.attest.suites import PublicKey
     from vambrace.image import Bundle
-    from vambrace.image.registry import Check, Signature
+    from vambrace.image.registry import Check
+    from vambrace.image.remote_signatures import Signature
     from vambrace.image.skopeo import Skopeo
 
 PREFIX = "docker://"
@@ -65,7 +66,8 @@ def _push(options: argparse.Namespace, output: Output) -> int:
     from vambrace.attest.cosign import sign_manifest
     from vambrace.attest.image import load_key
     from vambrace.image import Bundle
-    from vambrace.image.registry import Reference, push
+    from vambrace.image.registry import push
+    from vambrace.image.remote_images import Reference
 
     reference = Reference.parse(options.reference)
     key = load_key(options.sign) if options.sign else None
@@ -87,7 +89,8 @@ def _push(options: argparse.Namespace, output: Output) -> int:
 def _pull(options: argparse.Namespace, output: Output) -> int:
     from vambrace.attest.image import load_public_key
     from vambrace.errors import UsageError
-    from vambrace.image.registry import Reference, look, pull
+    from vambrace.image.registry import pull
+    from vambrace.image.remote_images import Reference, look
 
     reference = Reference.parse(options.reference)
     if not (options.key or options.policy or options.unverified or reference.digest):
@@ -144,7 +147,8 @@ def checker(key: PublicKey) -> Check:
 
 def inspect_remote(options: argparse.Namespace, output: Output) -> int:
     """What a registry says that it holds: nothing of it is verified but digests."""
-    from vambrace.image.registry import Reference, configuration, look, signers
+    from vambrace.image.remote_images import Reference, configuration, look
+    from vambrace.image.remote_signatures import signers
 
     skopeo = skopeo_of(options)
     image = look(Reference.parse(options.bundle), skopeo)

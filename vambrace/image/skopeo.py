@@ -1,6 +1,6 @@
 """skopeo, which carries images to and from registries: its own settings for names, credentials and certificates.
 
-A registry is anybody's: every answer is bounded in size and time here, and in what it must be in ``registry``.
+A registry is anybody's: every answer is bounded in size and time here, and in what it must be in ``remote_images``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from vambrace.errors import ConfigError, ImageError, SignatureInvalid
 from vambrace.image import bundle as form
 from vambrace.image.oci import MANIFEST
 from vambrace.image.programs import check_program
-from vambrace.image.registry import Reference, describe
+from vambrace.image.remote_images import Reference, describe
 from vambrace.image.requirements import guest_markers, read_requirements
 from vambrace.suite import NIST
 
