@@ -313,6 +313,8 @@ def test_a_failing_application(world: World, tmp_path: Path) -> None:
         import signal
 
         process = world.agent.service._supervisor.processes[0]
+        while not process.pid:  # the agent starts it right after it has answered; and 0 is every process of ours
+            time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(DomainError, match="analysis.*137"):
             realm.finish(tmp_path / "out")
