@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
-from vambrace.debian import root, tools
+from vambrace.debian import root
 from vambrace.debian.archive import Archive
 from vambrace.debian.cache import Cache
+from vambrace.debian.elf import libraries
 from vambrace.debian.kernel import Kernel
-from vambrace.errors import BuildError
 
 # Enough to find a disk and mount it; callers add what their machine has.
 DISK_MODULES = ("dm-mod", "dm-verity", "erofs", "virtio_mmio", "virtio_blk")
@@ -137,31 +136,3 @@ def cpio(tree: Path) -> bytes:
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
     target.chmod(0o755)
-
-
-def libraries(tree: Path, program: Path) -> list[Path]:
-    """The shared libraries that ``program`` needs, loader included, by their sonames."""
-    found: dict[str, Path] = {}
-    waiting = [program]
-    folders = [tree / "usr/lib/aarch64-linux-gnu", tree / "usr/lib"]
-    while waiting:
-        dynamic = subprocess.run(
-            [tools.find("aarch64-linux-gnu-readelf"), "-d", str(waiting.pop())],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for line in dynamic.splitlines():
-            if "(NEEDED)" not in line:
-                continue
-            name = line.split("[")[1].rstrip("]")
-            if name in found:
-                continue
-            path = next((folder / name for folder in folders if (folder / name).exists()), None)
-            if path is None:
-                raise BuildError(f"{program.name} needs {name}, which no package brought")
-            found[name] = path
-            waiting.append(path)
-    loader = "ld-linux-aarch64.so.1"
-    found.setdefault(loader, next(f / loader for f in reversed(folders) if (f / loader).exists()))
-    return [path for _, path in sorted(found.items())]

@@ -18,8 +18,9 @@ from vambrace.debian import root
 from vambrace.debian.archive import Archive, Package
 from vambrace.debian.cache import Cache, hash_tree
 from vambrace.debian.configure import configure
+from vambrace.debian.elf import libraries
 from vambrace.debian.erofs import VerityDisk, make_erofs
-from vambrace.debian.initrd import DISK_MODULES, libraries, make_initrd
+from vambrace.debian.initrd import DISK_MODULES, make_initrd
 from vambrace.debian.kernel import kernel
 from vambrace.errors import BuildError
 from vambrace.storage import DATA, SCRATCH

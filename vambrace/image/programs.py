@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
-
-from elftools.common.exceptions import ELFError
-from elftools.construct import ConstructError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import InterpSegment
+from typing import Final
 
 from vambrace.application import Application
 from vambrace.debian.configure import inside, resolve
+from vambrace.debian.elf import LIBRARY_FOLDERS, read_elf
 from vambrace.errors import ConfigError
 
 #: As the agent has it for a program whose environment does not say otherwise (vambrace_agent.confine).
 DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
-_LIBRARIES: Final = ("/usr/lib/aarch64-linux-gnu", "/usr/lib")
 _MAX_LIBRARIES: Final = 500
-_MACHINES: Final = {"EM_X86_64": "x86-64", "EM_386": "32-bit x86", "EM_ARM": "32-bit Arm", "EM_RISCV": "RISC-V"}
-_DAMAGED = (
-    *(ELFError, ConstructError, struct.error),
-    *(ValueError, LookupError, AssertionError, AttributeError, TypeError, ArithmeticError, OSError, MemoryError),
-)
-
-
-@dataclass(frozen=True)
-class Dependencies:
-    """What an arm64 ELF file wants of others: its dynamic linker, libraries, and folders to look for those in."""
-
-    linker: str | None
-    libraries: tuple[str, ...]
-    folders: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +52,7 @@ class Surroundings:
         configured = []
         for file in sorted((self.tree / "etc/ld.so.conf.d").glob("*.conf")):
             configured += [line.strip() for line in file.read_text(errors="replace").splitlines()]
-        return [each for each in (*own, *configured) if each.startswith("/")] + list(_LIBRARIES)
+        return [each for each in (*own, *configured) if each.startswith("/")] + list(LIBRARY_FOLDERS)
 
 
 def check_program(application: Application, tree: Path, files: Path) -> None:
@@ -135,34 +115,3 @@ def _check_libraries(program: str, found: Path, origin: str, around: Surrounding
                     hint="name Debian's package that has it in packages, or link it statically",
                 )
             todo.append((library, str(PurePosixPath(place).parent)))
-
-
-def read_elf(path: Path) -> Dependencies:
-    """What the file at ``path`` needs. Raises ``ConfigError`` where it is no ELF file for arm64."""
-    try:
-        with path.open("rb") as file:
-            elf = ELFFile(file)
-            machine, kind = elf["e_machine"], elf["e_type"]
-            if machine != "EM_AARCH64" or elf.elfclass != 64 or not elf.little_endian:
-                name = _MACHINES.get(machine, str(machine)[:20])
-                raise ConfigError(f"{path.name} is for {name}", hint="build it for arm64 (aarch64)")
-            if kind not in ("ET_EXEC", "ET_DYN"):
-                raise ConfigError(f"{path.name} is an ELF file that does not run", hint="link it to a program")
-            return _dependencies(elf)
-    except _DAMAGED:
-        raise ConfigError(f"{path.name} is a damaged ELF file", hint="build it again, for arm64") from None
-
-
-def _dependencies(elf: Any) -> Dependencies:
-    linker, libraries, folders = None, [], []
-    for segment in elf.iter_segments():
-        if isinstance(segment, InterpSegment):
-            linker = segment.get_interp_name()
-    for section in elf.iter_segments("PT_DYNAMIC"):
-        for tag in section.iter_tags():
-            if tag.entry.d_tag == "DT_NEEDED":
-                libraries.append(tag.needed)
-            elif tag.entry.d_tag in ("DT_RPATH", "DT_RUNPATH"):
-                value = tag.runpath if tag.entry.d_tag == "DT_RUNPATH" else tag.rpath
-                folders += [each for each in value.split(":") if each]
-    return Dependencies(linker, tuple(libraries), tuple(folders))
