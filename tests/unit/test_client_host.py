@@ -71,15 +71,29 @@ def test_what_the_host_has_is_not_sent(host: Host, world: World, monkeypatch: py
     assert host.has_image(digest) and world.host.sent == size - sum(part.size for part in parts)
 
 
-def test_what_the_host_has_no_more_is_sent(host: Host, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", ["none", "others", "neither"])
+def test_what_the_host_has_no_more_is_sent(
+    host: Host, world: World, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """Blobs that are not there any more, that are damaged, and a host that cannot look: none keeps an image out."""
+
+    def has_blob(host: Host, digest: str) -> bool:
+        if said == "neither":
+            raise HostError("internal error of the host", status=500)
+        return True
+
     digest = hashlib.sha256(world.bundle.read_bytes()).hexdigest()
+    bundle = Bundle.open(world.bundle)
     monkeypatch.setattr("vambrace.client.host.WORTH_ASKING", 1)
-    monkeypatch.setattr(Host, "has_blob", lambda host, digest: True)
+    monkeypatch.setattr(Host, "has_blob", has_blob)
     monkeypatch.setattr(world.host, "images", {})
     monkeypatch.setattr(world.host, "sent", 0)
-    host.send(Bundle.open(world.bundle), digest)
+    if said == "others":
+        parts = (bundle.kernel, bundle.initrd, *bundle.disks)
+        monkeypatch.setattr(world.host, "blobs", {part.digest: bytes(part.size) for part in parts})
+    host.send(bundle, digest)
     size = world.bundle.stat().st_size
-    assert host.has_image(digest) and size < world.host.sent < 2 * size
+    assert host.has_image(digest) and size <= world.host.sent < 2 * size
 
 
 def test_an_upload_that_is_another(host: Host, world: World) -> None:

@@ -172,16 +172,20 @@ class Host:
         return self._has(f"/v1/blobs/{digest}")
 
     def send(self, bundle: Bundle, digest: str, progress: Progress = silent) -> None:
-        """Send ``bundle``, whose file has this SHA-256, without the parts that the host has. Raises ``HostError``."""
+        """Send ``bundle``, whose file has this SHA-256, without the parts that the host has, or whole. Raises
+        ``HostError``."""
         parts = [part for part in (bundle.kernel, bundle.initrd, *bundle.disks) if part.size >= WORTH_ASKING]
-        kept = [part for part in parts if self.has_blob(part.digest)]
         try:
-            self.upload(bundle.path, digest, progress, without=kept)
-        except NotFound:
-            if not kept:
-                raise
-            # An image was deleted meanwhile.
-            self.upload(bundle.path, digest, progress)
+            if kept := [part for part in parts if self.has_blob(part.digest)]:
+                self.upload(bundle.path, digest, progress, without=kept)
+                return
+        except HostUnreachable:
+            raise
+        except VambraceError:
+            # An image was deleted meanwhile, or is damaged, or the host is busy: all of that is no matter to a bundle
+            # that is sent whole, and what is wrong with that the host says once more.
+            pass
+        self.upload(bundle.path, digest, progress)
 
     def upload(self, bundle: Path, digest: str, progress: Progress = silent, without: Sequence[Part] = ()) -> None:
         """Send a bundle's tar file, but for the parts ``without``, which the host has; the host checks its digest."""

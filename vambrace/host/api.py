@@ -25,6 +25,7 @@ from vambrace.host.metrics import CONTENT_TYPE
 from vambrace.host.problems import PROBLEMS
 from vambrace.host.realm import Realm
 from vambrace.host.store import DomainRecord, StoredImage
+from vambrace.host.upload import WHOLE
 from vambrace.host.vsock import Connector, connect_vsock
 from vambrace.serving.openapi import get_specification
 from vambrace.serving.problems import Handler
@@ -34,7 +35,8 @@ UPLOAD_CHUNK = 1 << 20
 WAIT_LIMIT = 60.0
 DIGEST = re.compile(r"[0-9a-f]{64}")
 MAX_BLOBS = 2 + MAX_DISKS
-BLOB = re.compile(r"\d{1,12}:[0-9a-f]{64}", re.ASCII)
+# Not at 0: what comes before it must be the sender's. From the digest of a beginning follow those of what continues it.
+BLOB = re.compile(r"([1-9][0-9]{0,11}):([0-9a-f]{64})")
 TOKEN_TYPE = "application/cmw+cbor"
 
 HOST = web.AppKey("host", Host)
@@ -321,11 +323,12 @@ def _digest(request: web.Request) -> str:
 
 def _blobs(request: web.Request) -> list[tuple[int, str]]:
     """What the body leaves out: offset in the bundle, and SHA-256."""
-    said = request.query.getall("blob", [])
-    if len(said) > MAX_BLOBS or not all(BLOB.fullmatch(text) for text in said):
-        raise UsageError("a blob that is left out is named by its offset and SHA-256", hint="send the whole bundle")
-    pairs = (text.split(":") for text in said)
-    return [(int(offset), digest) for offset, digest in pairs]
+    said = [BLOB.fullmatch(text) for text in request.query.getall("blob", [])]
+    blobs = [(int(match[1]), match[2]) for match in said if match]
+    # No bundle holds a part twice, and a small request must not become a large image.
+    if len(said) > MAX_BLOBS or len({digest for _, digest in blobs}) != len(said):
+        raise UsageError("a blob that is left out is named once, by its offset and SHA-256", hint=WHOLE)
+    return blobs
 
 
 def _uuid(request: web.Request) -> str:

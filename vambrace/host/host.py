@@ -10,12 +10,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from vambrace import __version__
 from vambrace.classes import NORMAL, REALM, SECURE, DomainClass
 from vambrace.config import DomainConfig
-from vambrace.errors import ConfigError, Conflict, ImageError, NotFound
+from vambrace.errors import ConfigError, Conflict, HostError, ImageError, NotFound
 from vambrace.host.domain import Admitted, Domain, Services
 from vambrace.host.launcher import Launcher
 from vambrace.host.lifecycle import State
@@ -30,8 +31,8 @@ from vambrace.host.settings import Settings
 from vambrace.host.shares import PROCESSORS, Place, Shares
 from vambrace.host.signatures import PlatformOwner
 from vambrace.host.standby import Standby
-from vambrace.host.store import RECORDS_KEPT, DomainRecord, Store, StoredImage, no_blob
-from vambrace.host.upload import Kept, check_size, receive
+from vambrace.host.store import RECORDS_KEPT, DomainRecord, Store, StoredImage
+from vambrace.host.upload import WHOLE, Kept, check_size, in_order, join, receive
 from vambrace.host.usage import INTERVAL, Usage
 from vambrace.host.vmm import kill_leftover
 from vambrace.host.vsock import Connector, connect_vsock
@@ -44,6 +45,8 @@ VMM_OVERHEAD = 48 << 20
 TABLES = 64  # of guest memory: the window's tables (28 bytes a page) and page tables, twice and of stage 2
 HOST_RESERVE = 128 << 20  # the VMM that waits for the next domain among it
 FIRST_CID = 16
+#: How long somebody waits until what they have not sent is put to what they have; then they may send all.
+TURN_SECONDS: Final = 30.0
 
 #: What runs a domain of each class.
 DOMAINS: dict[DomainClass, type[Domain]] = {NORMAL: NormalVm, SECURE: SecureVm, REALM: Realm}
@@ -93,6 +96,7 @@ class Host:
         self._past: dict[str, DomainRecord] = {}
         self._admission = asyncio.Lock()
         self._verifying = asyncio.Lock()
+        self._joining = asyncio.Lock()
         self._unpacking = asyncio.Lock()  # two at a time would both count on the space that is there once
         self._next_cid = FIRST_CID
         self.messages = Messages(self._parties, connect, settings.message_rate)
@@ -295,42 +299,46 @@ class Host:
         ``blobs`` are parts of it that are not sent, as offset in the bundle and SHA-256: those of images that are here.
         ``digest``, of the whole, shows that the sender has them: it cannot be had from the blobs' own digests.
         Raises ``ImageError`` (digest, structure, size), ``NotFound`` (blob), ``UsageError`` (its offset),
-        ``CapacityError`` (space).
+        ``CapacityError`` (space), ``HostError`` (too busy for blobs).
         """
         if self.store.has_image(digest):
             return self.store.image(digest), False
-        with contextlib.ExitStack() as opened:
-            # Open from now on: an image that is deleted meanwhile takes nothing away.
-            kept = [self._keep(opened, offset, blob) for offset, blob in blobs]
-            known = sum(blob.size for blob in kept)
-            check_size(known, self.settings.image_limit)
-            if length is not None:
-                check_size(length + known, self.settings.image_limit)
-                # The tar and what is unpacked from it exist side by side for a moment.
-                self.store.require_space(2 * (length + known))
-            descriptor, path = self.store.new_upload()
-            opened.callback(path.unlink, missing_ok=True)
-            received = await receive(
-                descriptor,
-                chunks,
-                kept,
-                limit=self.settings.image_limit,
-                require_space=self.store.require_space,
-            )
-            if received != digest:
-                # Not told of what was not sent: who knows it would pass for one who has the blobs.
-                has = "another digest" if kept else f"the digest {received}"
-                raise ImageError(f"the image has {has}", hint="send it to the path of that")
+        kept = await asyncio.to_thread(self._find, blobs)
+        known = sum(blob.size for blob in kept)
+        check_size(known, self.settings.image_limit)
+        if length is not None:
+            check_size(length + known, self.settings.image_limit)
+            # What was sent, the tar, and what is unpacked from it exist side by side for a moment.
+            self.store.require_space(2 * (length + known) + (length if kept else 0))
+        space, limit = self.store.require_space, self.settings.image_limit
+        with self.store.new_upload() as file, self.store.new_upload() as whole:
+            received = await receive(file, chunks, known=known, limit=limit, require_space=space)
+            if kept:
+                async with self._turn():
+                    await asyncio.to_thread(join, Path(file.name), kept, digest, whole, space)
+            elif received != digest:
+                raise ImageError(f"the image has the digest {received}", hint="send it to the path of that")
             async with self._unpacking:
-                return await asyncio.to_thread(self.store.add_image, digest, path), True
+                upload = Path((whole if kept else file).name)
+                return await asyncio.to_thread(self.store.add_image, digest, upload), True
 
-    def _keep(self, opened: contextlib.ExitStack, offset: int, blob: str) -> Kept:
-        path = self.store.blob(blob)
+    def _find(self, blobs: Sequence[tuple[int, str]]) -> list[Kept]:
+        found = [(offset, blob, self.store.blob(blob)) for offset, blob in blobs]
+        return in_order(Kept(offset, path.stat().st_size, path, blob) for offset, blob, path in found)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Images with blobs that were not sent are put together one at a time: it takes few bytes to ask for much work,
+        of which nobody shall have more than a processor. Raises ``HostError``."""
         try:
-            file = opened.enter_context(path.open("rb"))
-        except FileNotFoundError:
-            raise no_blob(blob) from None
-        return Kept(offset, os.fstat(file.fileno()).st_size, file)
+            async with asyncio.timeout(TURN_SECONDS):
+                await self._joining.acquire()
+        except TimeoutError:
+            raise HostError("the host has other images to put together", hint=WHOLE) from None
+        try:
+            yield
+        finally:
+            self._joining.release()
 
     def delete_image(self, digest: str) -> None:
         """Raises ``NotFound``, ``Conflict`` (a living domain is of this image)."""

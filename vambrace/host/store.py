@@ -23,7 +23,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vambrace.classes import REALM, domain_class
 from vambrace.config import DomainConfig
@@ -181,10 +181,9 @@ class Store:
                 hint="delete images that nobody needs any more with DELETE /v1/images/{sha256}",
             )
 
-    def new_upload(self) -> tuple[int, Path]:
-        """A file descriptor and the path of a new empty file; the caller unlinks it."""
-        descriptor, name = tempfile.mkstemp(dir=self.temporary)
-        return descriptor, Path(name)
+    def new_upload(self) -> IO[bytes]:
+        """A new empty file with a name, which is gone when it is closed."""
+        return tempfile.NamedTemporaryFile(dir=self.temporary)
 
     def add_image(self, digest: str, upload: Path) -> StoredImage:
         """Check the bundle in ``upload`` (whose digest the caller has checked), unpack and store it."""
@@ -243,19 +242,24 @@ class Store:
                 signature=directory / description["signature"] if description["signature"] else None,
                 blobs={digest: directory / name for digest, name in description.get("blobs", {}).items()},
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"no image {digest}", hint="send it with PUT /v1/images/{sha256}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ImageError(f"the stored image {digest} is damaged", hint="delete it, send it again") from error
 
     def list_images(self) -> list[StoredImage]:
-        return [self.image(path.name) for path in sorted(self.images.iterdir()) if self.has_image(path.name)]
+        images = []
+        for path in sorted(self.images.iterdir()):
+            with contextlib.suppress(NotFound):  # gone meanwhile, or no image
+                images.append(self.image(path.name))
+        return images
 
     def blob(self, digest: str) -> Path:
         """The kernel, initrd or disk with this SHA-256 (hexadecimal), of any image. Raises ``NotFound``."""
         for directory in self.images.iterdir():
             with contextlib.suppress(NotFound, ImageError):  # gone meanwhile, or damaged
-                if path := self.image(directory.name).blobs.get(digest):
+                path = self.image(directory.name).blobs.get(digest)
+                if path and path.is_file():
                     return path
         raise no_blob(digest)
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import json
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from harness import DISK, Daemon, leftovers, run
+from harness import PATIENCE, Daemon, leftovers, run
 from harness_certificates import Certificates
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vambrace.client.host import _Upload
 from vambrace.client.progress import silent
-from vambrace.errors import UsageError
-from vambrace.host.upload import Kept, spliced
+from vambrace.errors import ImageError, NotFound
+from vambrace.host.store import Store
+from vambrace.host.upload import Kept, join, joined
 from vambrace.image import Bundle
 from vambrace.image.bundle import Part
 
@@ -88,7 +92,10 @@ def test_who_has_not_got_a_blob_does_not_get_it(tmp_path: Path, certificates: Ce
             (query("0" * 64, blobs), 422, "another digest"),
             (query(digest, [(blobs[0][0] + 1, blobs[0][1]), *blobs[1:]]), 422, "another digest"),
             (query(digest, [*blobs[:2], (len(data), blobs[2][1])]), 400, "beyond the bundle's end"),
-            (query(digest, [*blobs, (blobs[0][0] + 1, blobs[0][1])]), 400, "inside another"),
+            (query(digest, [blobs[0], (blobs[0][0] + 1, blobs[1][1]), blobs[2]]), 400, "inside another"),
+            # From a blob's digest alone follows that of a file that begins with it.
+            (query(digest, [(0, blobs[0][1]), *blobs[1:]]), 400, "offset and SHA-256"),
+            (query(digest, [*blobs, (len(data), blobs[2][1])]), 400, "named once"),
             (query(digest, [unknown, *blobs[1:]]), 404, "no image here has the blob"),
             (query(digest, blobs * 8), 400, "offset and SHA-256"),
             (query(digest, [(-1, blobs[0][1])]), 400, "offset and SHA-256"),
@@ -104,44 +111,156 @@ def test_who_has_not_got_a_blob_does_not_get_it(tmp_path: Path, certificates: Ce
 
 
 def test_what_is_not_sent_counts_too(tmp_path: Path, certificates: Certificates) -> None:
+    async def pieces(body: bytes) -> AsyncIterator[bytes]:
+        yield body
+
     async def test(daemon: Daemon) -> None:
         await daemon.upload()
-        digest, _ = daemon.bundle(name="second")
+        digest, data = daemon.bundle(name="second")
         blobs, rest = without(daemon.directory / "bundle.tar")
-        whole = (daemon.directory / "bundle.tar").stat().st_size
-        assert len(rest) < LIMIT < whole + 2 * len(DISK)
-        again = [*blobs, *((whole + number * len(DISK), blobs[-1][1]) for number in range(2))]
-        answer = await daemon.call("PUT", query(digest, again), data=rest)
-        assert answer.status == 422 and "larger than" in answer.json["detail"]
+        longer = rest + bytes(LIMIT - len(data) + 1)
+        assert len(longer) < LIMIT
+        for body in (longer, pieces(longer)):
+            answer = await daemon.call("PUT", query(digest, blobs), data=body)
+            assert answer.status == 422 and "larger than" in answer.json["detail"]
         assert leftovers(daemon) == []
 
     run(tmp_path, certificates, test, image_limit=LIMIT)
 
 
-@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=6, unique=True), st.integers(1, 50))
-def test_what_is_taken_out_is_put_back(data: bytes, cuts: list[int], piece: int) -> None:
+def test_nothing_is_written_for_who_does_not_know_the_whole(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(bytes(1 << 20))
+    (tmp_path / "sent").write_bytes(b"config")
+    kept = [Kept(6, 1 << 20, tmp_path / "blob", "0" * 64)]
+    asked: list[int] = []
+    whole = io.BytesIO()
+    with pytest.raises(ImageError, match="another digest"):
+        join(tmp_path / "sent", kept, "0" * 64, whole, asked.append)
+    assert not asked and not whole.getvalue()
+    digest = hashlib.sha256(b"config" + bytes(1 << 20)).hexdigest()
+    join(tmp_path / "sent", kept, digest, whole, asked.append)
+    assert sum(asked) == len(whole.getvalue()) == 6 + (1 << 20)
+
+
+def test_who_waits_too_long_may_send_all(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small requests for much work are done one at a time, and keep nobody's whole image out."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def waiting(*arguments: Any) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        join(*arguments)
+
+    async def test(daemon: Daemon) -> None:
+        await daemon.upload()
+        bundles = []
+        for name in ("second", "third"):
+            digest, data = daemon.bundle(name=name)
+            bundles.append((digest, data, *without(daemon.directory / "bundle.tar")))
+        (second, _, blobs, rest), (third, data, its_blobs, its_rest) = bundles
+        first = asyncio.create_task(daemon.call("PUT", query(second, blobs), data=rest))
+        try:
+            assert await asyncio.to_thread(begun.wait, PATIENCE)
+            answer = await daemon.call("PUT", query(third, its_blobs), data=its_rest)
+            assert answer.status == 503 and answer.json["hint"] == "send the whole bundle"
+            assert (await daemon.call("PUT", f"/v1/images/{third}", data=data)).status == 201
+        finally:
+            go_on.set()
+        assert (await first).status == 201
+        assert leftovers(daemon) == []
+
+    monkeypatch.setattr("vambrace.host.host.join", waiting)
+    monkeypatch.setattr("vambrace.host.host.TURN_SECONDS", 0.1)
+    run(tmp_path, certificates, test)
+
+
+def test_an_image_that_is_deleted_while_another_is_sent(tmp_path: Path, certificates: Certificates) -> None:
+    async def test(daemon: Daemon) -> None:
+        first = await daemon.upload()
+        digest, data = daemon.bundle(name="second")
+        blobs, rest = without(daemon.directory / "bundle.tar")
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield rest[:100]
+            async with asyncio.timeout(PATIENCE):
+                while not leftovers(daemon):
+                    await asyncio.sleep(0.02)
+            assert (await daemon.call("DELETE", f"/v1/images/{first}")).status == 204
+            yield rest[100:]
+
+        answer = await daemon.call("PUT", query(digest, blobs), data=slowly())
+        assert answer.status == 404 and answer.json["hint"] == "send the whole bundle"
+        assert leftovers(daemon) == []
+        assert (await daemon.call("PUT", f"/v1/images/{digest}", data=data)).status == 201
+
+    run(tmp_path, certificates, test)
+
+
+def test_what_the_state_disk_may_hold_instead(tmp_path: Path, certificates: Certificates) -> None:
+    """A file of somebody's, an image of an earlier version, a blob that has gone or is damaged: whole bundles are
+    stored all the same."""
+
+    async def test(daemon: Daemon) -> None:
+        first = await daemon.upload()
+        images = daemon.settings.state / "images"
+        (images / "0-notes").write_text("do not delete")
+        for number, (spoil, status) in enumerate(((forget_blobs, 404), (lose_kernel, 404), (damage_kernel, 422))):
+            digest, data = daemon.bundle(name=f"other-{number}")
+            blobs, rest = without(daemon.directory / "bundle.tar")
+            kernel = hashlib.sha256(daemon.kernel()).hexdigest()
+            spoil(images / first)
+            found = (await daemon.call("HEAD", f"/v1/blobs/{kernel}")).status
+            assert found == (200 if status == 422 else 404)
+            assert (await daemon.call("PUT", query(digest, blobs), data=rest)).status == status
+            assert (await daemon.call("PUT", f"/v1/images/{digest}", data=data)).status == 201
+            listed = [image["sha256"] for image in (await daemon.get("/v1/images")).json["images"]]
+            assert sorted(listed) == sorted((first, digest))
+            assert (await daemon.call("DELETE", f"/v1/images/{first}")).status == 204
+            first = digest
+        assert leftovers(daemon) == []
+
+    run(tmp_path, certificates, test)
+
+
+def forget_blobs(image: Path) -> None:
+    description = json.loads((image / "image.json").read_text())
+    del description["blobs"]
+    (image / "image.json").write_text(json.dumps(description))
+
+
+def lose_kernel(image: Path) -> None:
+    (image / "kernel").unlink()
+
+
+def damage_kernel(image: Path) -> None:
+    content = (image / "kernel").read_bytes()
+    (image / "kernel").write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+def test_an_image_that_goes_while_they_are_listed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (store.images / ("0" * 64)).mkdir()
+    assert store.list_images() == []
+    with pytest.raises(NotFound):
+        store.image("0" * 64)
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=6, unique=True))
+def test_what_is_taken_out_is_put_back(tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int]) -> None:
     places = sorted(cut for cut in cuts if cut <= len(data))
     spans = list(zip(places[::2], places[1::2], strict=False))
     parts = [Part(Path("bundle"), "part", str(start), start, end - start) for start, end in spans]
     body = _Upload(io.BytesIO(data), len(data), parts[::-1], silent)
     sent = b"".join(body)
     assert len(sent) == body.length == len(data) - sum(part.size for part in parts)
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for start in range(0, len(sent), piece):
-            yield sent[start : start + piece]
-
-    kept = [Kept(start, end - start, io.BytesIO(data[start:end])) for start, end in spans]
-
-    async def together() -> bytes:
-        return b"".join([chunk async for chunk in spliced(pieces(), kept)])
-
-    if kept and not sent:
-        # A bundle without a byte of its own is none.
-        with pytest.raises(UsageError):
-            asyncio.run(together())
-    else:
-        assert asyncio.run(together()) == data
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "sent").write_bytes(sent)
+    kept = [Kept(start, end - start, folder / f"blob-{start}", "0" * 64) for start, end in spans]
+    for blob in kept:
+        blob.path.write_bytes(data[blob.offset : blob.offset + blob.size])
+    assert b"".join(joined(folder / "sent", kept)) == data
 
 
 def test_wrong_images_leave_nothing(tmp_path: Path, certificates: Certificates) -> None:
