@@ -40,44 +40,16 @@ def build_tree(
         ("compatible", "linux,dummy-virt"),
         ("model", "vambrace realm"),
     )
-    root.append(
-        _node(
-            "chosen",
-            ("bootargs", cmdline.encode("ascii") + b"\0"),  # bytes: fdt refuses an empty string
-            ("linux,initrd-start", _cells64(initrd[0])),
-            ("linux,initrd-end", _cells64(initrd[1])),
-        )
-    )
+    root.append(_chosen(cmdline, initrd))
     for node, (base, size) in enumerate(zones):
-        root.append(
-            _node(
-                f"memory@{base:x}",
-                ("device_type", "memory"),
-                ("reg", _cells64(base, size)),
-                ("numa-node-id", node),
-            )
-        )
+        root.append(_memory(node, base, size))
     root.append(_distances(len(zones)))
     root.append(_cpus(vcpus))
     root.append(_node("psci", ("compatible", ["arm,psci-1.0", "arm,psci-0.2"]), ("method", "hvc")))
     root.append(_interrupt_controller(vcpus, pci))
-    timers = [cell for timer in _TIMERS for cell in (_PPI, timer, _LEVEL_HIGH)]
-    root.append(
-        _node("timer", ("compatible", "arm,armv8-timer"), ("interrupts", timers), ("always-on", None))
-    )
+    root.append(_timer())
     for slot in range(devices):
-        address = layout.device_address(slot)
-        iommu = (("#iommu-cells", 1), ("phandle", _IOMMU)) if pci and slot == devices - 1 else ()
-        root.append(
-            _node(
-                f"virtio_mmio@{address:x}",
-                ("compatible", "virtio,mmio"),
-                ("reg", _cells64(address, layout.MMIO_SIZE)),
-                ("interrupts", [_SPI, slot, _EDGE]),
-                ("dma-coherent", None),
-                *iommu,
-            )
-        )
+        root.append(_virtio_device(slot, iommu=pci and slot == devices - 1))
     if pci:
         base, size = zones[-1]
         root.append(_pci_bus(layout.pci_high(base + size)))
@@ -95,6 +67,24 @@ def _node(name: str, *properties: tuple[str, Any]) -> Any:
 
 def _cells64(*values: int) -> bytes:
     return struct.pack(f">{len(values)}Q", *values)
+
+
+def _chosen(cmdline: str, initrd: tuple[int, int]) -> Any:
+    return _node(
+        "chosen",
+        ("bootargs", cmdline.encode("ascii") + b"\0"),  # bytes: fdt refuses an empty string
+        ("linux,initrd-start", _cells64(initrd[0])),
+        ("linux,initrd-end", _cells64(initrd[1])),
+    )
+
+
+def _memory(node: int, base: int, size: int) -> Any:
+    return _node(
+        f"memory@{base:x}",
+        ("device_type", "memory"),
+        ("reg", _cells64(base, size)),
+        ("numa-node-id", node),
+    )
 
 
 def _cpus(count: int) -> Any:
@@ -122,6 +112,23 @@ def _distances(nodes: int) -> Any:
         for cell in (one, other, _LOCAL if one == other else _REMOTE)
     ]
     return _node("distance-map", ("compatible", "numa-distance-map-v1"), ("distance-matrix", matrix))
+
+
+def _timer() -> Any:
+    interrupts = [cell for timer in _TIMERS for cell in (_PPI, timer, _LEVEL_HIGH)]
+    return _node("timer", ("compatible", "arm,armv8-timer"), ("interrupts", interrupts), ("always-on", None))
+
+
+def _virtio_device(slot: int, *, iommu: bool) -> Any:
+    address = layout.device_address(slot)
+    return _node(
+        f"virtio_mmio@{address:x}",
+        ("compatible", "virtio,mmio"),
+        ("reg", _cells64(address, layout.MMIO_SIZE)),
+        ("interrupts", [_SPI, slot, _EDGE]),
+        ("dma-coherent", None),
+        *((("#iommu-cells", 1), ("phandle", _IOMMU)) if iommu else ()),
+    )
 
 
 def _pci_bus(high: int) -> Any:
