@@ -20,6 +20,7 @@ from vambrace.suite import NIST, Suite
 
 Progress = Callable[[str], None]
 LOCK_FILE = Path(__file__).parent.parent / "debian/packages.lock"
+_OURS, _LAID = laid_beside.OURS, Path(laid_beside.__file__)
 
 HOST_SETTINGS = """\
 # The host daemon's settings, part of the measured root.
@@ -92,63 +93,74 @@ def build(
 def _firmware(
     archive: Archive, cache: Cache, progress: Progress, host: HostImage, rot_key: Path, versions: Versions
 ) -> Firmware:
-    sources = {
-        "tfa": archive.source("arm-trusted-firmware", "arm-trusted-firmware"),
-        "mbedtls": archive.source("mbedtls", "mbedtls"),
-        "optee": archive.source("optee-os", "optee-os", UNSTABLE),
-    }
-    ours, laid = laid_beside.OURS, Path(laid_beside.__file__)
-
     progress("OP-TEE with the trusted application")
+    secure_world = _secure_world(archive, cache)
+    progress("the device tree and the stub that pins the host")
+    dtb = _device_tree(cache, host)
+    progress("trusted firmware")
+    files = HostFiles(host.kernel.image, host.initrd, dtb, bytes.fromhex(host.verity.verity_root))
+    product = _trusted_firmware(archive, cache, files, secure_world, rot_key, versions)
+    components = tuple(firmware.component_digests(product / "out", files))
+    return Firmware(product / "flash.img", dtb, components, firmware.root_key_hash(rot_key))
+
+
+def _secure_world(archive: Archive, cache: Cache) -> Path:
+    """The folder with OP-TEE's parts."""
+    packages = archive.source("optee", "optee-os", UNSTABLE)
 
     def build_optee(work: Path) -> None:
-        source = archive.unpack_source(sources["optee"], work / "source")
-        optee.build_optee(source, work / "out")
+        optee.build_optee(archive.unpack_source(packages, work / "source"), work / "out")
 
     inputs = {
-        "optee": archive.key(sources["optee"]),
-        "ours": hash_tree(ours / "ta", ours / "optee", ours / "common"),
-        "recipe": hash_tree(Path(optee.__file__), laid),
+        "optee": archive.key(packages),
+        "ours": hash_tree(_OURS / "ta", _OURS / "optee", _OURS / "common"),
+        "recipe": hash_tree(Path(optee.__file__), _LAID),
     }
-    secure_world = cache.build("optee", inputs, build_optee) / "out"
+    return cache.build("optee", inputs, build_optee) / "out"
 
-    progress("the device tree and the stub that pins the host")
+
+def _device_tree(cache: Cache, host: HostImage) -> Path:
+    """The host's, with its command line and where its initrd is."""
+    initrd_size = host.initrd.stat().st_size
 
     def build_tree(work: Path) -> None:
-        devicetree.make(work / "host.dtb", host.cmdline(), host.initrd.stat().st_size)
+        devicetree.make(work / "host.dtb", host.cmdline(), initrd_size)
 
-    dtb_inputs = {
+    inputs = {
         "cmdline": host.cmdline(),
-        "initrd": str(host.initrd.stat().st_size),
+        "initrd": str(initrd_size),
         "recipe": hash_tree(Path(devicetree.__file__), Path(devicetree.__file__).with_name("qemu.py")),
         "qemu": devicetree.qemu_version(),
     }
-    dtb = cache.build("device-tree", dtb_inputs, build_tree) / "host.dtb"
+    return cache.build("device-tree", inputs, build_tree) / "host.dtb"
 
-    progress("trusted firmware")
 
-    files = HostFiles(host.kernel.image, host.initrd, dtb, bytes.fromhex(host.verity.verity_root))
+def _trusted_firmware(
+    archive: Archive, cache: Cache, files: HostFiles, secure_world: Path, rot_key: Path, versions: Versions
+) -> Path:
+    """The folder with ``flash.img``, and TF-A's parts in ``out``: its last one is the stub, which starts ``files`` and
+    nothing else."""
+    packages = archive.source("arm-trusted-firmware", "arm-trusted-firmware")
+    mbedtls_packages = archive.source("mbedtls", "mbedtls")
 
     def build_tfa(work: Path) -> None:
         firmware.build_stub(files, work / "stub")
-        source = archive.unpack_source(sources["tfa"], work / "source")
-        mbedtls = archive.unpack_source(sources["mbedtls"], work / "mbedtls")
+        source = archive.unpack_source(packages, work / "source")
+        mbedtls = archive.unpack_source(mbedtls_packages, work / "mbedtls")
         firmware.build_tfa(source, mbedtls, secure_world, work / "stub/stub.bin", rot_key, work / "out", versions)
         (work / "flash.img").write_bytes(firmware.flash_image(work / "out"))
 
-    tfa_inputs = {
-        "tfa": archive.key(sources["tfa"]),
-        "mbedtls": archive.key(sources["mbedtls"]),
+    inputs = {
+        "tfa": archive.key(packages),
+        "mbedtls": archive.key(mbedtls_packages),
         "optee": hash_tree(secure_world),
-        "ours": hash_tree(ours / "stub", ours / "tfa", ours / "common"),
-        "kernel": hash_tree(host.kernel.image),
-        "initrd": hash_tree(host.initrd),
-        "dtb": hash_tree(dtb),
-        "root": host.verity.verity_root,
+        "ours": hash_tree(_OURS / "stub", _OURS / "tfa", _OURS / "common"),
+        "kernel": hash_tree(files.kernel),
+        "initrd": hash_tree(files.initrd),
+        "dtb": hash_tree(files.dtb),
+        "root": files.root_hash.hex(),
         "versions": repr(versions),
         "rot_key": hashlib.sha256(rot_key.read_bytes()).hexdigest(),
-        "recipe": hash_tree(Path(firmware.__file__), laid),
+        "recipe": hash_tree(Path(firmware.__file__), _LAID),
     }
-    product = cache.build("firmware", tfa_inputs, build_tfa)
-    components = tuple(firmware.component_digests(product / "out", files))
-    return Firmware(product / "flash.img", dtb, components, firmware.root_key_hash(rot_key))
+    return cache.build("firmware", inputs, build_tfa)
