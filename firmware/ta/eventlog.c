@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "eventlog.h"
 
+#include "pta.h"
+
 #include <pta_system.h>
 #include <string.h>
 
@@ -45,16 +47,12 @@ static TEE_Result fetch(uint8_t *buffer, size_t *size)
 	static const TEE_UUID system_pta = PTA_SYSTEM_UUID;
 	const uint32_t types = TEE_PARAM_TYPES(TEE_PARAM_TYPE_MEMREF_OUTPUT, TEE_PARAM_TYPE_NONE,
 					       TEE_PARAM_TYPE_NONE, TEE_PARAM_TYPE_NONE);
-	TEE_TASessionHandle session = TEE_HANDLE_NULL;
 	TEE_Param params[4] = { 0 };
-	TEE_Result res = TEE_OpenTASession(&system_pta, TEE_TIMEOUT_INFINITE, 0, NULL, &session, NULL);
+	TEE_Result res = TEE_SUCCESS;
 
-	if (res)
-		return res;
 	params[0].memref.buffer = buffer;
 	params[0].memref.size = *size;
-	res = TEE_InvokeTACommand(session, TEE_TIMEOUT_INFINITE, PTA_SYSTEM_GET_TPM_EVENT_LOG, types, params, NULL);
-	TEE_CloseTASession(session);
+	res = ask_pta(&system_pta, PTA_SYSTEM_GET_TPM_EVENT_LOG, types, params);
 	if (res)
 		return res;
 	/* Without measured boot OP-TEE answers with success and nothing. */

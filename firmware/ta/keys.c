@@ -3,6 +3,7 @@
 
 #include "cbor.h"
 #include "pair.h"
+#include "pta.h"
 
 #include <pta_system.h>
 #include <string.h>
@@ -90,19 +91,13 @@ TEE_Result derive_unique_key(void *info, size_t length, uint8_t key[HASH_BYTES])
 	static const TEE_UUID system_pta = PTA_SYSTEM_UUID;
 	const uint32_t types = TEE_PARAM_TYPES(TEE_PARAM_TYPE_MEMREF_INPUT, TEE_PARAM_TYPE_MEMREF_OUTPUT,
 					       TEE_PARAM_TYPE_NONE, TEE_PARAM_TYPE_NONE);
-	TEE_TASessionHandle session = TEE_HANDLE_NULL;
 	TEE_Param params[4] = { 0 };
-	TEE_Result res = TEE_OpenTASession(&system_pta, TEE_TIMEOUT_INFINITE, 0, NULL, &session, NULL);
 
-	if (res)
-		return res;
 	params[0].memref.buffer = info;
 	params[0].memref.size = length;
 	params[1].memref.buffer = key;
 	params[1].memref.size = HASH_BYTES;
-	res = TEE_InvokeTACommand(session, TEE_TIMEOUT_INFINITE, PTA_SYSTEM_DERIVE_TA_UNIQUE_KEY, types, params, NULL);
-	TEE_CloseTASession(session);
-	return res;
+	return ask_pta(&system_pta, PTA_SYSTEM_DERIVE_TA_UNIQUE_KEY, types, params);
 }
 
 /* WIDE_BYTES of key material, in two halves. */

@@ -1,19 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "platform.h"
 
+#include "pta.h"
+
 #define NONE TEE_PARAM_TYPE_NONE
 
 static TEE_Result call_platform(uint32_t command, uint32_t types, TEE_Param params[4])
 {
 	static const TEE_UUID pta = PTA_VAMBRACE_UUID;
-	TEE_TASessionHandle session = TEE_HANDLE_NULL;
-	TEE_Result res = TEE_OpenTASession(&pta, TEE_TIMEOUT_INFINITE, 0, NULL, &session, NULL);
 
-	if (res)
-		return res;
-	res = TEE_InvokeTACommand(session, TEE_TIMEOUT_INFINITE, command, types, params, NULL);
-	TEE_CloseTASession(session);
-	return res;
+	return ask_pta(&pta, command, types, params);
 }
 
 TEE_Result platform_lifecycle(uint32_t *state)

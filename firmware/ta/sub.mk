@@ -7,6 +7,7 @@ srcs-y += pair.c
 srcs-y += keys.c
 srcs-y += cbor.c
 srcs-y += eventlog.c
+srcs-y += pta.c
 srcs-y += platform.c
 srcs-y += request.c
 srcs-y += evidence.c

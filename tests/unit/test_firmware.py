@@ -61,7 +61,7 @@ def output(words: Sequence[str | Path], data: bytes) -> list[str]:
 @pytest.fixture(scope="session")
 def eventlog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("eventlog")
-    return compiled(directory, "eventlog", TA / "eventlog.c", FAKES / "tee.c", include=[FAKES, TA])
+    return compiled(directory, "eventlog", TA / "eventlog.c", TA / "pta.c", FAKES / "tee.c", include=[FAKES, TA])
 
 
 def record(log: bytes, *, opening: int = 0, answer: int = 0, claimed: int | None = None, memory: bool = True) -> bytes:
