@@ -74,7 +74,7 @@ class Client:
         context.verify_mode = ssl.CERT_NONE
         context.load_cert_chain(own)
         raw = socket.socket(socket.AF_UNIX)
-        raw.settimeout(20)
+        raw.settimeout(60)
         raw.connect(str(path))
         self.tls = context.wrap_socket(raw)
         self.file = self.tls.makefile("rb")
@@ -145,7 +145,7 @@ class Realm:
     def client(self, pair: tuple[str, str] | None = None) -> Client:
         return Client(self.path, self.folder, pair or owner())
 
-    def ended(self, seconds: float = 20) -> tuple[str, str]:
+    def ended(self, seconds: float = 60) -> tuple[str, str]:
         self.thread.join(seconds)
         assert self.outcome is not None
         return self.outcome
@@ -171,7 +171,7 @@ def shell(name: str, script: str, **more: Any) -> dict[str, Any]:
 
 
 def wait_for(client: Client, name: str, state: str) -> dict[str, Any]:
-    for _ in range(200):
+    for _ in range(1200):
         status, _data = client.ask("status")
         for application in status["applications"]:
             if application["name"] == name and application["state"] == state:

@@ -16,7 +16,7 @@ from vambrace.application import Port
 from vambrace.errors import VambraceError
 
 SCRIPT = 'while [ ! -e "$ROOT/go" ]; do sleep 0.05; done'
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 class Published:

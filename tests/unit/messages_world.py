@@ -29,7 +29,7 @@ from vambrace.host.store import DomainRecord
 from vambrace.host.vsock import MESSAGE_PORT
 
 RATE = 1 << 30
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 T = TypeVar("T")
 

@@ -43,7 +43,7 @@ def later(world: World, act: Callable[[], None]) -> threading.Thread:
     """Do ``act`` as soon as a Realm runs."""
 
     def wait() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if world.host.realms and world.record.state == "running":
                 act()

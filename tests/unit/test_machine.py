@@ -276,7 +276,7 @@ def test_a_change_that_is_impossible(held: Held) -> None:
     machine = loaded(held)
     assert not machine.encrypt(0, 95).done
     held.go.set()
-    machine._change.wait(10)  # type: ignore[union-attr]
+    machine._change.wait(60)  # type: ignore[union-attr]
     for look in (machine.change, machine.change, lambda: machine.encrypt(0, 95)):
         with pytest.raises(PagerError, match="95 % cannot be encrypted: 100 pages are pinned"):
             look()

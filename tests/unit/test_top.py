@@ -212,7 +212,7 @@ class Terminal:
     def resize(self, lines: int, columns: int) -> None:
         fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
-    def until(self, pattern: bytes, seconds: float = 30) -> bytes:
+    def until(self, pattern: bytes, seconds: float = 60) -> bytes:
         """What was said from now on until it matches."""
         deadline = time.monotonic() + seconds
         self.said = b""
@@ -242,7 +242,7 @@ def terminal(*words: str) -> Iterator[Terminal]:
 def left_clean(shown: Terminal, last: bytes = b"after", code: int = 0) -> None:
     said = shown.until(rb"\x1b\[\?1049l.*" + last)
     assert b"\x1b[?25h" in said, "the cursor is back"
-    assert shown.process.wait(10) == code
+    assert shown.process.wait(60) == code
     now = cast("list[Any]", termios.tcgetattr(shown.theirs))
     assert now[:4] == shown.before[:4], "keys are seen again, line by line"
 

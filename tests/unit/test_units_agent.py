@@ -79,7 +79,7 @@ class World:
             raise AgentError(self.refusal)
         self.started.append(one.name)
 
-    def run(self, until: Callable[[], bool], seconds: float = 20) -> None:
+    def run(self, until: Callable[[], bool], seconds: float = 60) -> None:
         self.units.start()
         deadline = time.monotonic() + seconds
         while not until():

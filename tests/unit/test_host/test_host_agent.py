@@ -11,7 +11,7 @@ from typing import Any
 
 import cbor2
 import pytest
-from harness import Daemon, Vmm, alive, run
+from harness import PATIENCE, Daemon, Vmm, alive, run
 from harness_certificates import Certificates
 
 from vambrace.host import percent
@@ -139,7 +139,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def until(vmm: Vmm, zone: int, state: str) -> dict[str, Any]:
     """What the agent is told of the zone's change, once it is in this state."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while True:
             change: dict[str, Any] = (await vmm.ask("change", zone=zone))["change"]
             if change["state"] == state:
@@ -166,7 +166,7 @@ def test_a_change_that_takes_long(tmp_path: Path, certificates: Certificates) ->
         await vmm.tell("stats")
         await vmm.request("stats")
         assert (await vmm.hear())["zones"]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while (change := (await vmm.ask("change", zone=1))["change"])["total"] != 400:
                 await asyncio.sleep(0.01)
         assert (change["state"], change["working"], change["left"]) == ("running", 0, 400)

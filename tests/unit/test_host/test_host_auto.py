@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from harness import PATIENCE
 
 from vambrace.attest.owner import Bounds
 from vambrace.config import Zone
@@ -93,7 +94,7 @@ class World:
         return state
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not condition():
                 await asyncio.sleep(0.002)
 
@@ -383,6 +384,6 @@ def test_a_program_whose_working_set_changes(monkeypatch: pytest.MonkeyPatch) ->
             for thread in (program, again):
                 thread.ends = True
                 if thread.ident is not None:
-                    thread.join(10)
+                    thread.join(PATIENCE)
                 thread.memory.release()
             machine.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import DISK, MIB, Daemon, Vmm, alive, run, soon
+from harness import DISK, MIB, PATIENCE, Daemon, Vmm, alive, run, soon
 from harness_certificates import Certificates
 
 from vambrace.attest.image import ImageStatement, public_key, sign_image, sign_successor
@@ -345,7 +345,7 @@ def test_who_is_destroyed_while_its_disks_are_copied_leaves_none(
 
     def slowly(file: int) -> Iterator[tuple[int, bytes]]:
         begun.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE)
         try:
             yield 0, b"x" * 512
         finally:
@@ -360,9 +360,9 @@ def test_who_is_destroyed_while_its_disks_are_copied_leaves_none(
 
     async def test(daemon: Daemon) -> None:
         handle = await daemon.create(await daemon.upload(**normal()), "debian")
-        assert await asyncio.to_thread(begun.wait, 10)
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
         ending = asyncio.create_task(daemon.call("DELETE", f"/v1/domains/{handle}"))
-        assert await asyncio.to_thread(stopped.wait, 10)
+        assert await asyncio.to_thread(stopped.wait, PATIENCE)
         # Who comes to the console now would wait for ever.
         answer = await daemon.get(f"/v1/domains/{handle}/console")
         assert answer.status == 409 and "being destroyed" in answer.json["detail"]

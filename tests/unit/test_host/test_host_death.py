@@ -55,7 +55,7 @@ class DaemonProcess(Daemon):
         self.url = f"https://127.0.0.1:{settings.port}"
         connector = aiohttp.TCPConnector(ssl=self.certificates.client_context())
         self.session = aiohttp.ClientSession(self.url, connector=connector)
-        async with asyncio.timeout(2 * PATIENCE):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 with contextlib.suppress(aiohttp.ClientConnectionError):
                     platform = (await self.get("/v1/platform")).json

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fakes import pci_tree
+from harness import PATIENCE
 
 from vambrace.errors import CapacityError, ConfigError
 from vambrace.host.assigned import Assigned
@@ -66,7 +67,7 @@ def test_devices_opened_for_one_that_is_destroyed_meanwhile_are_closed(
 
     def slowly(devices: object, stack: ExitStack, **_: object) -> tuple[()]:
         begun.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE)
         opened.append(os.open("/dev/null", os.O_RDONLY))
         stack.callback(os.close, opened[0])
         return ()
@@ -82,7 +83,7 @@ def test_devices_opened_for_one_that_is_destroyed_meanwhile_are_closed(
 
     async def test() -> None:
         loading = asyncio.create_task(load())
-        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.to_thread(begun.wait, PATIENCE)
         loading.cancel()
         go_on.set()
         with pytest.raises(asyncio.CancelledError):

@@ -294,7 +294,7 @@ def test_broken_off_upload(tmp_path: Path, certificates: Certificates) -> None:
         writer.write(f"PUT /v1/images/{'0' * 64} HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n".encode())
         writer.write(b"half")
         await writer.drain()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not leftovers(daemon):
                 await asyncio.sleep(0.02)
             writer.transport.abort()

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from harness import Daemon, Vmm, alive, run, soon
+from harness import PATIENCE, Daemon, Vmm, alive, run, soon
 from harness_certificates import Certificates
 
 from vambrace.config import Endpoint
@@ -106,7 +106,7 @@ def test_two_realms(tmp_path: Path, certificates: Certificates, monkeypatch: pyt
 
 async def shown(daemon: Daemon, pattern: str) -> str:
     """The metrics, once they have something like ``pattern``."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not re.search(pattern, text := (await daemon.get("/metrics")).body.decode()):
             await asyncio.sleep(0.02)
     return text

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from described import Answer
-from harness import Daemon, Vmm, run
+from harness import PATIENCE, Daemon, Vmm, run
 from harness_certificates import Certificates
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +61,7 @@ async def tell(vmm: Vmm, zones: Any) -> None:
 
 
 async def until(daemon: Daemon, good: Callable[[dict[str, float]], bool]) -> dict[str, float]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while not good(found := await show(daemon)):
             await asyncio.sleep(0.02)
     return found
@@ -201,7 +201,7 @@ def test_nobody_is_read_for_nobody(tmp_path: Path, certificates: Certificates, q
         await show(daemon)
         await asked()
         await asyncio.gather(*(show(daemon) for _ in range(20)))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not (found := await asked()):
                 pass
         assert found == 1

@@ -16,7 +16,7 @@ from typing import Any
 import fake_cgroups
 import hypothesis
 import pytest
-from harness import CPUS, MIB, Daemon, alone, run, two_processors
+from harness import CPUS, MIB, PATIENCE, Daemon, alone, run, two_processors
 from harness_certificates import Certificates
 from hypothesis import strategies as st
 
@@ -146,7 +146,7 @@ def test_leftovers_of_an_earlier_daemon(tmp_path: Path, certificates: Certificat
             await daemon.awaiting()
 
         run(tmp_path, certificates, test, **alone(tree, CPUS[-1]))
-        assert left.wait(10) == -signal.SIGKILL
+        assert left.wait(PATIENCE) == -signal.SIGKILL
 
 
 @two_processors

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import CPUS, Daemon
+from harness import CPUS, PATIENCE, Daemon
 from harness_certificates import Certificates
 
 from vambrace.errors import ConfigError
@@ -48,7 +48,7 @@ def test_gate_and_signals(tmp_path: Path, certificates: Certificates) -> None:
                 break
         assert any("insecure" in line for line in lines)
         process.terminate()
-        assert process.wait(15) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_failures_at_start(tmp_path: Path, certificates: Certificates) -> None:
