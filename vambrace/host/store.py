@@ -108,6 +108,7 @@ class Store:
         self.temporary = directory / "tmp"
         self.volumes = Volumes(directory / "volumes")
         self.lasting = Lasting(directory / "lasting", self.free)
+        self._blobs: dict[str, Mapping[str, Path]] = {}
         for path in (directory, self.images, self.domains, self.temporary):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -256,12 +257,21 @@ class Store:
 
     def blob(self, digest: str) -> Path:
         """The kernel, initrd or disk with this SHA-256 (hexadecimal), of any image. Raises ``NotFound``."""
-        for directory in self.images.iterdir():
-            with contextlib.suppress(NotFound, ImageError):  # gone meanwhile, or damaged
-                path = self.image(directory.name).blobs.get(digest)
-                if path and path.is_file():
-                    return path
+        for name in os.listdir(self.images):
+            path = self._blobs_of(name).get(digest)
+            if path and path.is_file():
+                return path
         raise no_blob(digest)
+
+    def _blobs_of(self, name: str) -> Mapping[str, Path]:
+        """Those of an image, always the same: many ask for blobs, and each image's description is read once."""
+        blobs = self._blobs.get(name)
+        if blobs is None:
+            try:
+                blobs = self._blobs[name] = self.image(name).blobs
+            except (NotFound, ImageError):  # gone meanwhile, or damaged
+                blobs = {}
+        return blobs
 
     def delete_image(self, digest: str) -> None:
         if not self.has_image(digest):
@@ -269,6 +279,7 @@ class Store:
         # Out of sight in one step, then removed at leisure.
         aside = Path(tempfile.mkdtemp(dir=self.temporary))
         (self.images / digest).rename(aside / digest)
+        self._blobs.pop(digest, None)
         _remove(aside)
 
 

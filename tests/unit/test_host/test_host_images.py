@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from vambrace.client.host import _Upload
 from vambrace.client.progress import silent
 from vambrace.errors import ImageError, NotFound
-from vambrace.host.store import Store
+from vambrace.host.store import Store, StoredImage
 from vambrace.host.upload import Kept, join, joined
 from vambrace.image import Bundle
 from vambrace.image.bundle import Part
@@ -237,6 +237,29 @@ def lose_kernel(image: Path) -> None:
 def damage_kernel(image: Path) -> None:
     content = (image / "kernel").read_bytes()
     (image / "kernel").write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+def test_who_asks_often_has_little_read(
+    tmp_path: Path, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = Store.image
+
+    def counted(store: Store, digest: str) -> StoredImage:
+        read.append(digest)
+        return real(store, digest)
+
+    async def test(daemon: Daemon) -> None:
+        stored = await daemon.upload()
+        monkeypatch.setattr(Store, "image", counted)
+        digest, _ = daemon.bundle(name="second")
+        blobs, _ = without(daemon.directory / "bundle.tar")
+        for _, blob in (*blobs, (0, "0" * 64)):
+            found = (await daemon.call("HEAD", f"/v1/blobs/{blob}")).status
+            assert found == (404 if blob == "0" * 64 else 200)
+        assert read == [stored]
+
+    run(tmp_path, certificates, test)
 
 
 def test_an_image_that_goes_while_they_are_listed(tmp_path: Path) -> None:
