@@ -1,4 +1,4 @@
-"""The owner: a key of a suite, its self-signed certificate, and what it signs (section 8).
+"""The owner: a key of a suite, its self-signed certificate, and what it signs (docs/architecture.md, section 8).
 
 Where TLS cannot use the suite's keys the owner has one more, an ordinary one for TLS, whose certificate is in the
 measured configuration too: the owner's verdict on the measurement vouches for it.

@@ -1,4 +1,4 @@
-"""The attested channel (section 7): TLS 1.3 to the agent, through a WebSocket of the host's.
+"""The attested channel (docs/architecture.md, section 7): TLS 1.3 to the agent, through a WebSocket of the host's.
 
 The host carries opaque bytes. The agent's certificate is checked by no CA: a token made for this very session
 binds its key to the verified Realm, and until it is verified nothing but ``attest`` is sent.

@@ -1,4 +1,4 @@
-"""A host's HTTP API (section 11): TLS with client certificates, problem details as our errors."""
+"""A host's HTTP API (docs/architecture.md, section 11): TLS with client certificates, problem details as our errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An attested connection for an event loop: what ``Channel`` is for one request after the other (section 7).
+"""An attested connection (docs/architecture.md, section 7) for an event loop: ``Channel`` is for one request at a time.
 
 TLS 1.3 to the agent, through a WebSocket of the host's; evidence that is made for this very session comes before
 anything else.

@@ -43,7 +43,7 @@ class DomainConfig(Record):
 
     Which of it there is depends on the class ``kind``; the rest has its default. ``hash``, ``cipher`` and the owner's
     key are of one suite; where TLS cannot use its keys, ``channel`` is the certificate of the owner's key for TLS.
-    Raises ``ConfigError`` when made with values that contradict section 1.
+    Raises ``ConfigError`` when made with values that contradict docs/architecture.md, section 1.
     """
 
     name: str

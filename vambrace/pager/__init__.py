@@ -1,4 +1,4 @@
-"""The encrypted window: guest memory of which only a bounded part is plaintext (design section 4)."""
+"""The encrypted window: guest memory of which only a bounded part is plaintext (docs/architecture.md, section 4)."""
 
 from vambrace.pager.window import (
     MINIMUM_WINDOW,

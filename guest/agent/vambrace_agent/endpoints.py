@@ -1,5 +1,5 @@
-"""Streams between programs of this Realm and another one's, which the monitor carries (docs/architecture.md, 16), and
-those to the Realm's broker.
+"""Streams between programs of this Realm and another one's, which the monitor carries, and those to the Realm's broker
+(docs/architecture.md, sections 16 and 20).
 
 A program speaks TCP on the loopback: it connects to the agent's port of an endpoint, or the agent connects to the port
 on which it serves. The other side of each stream is a vsock connection that the monitor opens, after a request of ours

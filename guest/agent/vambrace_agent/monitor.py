@@ -1,4 +1,4 @@
-"""The agent's side of the monitor port: one JSON line per request and reply (docs/architecture.md, 6)."""
+"""The agent's side of the monitor port: one JSON line per request and reply (docs/architecture.md, section 6)."""
 
 from __future__ import annotations
 
