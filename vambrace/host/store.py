@@ -257,8 +257,8 @@ class Store:
 
     def blob(self, digest: str) -> Path:
         """The kernel, initrd or disk with this SHA-256 (hexadecimal), of any image. Raises ``NotFound``."""
-        for name in os.listdir(self.images):
-            path = self._blobs_of(name).get(digest)
+        for image in self.images.iterdir():
+            path = self._blobs_of(image.name).get(digest)
             if path and path.is_file():
                 return path
         raise no_blob(digest)
