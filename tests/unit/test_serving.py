@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from vambrace.errors import ConfigError, Conflict, UsageError, VerificationError
+from vambrace.serving.doors import Bounds, serving
 from vambrace.serving.problems import CONTENT_TYPE, Problems
 from vambrace.serving.tls import server_context
 
@@ -73,6 +76,23 @@ def test_a_wrong_method_is_told_the_right_ones() -> None:
         assert set(answer.headers["Allow"].split(",")) == {"GET", "HEAD"}
 
     asked(test)
+
+
+def test_no_body_becomes_larger_than_it_came() -> None:
+    small = gzip.compress(bytes(1 << 20))
+
+    async def size(request: web.Request) -> web.Response:
+        return web.json_response(len(await request.read()))
+
+    async def test() -> None:
+        app = web.Application()
+        app.add_routes([web.post("/", size)])
+        async with serving(app, ("127.0.0.1", 0), Bounds(8, 8)) as port, aiohttp.ClientSession() as client:
+            headers = {"Content-Encoding": "gzip"}
+            async with client.post(f"http://127.0.0.1:{port}/", data=small, headers=headers) as answer:
+                assert await answer.json() == len(small)
+
+    asyncio.run(test())
 
 
 def test_an_unexpected_error_says_nothing_of_the_inside(caplog: pytest.LogCaptureFixture) -> None:

@@ -69,8 +69,14 @@ async def serving(
 
     Raises ``OSError``: nobody can listen there.
     """
+    # A body is taken as it comes: of a MiB that says it is compressed would become a GiB, on the disk or in memory.
     runner = web.AppRunner(
-        app, access_log=None, logger=_strangers, keepalive_timeout=IDLE_SECONDS, shutdown_timeout=FINISH_SECONDS
+        app,
+        access_log=None,
+        logger=_strangers,
+        keepalive_timeout=IDLE_SECONDS,
+        shutdown_timeout=FINISH_SECONDS,
+        auto_decompress=False,
     )
     keeper = _Gatekeeper(bounds, context)
     app.middlewares.insert(0, keeper.middleware())
