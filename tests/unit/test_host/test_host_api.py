@@ -175,13 +175,13 @@ def test_long_poll(tmp_path: Path, certificates: Certificates) -> None:
         assert view["state"] == "awaiting-verdict"
         assert time.monotonic() - start >= 0.3
         start = time.monotonic()
-        assert (await daemon.get(f"/v1/domains/{handle}?wait=30&unless=loading")).status == 200
-        waiting = asyncio.create_task(daemon.get(f"/v1/domains/{handle}?wait=30"))
+        assert (await daemon.get(f"/v1/domains/{handle}?wait=60&unless=loading")).status == 200
+        waiting = asyncio.create_task(daemon.get(f"/v1/domains/{handle}?wait=60"))
         await asyncio.sleep(0.1)
         await daemon.call("DELETE", f"/v1/domains/{handle}")
         assert (await soon(waiting)).json["step"] == 406
-        assert (await daemon.get(f"/v1/domains/{handle}?wait=30")).json["state"] == "destroyed"
-        assert time.monotonic() - start < 10
+        assert (await daemon.get(f"/v1/domains/{handle}?wait=60")).json["state"] == "destroyed"
+        assert time.monotonic() - start < 60, "nobody has waited to the end"
 
     run(tmp_path, certificates, test)
 
