@@ -59,7 +59,7 @@ class User:
         base = self.base
         if init is not None:
             tree = folder / "initrd"
-            tree.mkdir()
+            tree.mkdir(exist_ok=True)
             (tree / "init").write_text(init)
             (tree / "init").chmod(0o755)
             initrd = folder / "initrd.img"
