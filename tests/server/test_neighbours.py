@@ -150,6 +150,7 @@ def test_two_realms_and_a_third(user: User, server: Server) -> None:
 
         on_two_networks(user, host, registry, ward)
         watched(user, registry)
+        seen_by_the_operator(user)
 
         # A Realm that ends is nobody's peer any more; what was exchanged with it stays counted.
         registry.destroy()
@@ -159,7 +160,6 @@ def test_two_realms_and_a_third(user: User, server: Server) -> None:
         assert eventually(lambda: len(taps(host)) == 2, 30)
         assert host.shell(f"kill -9 {vmm_of(host, ward.uuid)}").code == 0
         none_left(host)
-        seen_by_the_operator(user)
 
 
 def taps(host: Door, bridge: str = "*") -> list[str]:
