@@ -319,7 +319,7 @@ def test_ctrl_c_ends_the_realm_and_says_no_traceback(world: World) -> None:
         if "approved" in line:
             break
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors.strip() == "interrupted"
     assert world.record.state == "destroyed"
