@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from client_harness import World, living_world
+from vambrace_agent.service import HANDLERS, Reply, Service
 
 from vambrace import Realm
 from vambrace.attest import ear
@@ -189,6 +190,18 @@ def test_run_as_json(world: World, capsys: Capture) -> None:
     assert value["state"] == "succeeded" and value["results"] == "out"
     assert value["measurement"]["expected"] == value["measurement"]["token"] == world.measurement.hex()
     assert value["verification"]["verified"] is True
+    assert 0 <= value["clock_late_seconds"] < 60
+
+
+def test_a_clock_that_is_late_is_told(world: World, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held_back(service: Service, request: Reply) -> tuple[Reply, bytes]:
+        time.sleep(0.3)
+        return Service.clock(service, request)
+
+    monkeypatch.setattr("vambrace.cli.run.LATE_SECONDS", 0.2)
+    monkeypatch.setitem(HANDLERS, "clock", held_back)
+    assert main(["run", str(world.bundle), "--detach", "--no-progress"]) == 0
+    assert "its clock may be 0 s late: the way to it is slow" in capsys.readouterr().out
 
 
 def test_run_refuses_another_measurement(world: World, capsys: Capture) -> None:

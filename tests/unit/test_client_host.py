@@ -54,7 +54,7 @@ def test_info_and_images(host: Host, world: World) -> None:
     shares: list[tuple[int, int]] = []
     host.upload(world.bundle, digest, lambda step, done=0, total=0: shares.append((done, total)))
     size = world.bundle.stat().st_size
-    assert shares[-1] == (size, size) and host.has_image(digest)
+    assert shares[-2:] == [(size, size), (0, 0)] and host.has_image(digest)
     assert host.images() == [{"sha256": digest}]
 
 

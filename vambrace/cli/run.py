@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vambrace.client.secure import SecureVm
 
 MANIFESTS = (".yaml", ".yml")
+LATE_SECONDS = 2.0
 
 
 def add(commands: Commands) -> None:
@@ -97,16 +98,27 @@ def _run(options: argparse.Namespace, output: Output) -> int:
         return _realm(domain, options, output)
 
 
+def _tell_clock(domain: Attested, output: Output) -> dict[str, Any]:
+    """Who holds back the message that sets it makes it late."""
+    late = domain.clock_late
+    if late > LATE_SECONDS:
+        output.say(f"its clock may be {late:.0f} s late: the way to it is slow, or somebody delays what goes there")
+    return {"clock_late_seconds": round(late, 3)}
+
+
 def _leave(domain: Domain, output: Output, value: dict[str, Any] | None = None) -> int:
     """What does not end by itself is left running."""
+    from vambrace.client.attested import Attested
+
     domain.start(output.progress)
+    clock = _tell_clock(domain, output) if isinstance(domain, Attested) else {}
     domain.detach()
     name = domain.state.name
     described = {"uuid": domain.uuid, "name": name, "class": domain.config.kind.name, "state": "running"}
     lines = [f"{domain.config.kind} {name} ({domain.uuid}) runs; 'vambrace destroy {name}' ends it"]
     if domain.config.console:
         lines.append(f"'vambrace console {name}' is its console")
-    output.result(described | (value or {}), lines)
+    output.result(described | (value or {}) | clock, lines)
     return 0
 
 
@@ -133,6 +145,7 @@ def _realm(realm: Realm, options: argparse.Namespace, output: Output) -> int:
         realm.approve()
         realm.start(output.progress)
         output.say("approved and started")
+        clock = _tell_clock(realm, output)
         value: dict[str, Any] = {
             "uuid": realm.uuid,
             "name": realm.state.name,
@@ -140,6 +153,7 @@ def _realm(realm: Realm, options: argparse.Namespace, output: Output) -> int:
             "state": "running",
             "measurement": {"expected": realm.state.measurement, "token": verified.measurement.hex()},
             "verification": verified.as_dict(),
+            **clock,
         }
         if options.detach:
             realm.detach()

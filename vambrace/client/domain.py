@@ -88,11 +88,11 @@ class Domain:
         hint = "'vambrace ps --all' shows how it ended"
         if info.state == "failed" and info.executed:
             hint = "what its programs said is gone with it; 'vambrace run' without --detach shows it in time"
+        elif info.state == "succeeded":
+            hint = "what was not taken before its end is gone with it"
         return DomainError(
             f"the {self.config.kind} {verb} {info.state}: {info.reason or 'no reason given'}{unexecuted}", hint=hint
         )
-
-
 
 
 def ask_for(

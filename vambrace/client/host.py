@@ -324,6 +324,7 @@ class _Upload:
                 yield block
                 done += len(block)
                 self._progress("sending the image", done, self.length)
+        self._progress("the host checks the image")
 
 
 def client_context(client_cert: Path | str, client_key: Path | str, ca: Path | str) -> ssl.SSLContext:
