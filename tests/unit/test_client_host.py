@@ -89,7 +89,7 @@ def test_what_the_host_has_no_more_is_sent(
     monkeypatch.setattr(world.host, "images", {})
     monkeypatch.setattr(world.host, "sent", 0)
     if said == "others":
-        parts = (bundle.kernel, bundle.initrd, *bundle.disks)
+        parts = bundle.parts
         monkeypatch.setattr(world.host, "blobs", {part.digest: bytes(part.size) for part in parts})
     host.send(bundle, digest)
     size = world.bundle.stat().st_size

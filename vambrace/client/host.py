@@ -174,9 +174,10 @@ class Host:
     def send(self, bundle: Bundle, digest: str, progress: Progress = silent) -> None:
         """Send ``bundle``, whose file has this SHA-256, without the parts that the host has, or whole. Raises
         ``HostError``."""
-        parts = [part for part in (bundle.kernel, bundle.initrd, *bundle.disks) if part.size >= WORTH_ASKING]
+        # Disks with the same contents are one blob.
+        parts = {part.digest: part for part in bundle.parts if part.size >= WORTH_ASKING}
         try:
-            if kept := [part for part in parts if self.has_blob(part.digest)]:
+            if kept := [part for part in parts.values() if self.has_blob(part.digest)]:
                 self.upload(bundle.path, digest, progress, without=kept)
                 return
         except HostUnreachable:
@@ -310,7 +311,7 @@ class _Upload:
         self._file, self._progress = file, progress
         self._spans: list[tuple[int, int]] = []
         start = 0
-        for part in sorted({part.offset: part for part in without}.values(), key=lambda part: part.offset):
+        for part in sorted(without, key=lambda part: part.offset):
             self._spans.append((start, part.offset))
             start = part.offset + part.size
         self._spans.append((start, size))

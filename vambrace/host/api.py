@@ -24,8 +24,7 @@ from vambrace.host.lifecycle import STEPS, State
 from vambrace.host.metrics import CONTENT_TYPE
 from vambrace.host.problems import PROBLEMS
 from vambrace.host.realm import Realm
-from vambrace.host.store import DomainRecord, StoredImage
-from vambrace.host.upload import WHOLE
+from vambrace.host.store import WHOLE, DomainRecord, StoredImage
 from vambrace.host.vsock import Connector, connect_vsock
 from vambrace.serving.openapi import get_specification
 from vambrace.serving.problems import Handler

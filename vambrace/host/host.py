@@ -31,8 +31,8 @@ from vambrace.host.settings import Settings
 from vambrace.host.shares import PROCESSORS, Place, Shares
 from vambrace.host.signatures import PlatformOwner
 from vambrace.host.standby import Standby
-from vambrace.host.store import RECORDS_KEPT, DomainRecord, Store, StoredImage
-from vambrace.host.upload import WHOLE, Kept, check_size, in_order, join, receive
+from vambrace.host.store import RECORDS_KEPT, WHOLE, DomainRecord, Store, StoredImage
+from vambrace.host.upload import Kept, check_size, in_order, join, receive
 from vambrace.host.usage import INTERVAL, Usage
 from vambrace.host.vmm import kill_leftover
 from vambrace.host.vsock import Connector, connect_vsock

@@ -37,6 +37,7 @@ from vambrace.image import Bundle
 RECORDS_KEPT = 200
 SPARE = 64 << 20
 DAMAGED = ".damaged"
+WHOLE = "send the whole bundle"
 
 log = logging.getLogger(__name__)
 
@@ -194,8 +195,7 @@ class Store:
         try:
             bundle = Bundle.read(upload)
             parts = bundle.unpack(directory)
-            blobs = {bundle.kernel: parts.kernel_path, bundle.initrd: parts.initrd_path}
-            blobs |= dict(zip(bundle.disks, parts.disk_paths, strict=True))
+            blobs = zip(bundle.parts, (parts.kernel_path, parts.initrd_path, *parts.disk_paths), strict=True)
             description = {
                 "name": bundle.config.name,
                 "size": size,
@@ -205,7 +205,7 @@ class Store:
                 "initrd": _inside(parts.initrd_path, directory),
                 "disks": [_inside(path, directory) for path in parts.disk_paths],
                 "signature": _inside(parts.signature_path, directory) if parts.signature_path else None,
-                "blobs": {part.digest: _inside(path, directory) for part, path in blobs.items()},
+                "blobs": {part.digest: _inside(path, directory) for part, path in blobs},
             }
             for path in directory.rglob("*"):
                 if path.is_file():
@@ -284,7 +284,7 @@ class Store:
 
 
 def no_blob(digest: str) -> NotFound:
-    return NotFound(f"no image here has the blob {digest}", hint="send the whole bundle")
+    return NotFound(f"no image here has the blob {digest}", hint=WHOLE)
 
 
 def _decode_record(data: bytes) -> DomainRecord:

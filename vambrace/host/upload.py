@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import IO, Final
 
 from vambrace.errors import CapacityError, ImageError, UsageError
-from vambrace.host.store import no_blob
+from vambrace.host.store import WHOLE, no_blob
 
 #: What one who is slow in sending makes the host keep in memory.
 BLOCK: Final = 1 << 20
-WHOLE: Final = "send the whole bundle"
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class Bundle:
     def open(cls, path: Path | str) -> Bundle:
         """Read and check the bundle at ``path``. Raises ``ImageError``, ``ConfigError``."""
         bundle = cls.read(path)
-        for part in (bundle.kernel, bundle.initrd, *bundle.disks):
+        for part in bundle.parts:
             part.copy(None)
         return bundle
 
@@ -131,10 +131,15 @@ class Bundle:
             raise ImageError(f"{path}: {error.strerror}", hint="give the file of 'image build'") from None
         return _Reader(path, members).bundle()
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Kernel, initrd, and the disks in order."""
+        return (self.kernel, self.initrd, *self.disks)
+
     def unpack(self, directory: Path) -> UnpackedBundle:
         """Write every part to a file of its own in ``directory``, which must exist. Raises ``ImageError``."""
         names = ["config.json", "kernel", "initrd", *(f"disk-{i}" for i in range(len(self.disks)))]
-        parts = [self.config_part, self.kernel, self.initrd, *self.disks]
+        parts = [self.config_part, *self.parts]
         if self.signature:
             names.append("signature")
             parts.append(self.signature)
@@ -167,7 +172,7 @@ class Bundle:
             "signed": self.signature is not None,
             "parts": [
                 {"title": part.title, "sha256": part.digest, "size": part.size}
-                for part in (self.config_part, self.kernel, self.initrd, *self.disks)
+                for part in (self.config_part, *self.parts)
             ],
             "config": config,
         }
@@ -219,7 +224,7 @@ def write_bundle(
         raise ImageError(f"{out}: {error.strerror}", hint=hint) from None
     finally:
         temporary.unlink(missing_ok=True)
-    return Bundle.open(out)
+    return Bundle.read(out)
 
 
 def _kind(config: DomainConfig, disk: Disk) -> str:

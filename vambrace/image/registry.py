@@ -78,7 +78,7 @@ def pull(image: RemoteImage, out: Path, skopeo: Skopeo, check: Check | None = No
         if check is not None:
             check(bundle, fetch_cosign_signatures(image, skopeo, place))
         temporary.rename(out)
-    return Bundle.open(out)
+    return Bundle.read(out)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def test_images(tmp_path: Path, certificates: Certificates) -> None:
 def without(path: Path) -> tuple[list[tuple[int, str]], bytes]:
     """The large parts of the bundle at ``path``, as offset and digest, and the bytes that are none of theirs."""
     bundle, data = Bundle.open(path), path.read_bytes()
-    parts = sorted((bundle.kernel, bundle.initrd, *bundle.disks), key=lambda part: part.offset)
+    parts = sorted(bundle.parts, key=lambda part: part.offset)
     starts = [0, *(part.offset + part.size for part in parts)]
     ends = [*(part.offset for part in parts), len(data)]
     rest = b"".join(data[start:end] for start, end in zip(starts, ends, strict=True))
