@@ -53,6 +53,12 @@ def without(path: Path) -> tuple[list[tuple[int, str]], bytes]:
     return [(part.offset, part.digest) for part in parts], rest
 
 
+def another(daemon: Daemon, name: str) -> tuple[str, bytes, list[tuple[int, str]], bytes]:
+    """A bundle of that name: its digest and contents, and these as ``without`` has them."""
+    digest, data = daemon.bundle(name=name)
+    return digest, data, *without(daemon.directory / "bundle.tar")
+
+
 def query(digest: str, blobs: list[tuple[int, str]]) -> str:
     return f"/v1/images/{digest}?" + "&".join(f"blob={offset}:{blob}" for offset, blob in blobs)
 
@@ -60,8 +66,7 @@ def query(digest: str, blobs: list[tuple[int, str]]) -> str:
 def test_what_the_host_has_is_not_sent(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
         first = await daemon.upload()
-        digest, data = daemon.bundle(name="second")
-        blobs, rest = without(daemon.directory / "bundle.tar")
+        digest, data, blobs, rest = another(daemon, "second")
         assert len(rest) < len(data) and len(blobs) == 3
         for _, blob in blobs:
             assert (await daemon.call("HEAD", f"/v1/blobs/{blob}")).status == 200
@@ -84,8 +89,7 @@ def test_what_the_host_has_is_not_sent(tmp_path: Path, certificates: Certificate
 def test_who_has_not_got_a_blob_does_not_get_it(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
         stored = await daemon.upload()
-        digest, data = daemon.bundle(name="second")
-        blobs, rest = without(daemon.directory / "bundle.tar")
+        digest, data, blobs, rest = another(daemon, "second")
         unknown = (blobs[0][0], "0" * 64)
         for path, status, words in (
             # The digest of what came together is for nobody who cannot compute it.
@@ -116,8 +120,7 @@ def test_what_is_not_sent_counts_too(tmp_path: Path, certificates: Certificates)
 
     async def test(daemon: Daemon) -> None:
         await daemon.upload()
-        digest, data = daemon.bundle(name="second")
-        blobs, rest = without(daemon.directory / "bundle.tar")
+        digest, data, blobs, rest = another(daemon, "second")
         longer = rest + bytes(LIMIT - len(data) + 1)
         assert len(longer) < LIMIT
         for body in (longer, pieces(longer)):
@@ -155,11 +158,8 @@ def test_who_waits_too_long_may_send_all(
 
     async def test(daemon: Daemon) -> None:
         await daemon.upload()
-        bundles = []
-        for name in ("second", "third"):
-            digest, data = daemon.bundle(name=name)
-            bundles.append((digest, data, *without(daemon.directory / "bundle.tar")))
-        (second, _, blobs, rest), (third, data, its_blobs, its_rest) = bundles
+        second, _, blobs, rest = another(daemon, "second")
+        third, data, its_blobs, its_rest = another(daemon, "third")
         first = asyncio.create_task(daemon.call("PUT", query(second, blobs), data=rest))
         try:
             assert await asyncio.to_thread(begun.wait, PATIENCE)
@@ -179,8 +179,7 @@ def test_who_waits_too_long_may_send_all(
 def test_an_image_that_is_deleted_while_another_is_sent(tmp_path: Path, certificates: Certificates) -> None:
     async def test(daemon: Daemon) -> None:
         first = await daemon.upload()
-        digest, data = daemon.bundle(name="second")
-        blobs, rest = without(daemon.directory / "bundle.tar")
+        digest, data, blobs, rest = another(daemon, "second")
 
         async def slowly() -> AsyncIterator[bytes]:
             yield rest[:100]
@@ -207,8 +206,7 @@ def test_what_the_state_disk_may_hold_instead(tmp_path: Path, certificates: Cert
         images = daemon.settings.state / "images"
         (images / "0-notes").write_text("do not delete")
         for number, (spoil, status) in enumerate(((forget_blobs, 404), (lose_kernel, 404), (damage_kernel, 422))):
-            digest, data = daemon.bundle(name=f"other-{number}")
-            blobs, rest = without(daemon.directory / "bundle.tar")
+            digest, data, blobs, rest = another(daemon, f"other-{number}")
             kernel = hashlib.sha256(daemon.kernel()).hexdigest()
             spoil(images / first)
             found = (await daemon.call("HEAD", f"/v1/blobs/{kernel}")).status
@@ -252,8 +250,7 @@ def test_who_asks_often_has_little_read(
     async def test(daemon: Daemon) -> None:
         stored = await daemon.upload()
         monkeypatch.setattr(Store, "image", counted)
-        digest, _ = daemon.bundle(name="second")
-        blobs, _ = without(daemon.directory / "bundle.tar")
+        digest, _, blobs, _ = another(daemon, "second")
         for _, blob in (*blobs, (0, "0" * 64)):
             found = (await daemon.call("HEAD", f"/v1/blobs/{blob}")).status
             assert found == (404 if blob == "0" * 64 else 200)
